@@ -1,0 +1,175 @@
+// Vectors of the width the compiler was asked for, through the compilers' own vector extension, so
+// that one source serves AVX-512, AVX2 and plain builds (SSE2, NEON) in float and double.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace rnn_cuda::cpu {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kVectorRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr int kVectorRegisters = 16;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kVectorRegisters = 16;
+#endif
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+};
+
+template <class T>
+using Vec = typename VectorOf<T>::type;
+
+template <class T>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+// The type a storage type is computed in.
+template <class Storage>
+struct ComputeOf {
+  using type = Storage;
+};
+template <>
+struct ComputeOf<c10::BFloat16> {
+  using type = float;
+};
+template <>
+struct ComputeOf<c10::Half> {
+  using type = float;
+};
+
+template <class T>
+inline Vec<T> broadcast(T value) {
+  return value - Vec<T>{};
+}
+
+// Reads or writes a whole vector of compute values, at any alignment.
+template <class T>
+inline Vec<T> load(const T* from) {
+  Vec<T> v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <class T>
+inline void store(T* to, Vec<T> v) {
+  std::memcpy(to, &v, sizeof v);
+}
+
+// Reads `count` <= kLanes values of storage type; the other lanes are zero.
+template <class Storage, class T = typename ComputeOf<Storage>::type>
+inline Vec<T> load_converted(const Storage* from, int64_t count) {
+  if constexpr (sizeof(Storage) == sizeof(T)) {
+    if (count >= kLanes<T>) return load<T>(from);
+  }
+  alignas(kVectorBytes) T lanes[kLanes<T>] = {};
+  if (count >= kLanes<T>) {
+    for (int i = 0; i < kLanes<T>; ++i) lanes[i] = static_cast<T>(from[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) lanes[i] = static_cast<T>(from[i]);
+  }
+  return load<T>(lanes);
+}
+
+// Writes `count` <= kLanes values in storage type and returns what was written, in compute type:
+// the value that the recurrence carries on is the value the caller gets to see.
+template <class Storage, class T = typename ComputeOf<Storage>::type>
+inline Vec<T> store_converted(Storage* to, Vec<T> v, int64_t count) {
+  if constexpr (sizeof(Storage) == sizeof(T)) {
+    if (count >= kLanes<T>) {
+      store<T>(to, v);
+    } else {
+      std::memcpy(to, &v, count * sizeof(T));
+    }
+    return v;
+  } else {
+    alignas(kVectorBytes) T lanes[kLanes<T>];
+    Storage rounded[kLanes<T>];
+    store<T>(lanes, v);
+    for (int i = 0; i < kLanes<T>; ++i) {
+      rounded[i] = static_cast<Storage>(lanes[i]);
+      lanes[i] = static_cast<T>(rounded[i]);
+    }
+    std::memcpy(to, rounded, std::min<int64_t>(count, kLanes<T>) * sizeof(Storage));
+    return load<T>(lanes);
+  }
+}
+
+// ---- nonlinearities -----------------------------------------------------------------------------
+
+// e^u = scale * (1 + e), scale a power of two, for |u| < 87. Keeping e apart spares expm1 the
+// cancellation. A NaN in u comes out as a NaN in e.
+struct SplitExp {
+  Vec<float> scale, e;
+};
+
+inline SplitExp split_exp(Vec<float> u) {
+  typedef int32_t Int __attribute__((vector_size(kVectorBytes)));
+  // Adding 1.5 * 2^23 rounds to the nearest integer, which is then found in the low mantissa bits.
+  const Vec<float> shift = broadcast(12582912.0f);
+  const Vec<float> shifted = u * 1.44269504088896341f + shift;
+  const Vec<float> n = shifted - shift;
+  // u - n ln 2 in two parts; |r| <= ln(2) / 2. The first part has few bits, so n times it is exact.
+  const Vec<float> r = (u - n * 0.693359375f) + n * 2.12194440e-4f;
+  // Taylor series of e^r - 1; the first term left out is below 2^-25 of the sum.
+  Vec<float> p = broadcast(1.0f / 5040);
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  Int bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << 23) + 0x3f800000;
+  SplitExp result;
+  std::memcpy(&result.scale, &bits, sizeof bits);
+  result.e = p * r;
+  return result;
+}
+
+// The comparisons are written so that a NaN falls through them unchanged.
+inline Vec<float> clamp(Vec<float> x, float low, float high) {
+  x = x > high ? broadcast(high) : x;
+  return x < low ? broadcast(low) : x;
+}
+
+// tanh(x) = expm1(2x) / (expm1(2x) + 2); beyond 9.1 it is 1 in float.
+inline Vec<float> tanh(Vec<float> x) {
+  const SplitExp exp = split_exp(2.0f * clamp(x, -9.1f, 9.1f));
+  const Vec<float> expm1 = exp.scale * exp.e + (exp.scale - 1.0f);
+  return expm1 / (expm1 + 2.0f);
+}
+
+// 1 / (1 + e^-x)
+inline Vec<float> sigmoid(Vec<float> x) {
+  const SplitExp exp = split_exp(clamp(-x, -87.0f, 87.0f));
+  return 1.0f / (1.0f + (exp.scale * exp.e + exp.scale));
+}
+
+// float64 serves gradient checks: exact before fast.
+template <class F>
+inline Vec<double> per_lane(Vec<double> x, F f) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = f(x[i]);
+  return x;
+}
+
+inline Vec<double> tanh(Vec<double> x) {
+  return per_lane(x, [](double v) { return std::tanh(v); });
+}
+
+inline Vec<double> sigmoid(Vec<double> x) {
+  return per_lane(x, [](double v) { return 1.0 / (1.0 + std::exp(-v)); });
+}
+
+}  // namespace rnn_cuda::cpu

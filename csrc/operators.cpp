@@ -1,0 +1,250 @@
+// The operators' schemas, and their CPU side: checks, memory, and a Recurrence for the kernel.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <optional>
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+#include "recurrence.h"
+
+namespace rnn_cuda {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+ScalarType scalar_type_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat: return ScalarType::Float32;
+    case at::kDouble: return ScalarType::Float64;
+    case at::kBFloat16: return ScalarType::BFloat16;
+    case at::kHalf: return ScalarType::Float16;
+    default:
+      TORCH_CHECK(false,
+                  "rnn_cuda: expected a tensor of float32, float64, bfloat16 or float16, got ",
+                  tensor.scalar_type());
+  }
+}
+
+struct NonlinearityEpilogues {
+  Epilogue forward, backward;
+};
+
+NonlinearityEpilogues epilogues_of(std::string_view nonlinearity) {
+  if (nonlinearity == "tanh") return {Epilogue::Tanh, Epilogue::TanhBackward};
+  if (nonlinearity == "relu") return {Epilogue::Relu, Epilogue::ReluBackward};
+  if (nonlinearity == "sigmoid") return {Epilogue::Sigmoid, Epilogue::SigmoidBackward};
+  if (nonlinearity == "identity") return {Epilogue::Identity, Epilogue::IdentityBackward};
+  TORCH_CHECK(false, "rnn_cuda: nonlinearity must be tanh, relu, sigmoid or identity, got '",
+              nonlinearity, "'");
+}
+
+// Fills in a Recurrence. Keeps alive what it had to copy; checks what it takes against what is
+// already there. (The Python layer has said the same in friendlier words before.)
+class RecurrenceBuilder {
+ public:
+  // `like` is (T, B, H), or (N, H) with batch_sizes.
+  RecurrenceBuilder(const Tensor& like, int64_t hidden_size, const OptionalTensor& batch_sizes,
+                    bool reverse)
+      : options_(like.options()) {
+    r_.dtype = scalar_type_of(like);
+    r_.reverse = reverse;
+    r_.hidden_size = hidden_size;
+    TORCH_CHECK(like.dim() == (batch_sizes ? 2 : 3), "rnn_cuda: expected (T, B, features), or ",
+                "(N, features) with batch_sizes; got ", like.sizes());
+    if (batch_sizes) {
+      const Tensor& sizes = keep(*batch_sizes);
+      TORCH_CHECK(sizes.device().is_cpu() && sizes.scalar_type() == at::kLong && sizes.dim() == 1 &&
+                      sizes.numel() > 0,
+                  "rnn_cuda: batch_sizes must be a one-dimensional int64 CPU tensor, not empty");
+      r_.batch_sizes = sizes.const_data_ptr<int64_t>();
+      r_.time_steps = sizes.numel();
+      r_.batch = r_.batch_sizes[0];
+      int64_t rows = 0, previous = r_.batch;
+      for (int64_t t = 0; t < r_.time_steps; ++t) {
+        const int64_t size = r_.batch_sizes[t];
+        TORCH_CHECK(0 < size && size <= previous,
+                    "rnn_cuda: batch_sizes must be positive and not increasing");
+        rows += previous = size;
+      }
+      TORCH_CHECK(rows == like.size(0), "rnn_cuda: batch_sizes add up to ", rows, " rows, got ",
+                  like.size(0));
+    } else {
+      r_.time_steps = like.size(0);
+      r_.batch = like.size(1);
+    }
+  }
+
+  RecurrenceBuilder& epilogue(Epilogue epilogue) {
+    r_.epilogue = epilogue;
+    return *this;
+  }
+
+  RecurrenceBuilder& weight_hidden(const Tensor& m) {
+    r_.weight_hidden = matrix(m, "the recurrent matrix", r_.hidden_size);
+    return *this;
+  }
+
+  RecurrenceBuilder& input(const Tensor& x, const Tensor& weight) {
+    r_.input_size = x.size(-1);
+    r_.input = rows(x, "input", r_.input_size);
+    r_.weight_input = matrix(weight, "weight_ih", r_.input_size);
+    return *this;
+  }
+
+  RecurrenceBuilder& bias(const OptionalTensor& bias) {
+    if (bias) r_.bias = block(*bias, "bias", {r_.hidden_size});
+    return *this;
+  }
+
+  RecurrenceBuilder& addend(const OptionalTensor& a) {
+    if (a) r_.addend = rows(*a, "the addend", r_.hidden_size);
+    return *this;
+  }
+
+  RecurrenceBuilder& operand(const Tensor& e) {
+    r_.operand = rows(e, "the operand", r_.hidden_size);
+    return *this;
+  }
+
+  RecurrenceBuilder& initial(const OptionalTensor& s) {
+    if (s) r_.initial = block(*s, "the initial state", {r_.batch, r_.hidden_size});
+    return *this;
+  }
+
+  RecurrenceBuilder& first_addend(const OptionalTensor& a) {
+    if (a) r_.first_addend = block(*a, "the first addend", {r_.batch, r_.hidden_size});
+    return *this;
+  }
+
+  // Allocates and fills the states, and the last states if wanted.
+  Tensor run(Tensor* last = nullptr) {
+    Tensor output = r_.batch_sizes != nullptr
+                        ? at::empty({total_rows(), r_.hidden_size}, options_)
+                        : at::empty({r_.time_steps, r_.batch, r_.hidden_size}, options_);
+    r_.output = output.mutable_data_ptr();
+    if (last != nullptr) {
+      *last = at::empty({r_.batch, r_.hidden_size}, options_);
+      r_.last = last->mutable_data_ptr();
+    }
+    cpu::run(r_, at::in_parallel_region() ? 1 : at::get_num_threads());
+    return output;
+  }
+
+ private:
+  int64_t total_rows() const {
+    int64_t rows = 0;
+    for (int64_t t = 0; t < r_.time_steps; ++t) rows += r_.batch_sizes[t];
+    return rows;
+  }
+
+  const Tensor& keep(const Tensor& tensor) { return kept_.emplace_back(tensor.contiguous()); }
+
+  void check_type(const Tensor& tensor, const char* name) const {
+    TORCH_CHECK(tensor.scalar_type() == options_.dtype() && tensor.device() == options_.device(),
+                "rnn_cuda: ", name, " must be ", options_.dtype(), " on ", options_.device(),
+                ", got ", tensor.scalar_type(), " on ", tensor.device());
+  }
+
+  void check_shape(const Tensor& tensor, const char* name, at::IntArrayRef expected) const {
+    check_type(tensor, name);
+    TORCH_CHECK(tensor.sizes() == expected, "rnn_cuda: ", name, " must have shape ", expected,
+                ", got ", tensor.sizes());
+  }
+
+  Matrix matrix(const Tensor& m, const char* name, int64_t columns) const {
+    check_shape(m, name, {r_.hidden_size, columns});
+    return {m.const_data_ptr(), m.stride(0), m.stride(1)};
+  }
+
+  // Any strides between rows will do (views, expanded gradients); features must be contiguous.
+  Rows rows(const Tensor& tensor, const char* name, int64_t features) {
+    if (r_.batch_sizes != nullptr)
+      check_shape(tensor, name, {total_rows(), features});
+    else
+      check_shape(tensor, name, {r_.time_steps, r_.batch, features});
+    const bool readable = tensor.stride(-1) == 1 || features == 1;
+    const Tensor& t = readable ? kept_.emplace_back(tensor) : keep(tensor);
+    return {t.const_data_ptr(), r_.batch_sizes != nullptr ? 0 : t.stride(0), t.stride(-2)};
+  }
+
+  const void* block(const Tensor& tensor, const char* name, at::IntArrayRef shape) {
+    check_shape(tensor, name, shape);
+    return keep(tensor).const_data_ptr();
+  }
+
+  Recurrence r_;
+  at::TensorOptions options_;
+  std::vector<Tensor> kept_;
+};
+
+std::tuple<Tensor, Tensor> elman_forward(const Tensor& input, const OptionalTensor& h0,
+                                         const Tensor& weight_ih, const Tensor& weight_hh,
+                                         const OptionalTensor& bias, std::string_view nonlinearity,
+                                         bool reverse, const OptionalTensor& batch_sizes) {
+  Tensor h_n;
+  Tensor output = RecurrenceBuilder(input, weight_hh.size(0), batch_sizes, reverse)
+                      .epilogue(epilogues_of(nonlinearity).forward)
+                      .weight_hidden(weight_hh)
+                      .input(input, weight_ih)
+                      .bias(bias)
+                      .initial(h0)
+                      .run(&h_n);
+  return {output, h_n};
+}
+
+Tensor elman_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                      const Tensor& output, const Tensor& weight_hh, std::string_view nonlinearity,
+                      bool reverse, const OptionalTensor& batch_sizes) {
+  // Against the direction of the forward pass, with U^T; dL/dh_n meets each sample at its last
+  // step.
+  return RecurrenceBuilder(output, weight_hh.size(0), batch_sizes, !reverse)
+      .epilogue(epilogues_of(nonlinearity).backward)
+      .weight_hidden(weight_hh.t())
+      .addend(grad_output)
+      .first_addend(grad_h_n)
+      .operand(output)
+      .run();
+}
+
+Tensor linear_recurrence(const Tensor& d, const Tensor& g, const Tensor& m,
+                         const OptionalTensor& y0, bool reverse,
+                         const OptionalTensor& batch_sizes) {
+  return RecurrenceBuilder(g, m.size(0), batch_sizes, reverse)
+      .epilogue(Epilogue::Modulate)
+      .weight_hidden(m)
+      .addend(g)
+      .operand(d)
+      .initial(y0)
+      .run();
+}
+
+}  // namespace
+
+TORCH_LIBRARY(rnn_cuda, library) {
+  // (T, B, I) or packed (N, I) -> output (T, B, H) or (N, H), h_n (B, H); bias is bias_ih +
+  // bias_hh.
+  library.def(
+      "elman_forward(Tensor input, Tensor? h0, Tensor weight_ih, Tensor weight_hh, Tensor? bias, "
+      "str nonlinearity, bool reverse, Tensor? batch_sizes) -> (Tensor output, Tensor h_n)");
+  // delta_t = dL/dz_t. `reverse` is the direction of the forward pass.
+  library.def(
+      "elman_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor output, Tensor weight_hh, "
+      "str nonlinearity, bool reverse, Tensor? batch_sizes) -> Tensor");
+  // y_t = d_t * (g_t + M y_{t-1})
+  library.def(
+      "linear_recurrence(Tensor d, Tensor g, Tensor m, Tensor? y0, bool reverse, "
+      "Tensor? batch_sizes) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(rnn_cuda, CPU, library) {
+  library.impl("elman_forward", elman_forward);
+  library.impl("elman_backward", elman_backward);
+  library.impl("linear_recurrence", linear_recurrence);
+}
+
+}  // namespace rnn_cuda

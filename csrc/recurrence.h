@@ -1,0 +1,78 @@
+// The contract between the bindings and the kernels: one plain struct describes either primitive.
+//
+//   z_t = a_t + bias + W x_t + M s_{t-1}        s_t = epilogue(z_t, e_t)
+//
+//   Elman forward       a = none,          M = U,    s = h,      epilogue  f(z)
+//   Elman backward      a = dL/dh direct,  M = U^T,  s = delta,  epilogue  z * f'(h), against time
+//   linear recurrence   a = g,             M = M,    s = y,      epilogue  z * d
+//
+// No torch header is needed to read or implement it.
+#pragma once
+
+#include <cstdint>
+
+namespace rnn_cuda {
+
+enum class ScalarType { Float32, Float64, BFloat16, Float16 };
+
+enum class Epilogue {
+  Tanh,
+  Relu,
+  Sigmoid,
+  Identity,
+  // z times the derivative of the nonlinearity, read off its output e_t = h_t.
+  TanhBackward,
+  ReluBackward,
+  SigmoidBackward,
+  IdentityBackward,
+  // z times e_t.
+  Modulate,
+};
+
+// A matrix read as (n, k), so that a transposed view needs no copy. Strides count elements.
+struct Matrix {
+  const void* data = nullptr;
+  int64_t stride_n = 0;
+  int64_t stride_k = 0;
+};
+
+// One row of features per (time step t, sample b), features contiguous. Strides count elements.
+// With batch_sizes (below) row (t, b) is number `batch_sizes[0] + ... + batch_sizes[t-1] + b`, and
+// only batch_stride is used.
+struct Rows {
+  const void* data = nullptr;
+  int64_t time_stride = 0;
+  int64_t batch_stride = 0;
+};
+
+struct Recurrence {
+  ScalarType dtype = ScalarType::Float32;  // of every tensor below; half types compute in float
+  Epilogue epilogue = Epilogue::Tanh;
+  bool reverse = false;  // visit t = T-1 .. 0 instead of 0 .. T-1
+
+  int64_t time_steps = 0;                // T
+  int64_t batch = 0;                     // B
+  int64_t input_size = 0;                // I, 0 where there is no input product
+  int64_t hidden_size = 0;               // H
+  const int64_t* batch_sizes = nullptr;  // (T), not increasing; null: every sample has every step
+
+  Matrix weight_hidden;                // M (H, H)
+  Matrix weight_input;                 // W (H, I)
+  Rows input;                          // x, I features; null if input_size is 0
+  const void* bias = nullptr;          // (H)
+  Rows addend;                         // a, H features; null: zero
+  Rows operand;                        // e, H features; null for the epilogues of one argument
+  const void* initial = nullptr;       // s before a sample's first visited step, (B, H); null: zero
+  const void* first_addend = nullptr;  // added to a at a sample's first visited step, (B, H)
+
+  void* output = nullptr;  // s, contiguous (T, B, H), or (sum of batch_sizes, H)
+  void* last = nullptr;    // s after each sample's last visited step, (B, H); null: not wanted
+};
+
+namespace cpu {
+
+// Runs on at most `threads` threads. The result does not depend on how many.
+void run(const Recurrence& recurrence, int threads);
+
+}  // namespace cpu
+}  // namespace rnn_cuda

@@ -1,0 +1,351 @@
+"""The two recurrences against the reference, in values and in every kind of derivative.
+
+These tests run on whichever backend is active; with RNN_CUDA_BACKEND=native they test the kernels.
+"""
+
+import itertools
+import random
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from rnn_cuda import functional, reference
+from rnn_cuda.functional import NONLINEARITIES, elman_rnn, linear_recurrence
+
+
+def batch_sizes_of(lengths):
+    lengths = sorted(lengths, reverse=True)
+    return torch.tensor([sum(n > t for n in lengths) for t in range(lengths[0])])
+
+
+def random_problem(rng, dtype):
+    """One problem of random sizes, odd ones included; returns (tensors, options)."""
+    T, B = rng.choice([1, 2, 3, 7, 20]), rng.choice([1, 2, 3, 5, 17, 40])
+    I, H = rng.choice([1, 2, 16, 33, 70]), rng.choice([1, 3, 16, 17, 32, 64, 100, 130, 257])
+    options = {"reverse": rng.random() < 0.5, "batch_sizes": None}
+    if rng.random() < 0.5:
+        lengths = [T] + [rng.randint(1, T) for _ in range(B - 1)]
+        options["batch_sizes"] = batch_sizes_of(lengths)
+        x = torch.randn(sum(lengths), I, dtype=dtype)
+    elif rng.random() < 0.3:
+        x = torch.randn(B, T, I, dtype=dtype).transpose(0, 1)  # batch_first data, not copied
+    else:
+        x = torch.randn(T, B, I, dtype=dtype)
+    tensors = {
+        "x": x,
+        "h0": torch.randn(B, H, dtype=dtype) if rng.random() < 0.5 else None,
+        "W": torch.randn(H, I, dtype=dtype) / H**0.5,
+        "U": torch.randn(H, H, dtype=dtype) / H**0.5,
+        "b_ih": torch.randn(H, dtype=dtype) if rng.random() < 0.5 else None,
+        "b_hh": torch.randn(H, dtype=dtype) if rng.random() < 0.5 else None,
+    }
+    return tensors, options
+
+
+def relative_error(actual, expected):
+    scale = expected.norm().clamp_min(1e-30)
+    return ((actual.double() - expected).norm() / scale).item()
+
+
+def widened(tensors):
+    """float64 leaves that share no history with ``tensors``; None stays None."""
+    return {
+        k: None if v is None else v.detach().double().requires_grad_() for k, v in tensors.items()
+    }
+
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("seed", range(25))
+def test_values_and_gradients_equal_the_float64_reference(seed, dtype):
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(rng.choice([1, 2, 3]))
+        for nonlinearity in NONLINEARITIES:
+            tensors, options = random_problem(rng, dtype)
+            options["nonlinearity"] = nonlinearity
+            leaves = {k: None if v is None else v.requires_grad_() for k, v in tensors.items()}
+            wide = widened(tensors)
+            actual = elman_rnn(*leaves.values(), **options)
+            expected = reference.elman_rnn(*wide.values(), **options)
+            cotangents = [torch.randn_like(out) for out in actual]
+            use = rng.choice([(0,), (1,), (0, 1)])  # output only, h_n only, both
+            grads = torch.autograd.grad(
+                [actual[i] for i in use],
+                [v for v in leaves.values() if v is not None],
+                [cotangents[i] for i in use],
+            )
+            expected_grads = torch.autograd.grad(
+                [expected[i] for i in use],
+                [v for v in wide.values() if v is not None],
+                [cotangents[i].double() for i in use],
+                materialize_grads=True,
+            )
+            names = ["output", "h_n"] + [f"d{k}" for k, v in leaves.items() if v is not None]
+            for name, got, want in zip(
+                names, [*actual, *grads], [*expected, *expected_grads], strict=True
+            ):
+                error = relative_error(got, want)
+                assert error < TOLERANCE[dtype], (name, error, options, leaves["x"].shape)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_half_precisions_round_once_per_step_as_the_reference_does(dtype):
+    torch.manual_seed(0)
+    T, B, I, H = 12, 5, 7, 33
+    x, h0 = torch.randn(T, B, I).to(dtype), torch.randn(B, H).to(dtype)
+    W, U = torch.randn(H, I).to(dtype), (torch.randn(H, H) / H**0.5).to(dtype)
+    output, h_n = elman_rnn(x, h0, W, U)
+    expected, _ = reference.elman_rnn(x, h0, W, U)
+    # A sum in another order may fall on the other side of a rounding boundary now and then.
+    close = torch.isclose(output, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
+    assert close.all()
+    assert (output == expected).float().mean() > 0.98
+    assert torch.equal(h_n, output[-1])
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "sigmoid"])
+def test_activations_are_accurate_bounded_and_keep_nan(nonlinearity):
+    one = torch.ones(1, 1)
+    x = torch.cat(
+        [
+            torch.linspace(-30, 30, 200_001),
+            torch.logspace(-38, 2, 20_001),
+            -torch.logspace(-38, 2, 20_001),
+            torch.tensor([float("inf"), -float("inf"), 0.0, 1e-42]),
+        ]
+    )
+    actual = elman_rnn(x.view(1, -1, 1), None, one, one, nonlinearity=nonlinearity)[0].view(-1)
+    exact = reference.activation(x.double(), nonlinearity)
+    assert (actual.double() - exact).abs().max() < 3e-7
+    assert actual.abs().max() <= 1
+    normal = exact.abs() > 1e-37
+    relative = ((actual.double() - exact) / exact)[normal].abs().max().item()
+    assert relative < 4 * torch.finfo(torch.float32).eps
+    nan = elman_rnn(torch.full((1, 1, 1), float("nan")), None, one, one, nonlinearity=nonlinearity)
+    assert nan[0].isnan().all()
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+def test_a_nan_in_one_sample_reaches_its_later_steps_and_no_other_sample(nonlinearity):
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 4)
+    x[2, 1, 0] = float("nan")
+    output, _ = elman_rnn(
+        x, None, torch.randn(20, 4), torch.randn(20, 20), nonlinearity=nonlinearity
+    )
+    assert output[2:, 1].isnan().all()
+    assert not output[:2].isnan().any()
+    assert not output[:, [0, 2]].isnan().any()
+
+
+def test_results_do_not_depend_on_threads_or_on_the_rest_of_the_batch():
+    torch.manual_seed(0)
+    x, W, U = torch.randn(9, 23, 40), torch.randn(70, 40), torch.randn(70, 70) / 8
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for n in (1, 2, 3, 5):
+            torch.set_num_threads(n)
+            results.append(elman_rnn(x, None, W, U)[0])
+        alone = elman_rnn(x[:, 4:5], None, W, U)[0]
+    finally:
+        torch.set_num_threads(threads)
+    if functional.backend.use_native("cpu", torch.float32):
+        assert all(torch.equal(results[0], other) for other in results[1:])
+        assert torch.equal(results[0][:, 4:5], alone)
+    torch.testing.assert_close(results[0][:, 4:5], alone)
+
+
+def test_an_expanded_gradient_and_input_need_no_copy_and_give_the_same():
+    torch.manual_seed(0)
+    W, U = torch.randn(17, 3), torch.randn(17, 17) / 4
+    row = torch.randn(3)
+    x = row.expand(5, 2, 3)
+    grads = []
+    for value in (x, x.contiguous()):
+        leaf = value.detach().requires_grad_()
+        output, _ = elman_rnn(leaf, None, W, U)
+        seed = torch.ones(()).expand(output.shape)
+        grads.append((output, *torch.autograd.grad(output, leaf, seed)))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_one_sequence_without_a_batch():
+    torch.manual_seed(0)
+    x, h0, W, U = torch.randn(5, 3), torch.randn(4), torch.randn(4, 3), torch.randn(4, 4)
+    output, h_n = elman_rnn(x, h0, W, U)
+    batched, last = elman_rnn(x[:, None], h0[None], W, U)
+    assert torch.equal(output, batched[:, 0])
+    assert torch.equal(h_n, last[0])
+
+
+def test_an_empty_batch_gives_empty_results_and_zero_weight_gradients():
+    W, U = torch.randn(4, 3, requires_grad=True), torch.randn(4, 4, requires_grad=True)
+    output, h_n = elman_rnn(torch.randn(5, 0, 3), None, W, U)
+    assert output.shape == (5, 0, 4)
+    assert h_n.shape == (0, 4)
+    for grad, weight in zip(torch.autograd.grad(output.sum(), (W, U)), (W, U), strict=True):
+        assert torch.equal(grad, torch.zeros_like(weight))
+
+
+# ---- derivatives ---------------------------------------------------------------------------------
+
+
+def small_problem(packed, with_h0, with_bias):
+    torch.manual_seed(0)
+    T, B, I, H = 3, 2, 2, 3
+
+    def leaf(*shape):
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    sizes = torch.tensor([2, 2, 1]) if packed else None
+    x = leaf(5, I) if packed else leaf(T, B, I)
+    bias = (leaf(H), leaf(H)) if with_bias else (None, None)
+    return (x, leaf(B, H) if with_h0 else None, leaf(H, I), leaf(H, H), *bias), sizes
+
+
+EVERY_OPTION = list(itertools.product([False, True], repeat=4))
+OPTION_NAMES = ("reverse", "packed", "with_h0", "with_bias")
+
+
+@pytest.mark.parametrize(OPTION_NAMES, EVERY_OPTION)
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+def test_elman_rnn_derivatives_of_both_orders_and_modes(
+    nonlinearity, reverse, packed, with_h0, with_bias
+):
+    tensors, sizes = small_problem(packed, with_h0, with_bias)
+
+    def f(*args):
+        return elman_rnn(*args, nonlinearity=nonlinearity, reverse=reverse, batch_sizes=sizes)
+
+    assert gradcheck(f, tensors, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(f, tensors, check_fwd_over_rev=True, fast_mode=True)
+
+
+@pytest.mark.parametrize(OPTION_NAMES[:3], list(itertools.product([False, True], repeat=3)))
+def test_linear_recurrence_derivatives_of_both_orders_and_modes(reverse, packed, with_h0):
+    (x, y0, _, m, *_), sizes = small_problem(packed, with_h0, False)
+    shape = (*x.shape[:-1], m.shape[0])
+    d = torch.randn(shape, dtype=torch.float64)
+    d.view(-1)[::4] = 0  # a closed relu: nothing may be divided by d
+    d.requires_grad_()
+    g = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+    def f(d, g, m, y0):
+        return linear_recurrence(d, g, m, y0, reverse=reverse, batch_sizes=sizes)
+
+    assert gradcheck(f, (d, g, m, y0), check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(f, (d, g, m, y0), check_fwd_over_rev=True, fast_mode=True)
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+def test_a_third_derivative_equals_the_reference(nonlinearity):
+    (x, h0, W, U, b_ih, b_hh), _ = small_problem(False, True, True)
+    direction = torch.randn_like(U)
+
+    def third(run):
+        value = run(x, h0, W, U, b_ih, b_hh, nonlinearity=nonlinearity)[0].pow(3).sum()
+        for _ in range(2):
+            (grad,) = torch.autograd.grad(value, U, create_graph=True)
+            value = (grad * direction).sum()
+        return torch.autograd.grad(value, (x, U))
+
+    for got, want in zip(third(elman_rnn), third(reference.elman_rnn), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+# ---- bad input -----------------------------------------------------------------------------------
+
+
+def good_arguments():
+    return {
+        "input": torch.randn(5, 2, 3),
+        "h0": torch.randn(2, 4),
+        "weight_ih": torch.randn(4, 3),
+        "weight_hh": torch.randn(4, 4),
+        "bias_ih": torch.randn(4),
+        "bias_hh": torch.randn(4),
+    }
+
+
+BAD_ARGUMENTS = [
+    ({"input": [1.0]}, TypeError, "input: expected a torch.Tensor, got list"),
+    (
+        {"input": torch.randn(5, 2, 7)},
+        ValueError,
+        r"input: expected shape \(T, B, 3\), got \(5, 2, 7\)",
+    ),
+    ({"input": torch.randn(5)}, ValueError, r"input: expected shape .* got \(5,\)"),
+    ({"input": torch.randn(0, 2, 3)}, ValueError, "input: expected at least one time step"),
+    (
+        {"input": torch.ones(5, 2, 3, dtype=torch.int64)},
+        ValueError,
+        "input: expected a dtype among float32",
+    ),
+    ({"h0": torch.randn(3, 4)}, ValueError, r"h0: expected shape \(2, 4\), got \(3, 4\)"),
+    (
+        {"h0": torch.randn(2, 4).double()},
+        ValueError,
+        "h0: expected torch.float32 .* got torch.float64",
+    ),
+    (
+        {"weight_ih": torch.randn(5, 3)},
+        ValueError,
+        r"weight_ih: expected shape \(H, I\) with H = 4",
+    ),
+    ({"weight_hh": torch.randn(4, 5)}, ValueError, r"weight_hh: expected shape \(H, H\)"),
+    ({"weight_hh": torch.randn(4, 4).half()}, ValueError, "weight_hh: expected torch.float32"),
+    ({"bias_ih": torch.randn(5)}, ValueError, r"bias_ih: expected shape \(4,\), got \(5,\)"),
+    ({"bias_hh": 1.0}, TypeError, "bias_hh: expected a torch.Tensor, got float"),
+    (
+        {"nonlinearity": "gelu"},
+        ValueError,
+        "nonlinearity: expected one of tanh, relu, sigmoid, identity; got 'gelu'",
+    ),
+    (
+        {"batch_sizes": torch.tensor([2])},
+        ValueError,
+        r"input: expected shape \(N, 3\) with batch_sizes",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD_ARGUMENTS)
+def test_a_bad_argument_is_named_with_what_was_expected_and_what_came(change, error, message):
+    with pytest.raises(error, match=message):
+        elman_rnn(**(good_arguments() | change))
+
+
+@pytest.mark.parametrize(
+    ("batch_sizes", "message"),
+    [
+        (torch.tensor([2, 1, 2]), "not increasing"),
+        (torch.tensor([3, 2, 0]), "positive"),
+        (torch.tensor([3, 1]), "add up to the 5 rows of input, got a sum of 4"),
+        (torch.tensor([3, 2], dtype=torch.int32), "expected an int64 tensor on the CPU"),
+        (torch.tensor(5), "one dimension"),
+    ],
+)
+def test_bad_batch_sizes_are_refused(batch_sizes, message):
+    arguments = good_arguments() | {"input": torch.randn(5, 3), "h0": None}
+    with pytest.raises(ValueError, match=message):
+        elman_rnn(**arguments, batch_sizes=batch_sizes)
+
+
+def test_linear_recurrence_names_bad_arguments():
+    g, m = torch.randn(3, 2, 4), torch.randn(4, 4)
+    with pytest.raises(ValueError, match=r"d: expected shape \(3, 2, 4\), got \(3, 2, 5\)"):
+        linear_recurrence(torch.randn(3, 2, 5), g, m)
+    with pytest.raises(ValueError, match=r"m: expected shape \(H, H\)"):
+        linear_recurrence(g, g, torch.randn(4, 3))
+    with pytest.raises(ValueError, match=r"y0: expected shape \(2, 4\)"):
+        linear_recurrence(g, g, m, torch.randn(1, 4))
