@@ -1,0 +1,99 @@
+"""The command line of :mod:`rnn_cuda.build`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+
+import rnn_cuda
+from rnn_cuda import backend
+from rnn_cuda._check_cuda import check_cuda
+from rnn_cuda._plan import BuildPlan, default_cache_dir, default_source_dir
+from rnn_cuda._toolchain import BuildError, find_ninja
+from rnn_cuda.build import build, clean
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit status, 0 for success."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rnn_cuda.build",
+        description="Compile rnn_cuda's kernels and keep them in the cache, or look after them.",
+    )
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument("--info", action="store_true", help="show what was found and chosen")
+    actions.add_argument("--clean", action="store_true", help="remove what is cached")
+    actions.add_argument(
+        "--check-cuda",
+        action="store_true",
+        help="compile the CUDA kernels for every architecture; fail on spilled registers",
+    )
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.info:
+            return _info()
+        if chosen.clean:
+            return _clean()
+        if chosen.check_cuda:
+            return check_cuda(default_source_dir())
+        print(build())
+    except (BuildError, ValueError) as error:
+        print(f"rnn_cuda: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _clean() -> int:
+    removed = clean()
+    for path in removed:
+        print(f"removed {path}")
+    if not removed:
+        print(f"nothing to remove in {default_cache_dir()}")
+    return 0
+
+
+def _info() -> int:
+    rows = {
+        "rnn_cuda": rnn_cuda.__version__,
+        "torch": f"{torch.__version__} (git {torch.version.git_version[:10]})",
+        "CPU capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "sources": str(default_source_dir()),
+        "cache": str(default_cache_dir()),
+    }
+    try:
+        plan = BuildPlan.create()
+        rows |= _describe_plan(plan)
+        on_cpu = "native"
+        on_cuda = "native" if plan.cuda else f"reference ({plan.toolchain.cuda_note})"
+    except BuildError as error:
+        on_cpu = on_cuda = f"reference ({error})"
+    choice = backend.requested()
+    if choice != "auto":
+        on_cpu, on_cuda = (
+            side.replace("reference", "an error") if choice == "native" else "reference"
+            for side in (on_cpu, on_cuda)
+        )
+    rows |= {"RNN_CUDA_BACKEND": choice, "CPU tensors use": on_cpu, "CUDA tensors use": on_cuda}
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:{width}}  {value}")
+    return 0
+
+
+def _describe_plan(plan: BuildPlan) -> dict[str, str]:
+    tools, cuda = plan.toolchain, plan.cuda
+    rows = {
+        "C++ compiler": f"{tools.cxx} ({tools.cxx_version})",
+        "ninja": str(find_ninja()),
+        "nvcc": f"{cuda.nvcc} ({cuda.version})" if cuda else f"not used: {tools.cuda_note}",
+        "C++ flags": " ".join(plan.cxx_flags),
+        "link flags": " ".join(plan.link_flags),
+    }
+    if cuda:
+        rows["CUDA headers"] = str(cuda.include)
+        rows["CUDA runtime"] = str(cuda.library / "libcudart_static.a")
+        rows["CUDA targets"] = " ".join(cuda.archs)
+    state = "compiled" if plan.library.exists() else "not compiled yet"
+    return rows | {"key": plan.key, "library": f"{plan.library} ({state})"}

@@ -1,0 +1,202 @@
+"""What to compile, with which flags, and the key under which the result is cached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rnn_cuda._toolchain import (
+    BuildError,
+    CudaToolchain,
+    Toolchain,
+    torch_cxx_standard,
+    torch_include_dirs,
+    torch_library_dir,
+)
+
+LIBRARY_NAME = "librnn_cuda.so"
+
+
+def default_source_dir() -> Path:
+    """Return the folder of the C++ and CUDA sources: in the package, or beside it in a checkout."""
+    installed = Path(__file__).parent / "_csrc"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "csrc"
+
+
+def default_cache_dir() -> Path:
+    """Return the folder that holds compiled libraries; it need not exist.
+
+    Raises:
+        BuildError: no environment variable names one and the user has no home.
+    """
+    if chosen := os.environ.get("RNN_CUDA_CACHE_DIR"):
+        return Path(chosen).expanduser().absolute()
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        return Path(xdg).absolute() / "rnn_cuda"
+    try:
+        return Path.home() / ".cache" / "rnn_cuda"
+    except RuntimeError as error:
+        raise BuildError(f"{error} Set RNN_CUDA_CACHE_DIR to a folder you can write to.") from error
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What to compile, with what, for what: a pure function of the sources and the toolchain."""
+
+    source_dir: Path
+    cache_dir: Path
+    toolchain: Toolchain
+
+    @classmethod
+    def create(cls, source_dir: Path | None = None, cache_dir: Path | None = None) -> BuildPlan:
+        """Plan a build of this package's sources, or of others laid out alike, on this machine.
+
+        Raises:
+            BuildError: this machine cannot compile, or there is nothing to compile.
+        """
+        source_dir = (source_dir or default_source_dir()).absolute()
+        if not any(source_dir.glob("*.cpp")):
+            raise BuildError(f"There are no C++ sources in {source_dir}; reinstall rnn_cuda.")
+        has_cuda_sources = any(source_dir.glob("cuda/*.cu"))
+        return cls(
+            source_dir=source_dir,
+            cache_dir=(cache_dir or default_cache_dir()).absolute(),
+            toolchain=Toolchain.discover(with_cuda=has_cuda_sources),
+        )
+
+    @property
+    def cuda(self) -> CudaToolchain | None:
+        """The CUDA toolchain, or None where the library has CPU kernels only."""
+        return self.toolchain.cuda
+
+    def _sources(self, *patterns: str) -> list[Path]:
+        return sorted(path for pattern in patterns for path in self.source_dir.glob(pattern))
+
+    @property
+    def cxx_sources(self) -> list[Path]:
+        """C++ sources: the operators, the CPU kernels and, with nvcc, the CUDA binding."""
+        return self._sources("*.cpp", "cpu/*.cpp", *(["cuda/*.cpp"] if self.cuda else []))
+
+    @property
+    def cuda_sources(self) -> list[Path]:
+        """CUDA sources; empty where there is no nvcc."""
+        return self._sources("cuda/*.cu") if self.cuda else []
+
+    @property
+    def cxx_flags(self) -> list[str]:
+        """Flags of every C++ source."""
+        return [
+            f"-std={torch_cxx_standard()}",
+            # -std=c++NN turns contraction into fused multiply-adds off, GNU's default has it on.
+            *("-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-fvisibility=hidden", "-Wall"),
+            *self.toolchain.simd_flags,
+            f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+        ]
+
+    @property
+    def nvcc_flags(self) -> list[str]:
+        """Flags of every CUDA source."""
+        if self.cuda is None:
+            return []
+        return [
+            *("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
+            *("-ccbin", str(self.toolchain.cxx)),
+            *self.cuda.arch_flags(),
+        ]
+
+    @property
+    def link_flags(self) -> list[str]:
+        """Flags of the link, folders left out.
+
+        libtorch_cpu and libc10 are in every build of torch, and the CUDA runtime is linked in, so
+        the library loads next to a torch without CUDA too.
+        """
+        cuda = ["-lcudart_static", "-ldl", "-lrt", "-lpthread"] if self.cuda else []
+        openmp = self.toolchain.openmp_link_flags
+        return ["-shared", "-Wl,--no-undefined", "-ltorch_cpu", "-lc10", *openmp, *cuda]
+
+    def inputs(self) -> dict[str, object]:
+        """Return everything that the library depends on; folders do not count, contents do."""
+        headers = self._sources("**/*.h", "**/*.cuh")
+        cuda = self.cuda
+        return {
+            "sources": {
+                path.relative_to(self.source_dir).as_posix(): hashlib.sha256(
+                    path.read_bytes()
+                ).hexdigest()
+                for path in sorted(self.cxx_sources + self.cuda_sources + headers)
+            },
+            "flags": [self.cxx_flags, self.nvcc_flags, self.link_flags],
+            "torch": [str(torch.__version__), torch.version.git_version],
+            "compiler": [str(self.toolchain.cxx), self.toolchain.cxx_version],
+            "nvcc": [cuda.version, *cuda.archs] if cuda else None,
+            "cpu_capability": self.toolchain.cpu_capability,
+            "platform": [sys.platform, platform.machine(), *platform.libc_ver()],
+        }
+
+    @property
+    def key(self) -> str:
+        """Name of this plan's cache entry."""
+        text = json.dumps(self.inputs(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def library(self) -> Path:
+        """Where the compiled library is or will be."""
+        return self.cache_dir / self.key / LIBRARY_NAME
+
+    def estimated_seconds(self) -> int:
+        """Guess how long compiling takes, for the line that announces it."""
+        seconds = 20 * len(self.cxx_sources)
+        if self.cuda:
+            seconds += 5 * len(self.cuda_sources) * len(self.cuda.archs)
+        jobs = min(len(os.sched_getaffinity(0)), len(self.cxx_sources + self.cuda_sources))
+        return round(seconds / jobs)
+
+    def ninja_file(self) -> str:
+        """Return the build file; outputs go to ninja's working folder."""
+        tools, cuda = self.toolchain, self.cuda
+        project = ["-I", str(self.source_dir)]
+        # -isystem: warnings in headers that are not ours are not for our users either.
+        system = [*torch_include_dirs(), *([cuda.include] if cuda else [])]
+        headers = project + [word for folder in system for word in ("-isystem", str(folder))]
+        folders = [torch_library_dir(), *([cuda.library] if cuda else [])]
+        libraries = [f"-L{folder}" for folder in folders] + self.link_flags
+        files = ["$in", "-o", "$out"]
+        rules = {
+            "cxx": [str(tools.cxx), *self.cxx_flags, *headers, "-c", *files],
+            "link": [str(tools.cxx), *files, *libraries],
+        }
+        if cuda:
+            rules["cuda"] = [str(cuda.nvcc), *self.nvcc_flags, *project, "-c", *files]
+        lines = []
+        for name, command in rules.items():
+            lines += [f"rule {name}", f"  command = {_ninja_command(command)}"]
+        objects = []
+        for source in self.cxx_sources + self.cuda_sources:
+            relative = source.relative_to(self.source_dir).as_posix()
+            rule = "cuda" if source.suffix == ".cu" else "cxx"
+            objects.append(_ninja_path(relative.replace("/", "_") + ".o"))
+            lines.append(f"build {objects[-1]}: {rule} {_ninja_path(str(source))}")
+        lines.append(f"build {LIBRARY_NAME}: link {' '.join(objects)}")
+        return "\n".join(lines) + "\n"
+
+
+def _ninja_command(words: list[str]) -> str:
+    """Quote a command for the shell, then for ninja; ``$in`` and ``$out`` are left to ninja."""
+    return " ".join(
+        word if word in ("$in", "$out") else shlex.quote(word).replace("$", "$$") for word in words
+    )
+
+
+def _ninja_path(path: str) -> str:
+    return re.sub(r"([$ :])", r"$\1", path)

@@ -1,0 +1,213 @@
+"""Which implementation runs: the compiled kernels ("native") or plain PyTorch ("reference").
+
+The environment variable RNN_CUDA_BACKEND chooses, and :func:`use` overrides it for a while:
+
+    auto       kernels where they can be compiled, else the reference with one warning (default)
+    native     kernels, or an error
+    reference  plain PyTorch; nothing is compiled
+
+The kernels are compiled and loaded when an operation first asks for them, never on import.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from rnn_cuda import operators
+
+BACKENDS = ("auto", "native", "reference")
+"""Values of RNN_CUDA_BACKEND and arguments of :func:`use`."""
+
+NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""Dtypes that the kernels are compiled for."""
+
+
+class BackendWarning(UserWarning):
+    """Operations run on the reference, although kernels would be faster."""
+
+
+class NativeBackendError(RuntimeError):
+    """RNN_CUDA_BACKEND=native was asked for and there are no kernels; the message says why."""
+
+
+# A plain global and not a context variable: autograd runs backward passes in threads of its own,
+# which would not see the caller's context.
+_override: str | None = None
+# Keyed by override, device type and dtype.
+_decisions: dict[tuple[str | None, str, torch.dtype], bool] = {}
+
+_lock = threading.RLock()
+_library: Path | None = None
+_failure: str | None = None
+_no_cuda_reason = ""
+_warned: set[str] = set()
+
+
+def requested() -> str:
+    """Return the backend asked for: :func:`use`'s, else RNN_CUDA_BACKEND's, else ``"auto"``.
+
+    Raises:
+        ValueError: RNN_CUDA_BACKEND is none of "auto", "native", "reference".
+    """
+    if _override is not None:
+        return _override
+    return _checked(os.environ.get("RNN_CUDA_BACKEND") or "auto", "RNN_CUDA_BACKEND")
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, but is {name!r}")
+    return name
+
+
+def use_native(device_type: str, dtype: torch.dtype) -> bool:
+    """Decide whether an operation on tensors of this kind runs on the kernels.
+
+    The first call compiles and loads them. The decision is kept: a later change of the
+    environment needs :func:`reset`.
+
+    Args:
+        device_type: as in ``tensor.device.type``.
+        dtype: the tensors' dtype.
+
+    Raises:
+        ValueError: RNN_CUDA_BACKEND has an unknown value.
+        NativeBackendError: the backend is "native" and there are no kernels for these tensors.
+    """
+    key = (_override, device_type, dtype)
+    decision = _decisions.get(key)
+    if decision is None:
+        decision = _decide(device_type, dtype)
+        _decisions[key] = decision
+    return decision
+
+
+def _decide(device_type: str, dtype: torch.dtype) -> bool:
+    choice = requested()
+    problem = None if choice == "reference" else _why_not_native(device_type, dtype)
+    if problem is not None:
+        _report(problem, choice)
+    return choice != "reference" and problem is None
+
+
+# torch.compile calls this while it traces, instead of tracing into the build; its guards on
+# _override trace again when the backend changes. The public spelling of this mark,
+# torch.compiler.assume_constant_result, imports all of Dynamo, which takes seconds.
+_decide._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def _report(problem: str, choice: str) -> None:
+    """Raise if kernels were asked for, else warn, once in this process for each problem."""
+    if choice == "native":
+        raise NativeBackendError(f"The backend asked for is 'native', but {problem}")
+    with _lock:
+        if problem not in _warned:
+            _warned.add(problem)
+            warnings.warn(
+                f"rnn_cuda runs on the slower plain-PyTorch reference: {problem}\n"
+                "(RNN_CUDA_BACKEND=reference silences this)",
+                BackendWarning,
+                stacklevel=2,
+            )
+
+
+def _why_not_native(device_type: str, dtype: torch.dtype) -> str | None:
+    """Return what stands against the kernels for such tensors, or None."""
+    if dtype not in NATIVE_DTYPES:
+        return f"there are no kernels for {dtype}"
+    if problem := _load():
+        return problem
+    if not _has_kernels(device_type):
+        reason = f": {_no_cuda_reason}" if device_type == "cuda" else ""
+        return f"there are no kernels for {device_type} tensors{reason}"
+    return None
+
+
+def _load() -> str | None:
+    """Compile and load the library unless that was tried; return why it failed, or None."""
+    global _library, _failure, _no_cuda_reason
+    with _lock:
+        if _library is None and _failure is None:
+            from rnn_cuda.build import BuildError, BuildPlan, build
+
+            try:
+                plan = BuildPlan.create()
+                library = build(plan)
+                torch.ops.load_library(str(library))
+                operators.register()
+                _library, _no_cuda_reason = library, plan.toolchain.cuda_note
+            except BuildError as error:
+                _failure = str(error)
+            except OSError as error:
+                _failure = f"the compiled library cannot be loaded: {error}"
+        return _failure
+
+
+def _has_kernels(device_type: str) -> bool:
+    key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(device_type)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(
+        "rnn_cuda::elman_forward", key
+    )
+
+
+def native_library_loaded() -> bool:
+    """Return whether the kernels are compiled and loaded in this process."""
+    return _library is not None
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """Choose the backend inside a ``with`` block, in every thread; blocks can be nested.
+
+    Args:
+        name: "auto", "native" or "reference".
+
+    Raises:
+        ValueError: ``name`` is none of these.
+    """
+    global _override
+    previous, _override = _override, _checked(name, "backend name")
+    try:
+        yield
+    finally:
+        _override = previous
+
+
+def reset() -> None:
+    """Forget decisions, failures and warnings, so that the environment is looked at again.
+
+    A library that is loaded stays loaded.
+    """
+    global _failure
+    with _lock:
+        _decisions.clear()
+        _warned.clear()
+        _failure = None
+
+
+def describe() -> dict[str, object]:
+    """Return what an experiment should record about the implementation that it ran on.
+
+    Nothing is compiled or loaded for this; ask at the end of a run.
+    """
+    return {
+        "requested": requested(),
+        "native_library_loaded": native_library_loaded(),
+        "library_key": _library.parent.name if _library else None,
+        "why_not_native": _failure,
+        "decisions": {
+            f"{device} {str(dtype).removeprefix('torch.')}": "native" if native else "reference"
+            for (override, device, dtype), native in sorted(_decisions.items(), key=str)
+            if override == _override
+        },
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }

@@ -1,0 +1,202 @@
+"""Compile the kernels in ``csrc/`` once and keep the library in a per-user cache.
+
+The first call that needs a kernel compiles them (:func:`build`); from the command line:
+
+    python -m rnn_cuda.build               compile now, print the library's path
+    python -m rnn_cuda.build --info        versions, flags, cache, backend in use
+    python -m rnn_cuda.build --clean       remove what is cached
+    python -m rnn_cuda.build --check-cuda  compile the CUDA kernels, fail on spilled registers
+
+The cache folder is $RNN_CUDA_CACHE_DIR, else $XDG_CACHE_HOME/rnn_cuda, else ~/.cache/rnn_cuda. It
+holds one folder for each key; a key is a hash of everything that the library depends on, so an
+entry never needs to be updated, and any number of checkouts and environments share a cache:
+
+    build.lock               held (flock) by the process that compiles
+    <key>/librnn_cuda.so     with inputs.json, from which the key was made, and build.ninja
+    <key>.tmp-<random>/      a build under way, renamed to <key>/ when complete
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rnn_cuda._plan import BuildPlan, default_cache_dir
+from rnn_cuda._toolchain import BuildError, CompilerNotFoundError, find_ninja
+
+__all__ = ["BuildError", "BuildPlan", "CompilerNotFoundError", "build", "clean"]
+
+INPUTS_NAME = "inputs.json"
+_ENTRY_NAME = re.compile(r"[0-9a-f]{16}(\.tmp-[0-9a-f]+)?")
+_ERROR_TAIL_LINES = 40
+
+
+def build(plan: BuildPlan | None = None) -> Path:
+    """Return the kernel library, compiled first if the cache does not hold it.
+
+    Any number of processes may call this at once: one compiles, the others wait for it. A process
+    that is killed while compiling leaves nothing behind that the next one trips over.
+
+    Args:
+        plan: what to build; by default this package's sources for this machine.
+
+    Returns:
+        Path of a shared library for ``torch.ops.load_library``.
+
+    Raises:
+        CompilerNotFoundError: there is no C++ compiler or no ninja.
+        BuildError: the sources do not compile, or the cache cannot be written.
+    """
+    plan = plan or BuildPlan.create()
+    library = plan.library
+    # os.access, unlike Path.exists, is also quiet about a folder that may not be entered.
+    if not os.access(library, os.R_OK):
+        with _locked(plan.cache_dir):
+            if not library.exists():  # it does if another process held the lock before
+                _compile(plan, library)
+    return library
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the cache's lock. The kernel drops it when its holder ends, however it ends.
+
+    The lock file is never removed: whoever waits for a removed one would share the lock with
+    whoever creates it anew.
+    """
+    import fcntl  # not on Windows, where this module must import all the same
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "build.lock").open("w")
+    except OSError as error:
+        raise _cache_error(folder, error) from error
+    with lock:
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _say("waiting for another process that is compiling the kernels ...")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise _cache_error(folder, error) from error
+        yield
+
+
+def _compile(plan: BuildPlan, library: Path) -> None:
+    """Compile into a temporary folder and rename it to the cache entry. Needs the lock."""
+    ninja = find_ninja()
+    entry = library.parent
+    work = plan.cache_dir / f"{entry.name}.tmp-{secrets.token_hex(4)}"
+    _say(f"compiling kernels (once, about {plan.estimated_seconds()} s) ...")
+    start = time.monotonic()
+    try:
+        # Whoever made these was killed: it would hold the lock otherwise.
+        for abandoned in plan.cache_dir.glob("*.tmp-*"):
+            if _ENTRY_NAME.fullmatch(abandoned.name):
+                shutil.rmtree(abandoned, ignore_errors=True)
+        work.mkdir()
+        (work / INPUTS_NAME).write_text(json.dumps(plan.inputs(), indent=1, sort_keys=True))
+        (work / "build.ninja").write_text(plan.ninja_file())
+        _run_ninja(ninja, work)
+        if plan.key != entry.name:
+            raise BuildError("The kernels' sources changed while they were compiled; try again.")
+        if entry.exists():  # an entry that lost its library
+            shutil.rmtree(entry)
+        work.rename(entry)
+    except OSError as error:
+        raise _cache_error(plan.cache_dir, error) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    _say(f"compiled in {time.monotonic() - start:.0f} s: {library}")
+
+
+def _run_ninja(ninja: Path, folder: Path) -> None:
+    jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+    done = subprocess.run(
+        [str(ninja), *jobs],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    (folder / "build.log").write_text(done.stdout)
+    if done.returncode != 0:
+        raise BuildError(_explain(done.stdout))
+
+
+def _explain(log: str) -> str:
+    """Turn ninja's output into a message: the command that failed, the end of what it printed."""
+    lines = log.splitlines()
+    failed = next((i for i, line in enumerate(lines) if line.startswith("FAILED: ")), None)
+    command, output = (
+        ("ninja", lines) if failed is None else (lines[failed + 1], lines[failed + 2 :])
+    )
+    tail = "\n".join(output[-_ERROR_TAIL_LINES:])
+    return (
+        f"Compiling rnn_cuda's kernels failed.\n"
+        f"Command: {command}\n"
+        f"Output (end):\n{tail}\n"
+        "Hint: another compiler can be named with CXX (g++ 11 or newer is known to work); "
+        "RNN_CUDA_BACKEND=reference runs without kernels; `python -m rnn_cuda.build --info` shows "
+        "what was found here."
+    )
+
+
+def _cache_error(folder: Path, error: OSError) -> BuildError:
+    return BuildError(
+        f"The kernel cache {folder} cannot be written: {error}. "
+        "Set RNN_CUDA_CACHE_DIR to a folder you can write to."
+    )
+
+
+def clean(folder: Path | None = None) -> list[Path]:
+    """Remove every entry that :func:`build` made in the cache, and nothing else.
+
+    Args:
+        folder: the cache; by default the one that :func:`build` uses.
+
+    Returns:
+        The folders removed.
+
+    Raises:
+        BuildError: one of them cannot be removed.
+    """
+    folder = folder or default_cache_dir()
+    if not folder.is_dir():
+        return []
+    with _locked(folder):
+        entries = [
+            path
+            for path in sorted(folder.iterdir())
+            if _ENTRY_NAME.fullmatch(path.name)
+            and not path.is_symlink()
+            and (path / INPUTS_NAME).is_file()
+        ]
+        try:
+            for path in entries:
+                shutil.rmtree(path)
+        except OSError as error:
+            raise _cache_error(folder, error) from error
+    return entries
+
+
+def _say(message: str) -> None:
+    print(f"rnn_cuda: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    from rnn_cuda._build_cli import main
+
+    sys.exit(main())

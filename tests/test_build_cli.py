@@ -1,0 +1,172 @@
+"""``python -m rnn_cuda.build``: what it prints and how it exits."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rnn_cuda import _build_cli, _check_cuda, _toolchain
+from rnn_cuda.build import BuildPlan, build
+from tests.build_stubs import write_sources
+
+# Two kernels as ptxas reports them: the first is clean, the second spills.
+PTXAS_LOG = """
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_Z4fillPff' for 'sm_90'
+ptxas info    : Function properties for _Z4fillPff
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 8 registers, used 0 barriers
+ptxas info    : Compiling entry function '_Z5greedPf' for 'sm_90'
+ptxas warning : Registers are spilled to local memory in function '_Z5greedPf'
+ptxas info    : Function properties for _Z5greedPf
+    128 bytes stack frame, 64 bytes spill stores, 60 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 128 bytes cumulative stack size
+"""
+
+LOCAL_MEMORY_CU = """
+__global__ void indexed(float* out, const int* index, int n) {
+  float local[64];
+  for (int i = 0; i < 64; ++i) local[i] = out[i];
+  for (int i = 0; i < n; ++i) local[index[i]] += local[index[i + 1]];  // registers have no index
+  for (int i = 0; i < 64; ++i) out[i] = local[i];
+}
+"""
+
+needs_nvcc = pytest.mark.skipif(
+    _toolchain._find_nvcc() is None, reason="nvcc is not installed: CUDA sources not checked"
+)
+
+
+def run_cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "rnn_cuda.build", *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_info_says_what_was_found(tmp_path):
+    done = run_cli("--info", RNN_CUDA_CACHE_DIR=str(tmp_path / "my cache"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no warning that runpy imports the module twice
+    rows = dict(line.split("  ", 1) for line in done.stdout.splitlines())
+    rows = {name: value.strip() for name, value in rows.items()}
+    assert rows["cache"] == str(tmp_path / "my cache")
+    assert rows["library"].endswith("(not compiled yet)")
+    assert rows["RNN_CUDA_BACKEND"] == "auto"
+    assert rows["CPU tensors use"] == "native"
+    assert "-O3" in rows["C++ flags"]
+    assert {"torch", "C++ compiler", "ninja", "nvcc", "CPU capability", "key"} <= rows.keys()
+    assert not (tmp_path / "my cache").exists()  # looking makes nothing
+
+
+def test_info_and_build_without_a_compiler(tmp_path):
+    environment = {"CXX": "no-such-compiler", "RNN_CUDA_CACHE_DIR": str(tmp_path)}
+    info = run_cli("--info", **environment)
+    assert info.returncode == 0
+    assert "CPU tensors use   reference (CXX='no-such-compiler' is not a program" in info.stdout
+    built = run_cli(**environment)
+    assert built.returncode == 1
+    assert "rnn_cuda: CXX='no-such-compiler' is not a program" in built.stderr
+
+
+def test_a_bad_backend_is_an_error_without_a_traceback():
+    done = run_cli("--info", RNN_CUDA_BACKEND="fast")
+    assert done.returncode == 1
+    assert "RNN_CUDA_BACKEND must be one of auto, native, reference" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_clean_lists_what_it_removes(tmp_path):
+    cache = tmp_path / "cache"
+    library = build(BuildPlan.create(write_sources(tmp_path / "csrc"), cache))
+    done = run_cli("--clean", RNN_CUDA_CACHE_DIR=str(cache))
+    assert (done.returncode, done.stdout) == (0, f"removed {library.parent}\n")
+    assert not library.exists()
+
+
+def test_clean_of_an_empty_cache(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RNN_CUDA_CACHE_DIR", str(tmp_path / "none"))
+    assert _build_cli.main(["--clean"]) == 0
+    assert capsys.readouterr().out == f"nothing to remove in {tmp_path / 'none'}\n"
+
+
+@pytest.mark.parametrize(
+    ("backend", "on_cpu"), [("native", "an error (no C++"), ("reference", "reference\n")]
+)
+def test_info_under_another_backend(backend, on_cpu, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("RNN_CUDA_BACKEND", backend)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert _build_cli.main(["--info"]) == 0
+    assert f"CPU tensors use   {on_cpu}" in capsys.readouterr().out
+
+
+def test_ptxas_output_is_read():
+    clean, greedy = _check_cuda.parse_ptxas(PTXAS_LOG)
+    assert clean == _check_cuda.KernelUsage("_Z4fillPff", "sm_90", 8, 0, 0)
+    assert greedy == _check_cuda.KernelUsage("_Z5greedPf", "sm_90", 255, 124, 128)
+    assert clean.is_clean
+    assert not greedy.is_clean
+
+
+def test_unreadable_ptxas_output_is_an_error():
+    with pytest.raises(ValueError, match="ptxas printed no"):
+        _check_cuda.parse_ptxas("ptxas info : Compiling entry function 'k' for 'sm_90'\n")
+
+
+def test_check_cuda_without_sources_says_so(tmp_path, capsys):
+    assert _check_cuda.check_cuda(write_sources(tmp_path / "csrc")) == 0
+    assert "There are no CUDA sources" in capsys.readouterr().out
+
+
+def test_check_cuda_without_nvcc_fails_and_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(_check_cuda, "find_cuda", lambda: (None, "nvcc is nowhere"))
+    assert _check_cuda.check_cuda(write_sources(tmp_path / "csrc", cuda=True)) == 1
+    assert "cannot check the CUDA kernels: nvcc is nowhere" in capsys.readouterr().err
+
+
+@needs_nvcc
+def test_check_cuda_accepts_a_clean_kernel_on_every_architecture(tmp_path, capsys):
+    assert _check_cuda.check_cuda(write_sources(tmp_path / "csrc", cuda=True)) == 0
+    table = capsys.readouterr().out
+    assert all(arch in table for arch in _check_cuda.ARCHITECTURES)
+    assert "4 kernels, 0 with spills or local memory, 0 not compiled" in table
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    ("source", "summary"),
+    [
+        (LOCAL_MEMORY_CU, "1 kernels, 1 with spills or local memory, 0 not compiled"),
+        (
+            "__global__ void broken( {}\n",
+            "0 kernels, 0 with spills or local memory, 1 not compiled",
+        ),
+        ("// empty\n", "0 kernels, 0 with spills or local memory, 0 not compiled"),
+    ],
+    ids=["local memory", "compile error", "no kernel"],
+)
+def test_check_cuda_fails_on(source, summary, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(_check_cuda, "ARCHITECTURES", ("sm_90",))
+    folder = write_sources(tmp_path / "csrc", cuda=True)
+    (folder / "cuda" / "kernel.cu").write_text(source)
+    assert _check_cuda.check_cuda(folder) == 1
+    assert summary in capsys.readouterr().out
+
+
+def test_the_sources_are_found_in_a_plain_install_too(tmp_path, monkeypatch):
+    from rnn_cuda import _plan
+
+    package = tmp_path / "site-packages" / "rnn_cuda"
+    installed = write_sources(package / "_csrc")
+    monkeypatch.setattr(_plan, "__file__", str(package / "_plan.py"))
+    assert _plan.default_source_dir() == installed
+    assert Path(BuildPlan.create().source_dir) == installed
