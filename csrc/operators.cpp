@@ -97,7 +97,17 @@ class RecurrenceBuilder {
   }
 
   RecurrenceBuilder& bias(const OptionalTensor& bias) {
-    if (bias) r_.bias = block(*bias, "bias", {r_.hidden_size});
+    if (bias) {
+      // Two half-precision biases are added in float32, so their sum comes in that.
+      const bool half = r_.dtype == ScalarType::BFloat16 || r_.dtype == ScalarType::Float16;
+      const auto expected = half ? at::kFloat : c10::typeMetaToScalarType(options_.dtype());
+      TORCH_CHECK(bias->scalar_type() == expected && bias->device() == options_.device() &&
+                      bias->dim() == 1 && bias->size(0) == r_.hidden_size,
+                  "rnn_cuda: bias must be ", expected, " (", r_.hidden_size, ") on ",
+                  options_.device(), ", got ", bias->scalar_type(), " ", bias->sizes(), " on ",
+                  bias->device());
+      r_.bias = keep(*bias).const_data_ptr();
+    }
     return *this;
   }
 

@@ -46,7 +46,7 @@ struct Rows {
 };
 
 struct Recurrence {
-  ScalarType dtype = ScalarType::Float32;  // of every tensor below; half types compute in float
+  ScalarType dtype = ScalarType::Float32;  // of every tensor but the bias; halves compute in float
   Epilogue epilogue = Epilogue::Tanh;
   bool reverse = false;  // visit t = T-1 .. 0 instead of 0 .. T-1
 

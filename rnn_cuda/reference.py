@@ -60,7 +60,8 @@ def time_slices(
     sample has every step, and PackedSequence's order otherwise.
     """
     if batch_sizes is None:
-        sizes = [batch] * (num_rows // batch if batch else 0)
+        # A batch of no samples takes one empty step, so that its result depends on the weights.
+        sizes = [batch] * (num_rows // batch if batch else 1)
     else:
         sizes = batch_sizes.tolist()
     starts = [0]

@@ -177,7 +177,7 @@ class Walker {
     for (int64_t s = 0; s < steps; ++s) {
       const int64_t step = start + s;
       for (int64_t i = rows(step - 1); i < rows(step); ++i)
-        read_row(r_.initial, sample(i) * r_.hidden_size, slot(s) + i * ld_);
+        read_row<Storage>(r_.initial, sample(i) * r_.hidden_size, slot(s) + i * ld_);
       for (int64_t i = 0; i < rows(step); ++i)
         prepare_row(step, i, i >= rows(step - 1), slot(s + 1) + i * ld_);
     }
@@ -188,9 +188,9 @@ class Walker {
   void prepare_row(int64_t step, int64_t i, bool first, T* z) {
     const int64_t t = team_.schedule.time(step);
     if (r_.addend.data != nullptr)
-      read_row(r_.addend.data, team_.schedule.offset(r_.addend, t, sample(i)), z);
+      read_row<Storage>(r_.addend.data, team_.schedule.offset(r_.addend, t, sample(i)), z);
     else
-      read_row(r_.bias, 0, z);
+      read_row<T>(r_.bias, 0, z);
     if (first && r_.first_addend != nullptr) {
       const Storage* from =
           static_cast<const Storage*>(r_.first_addend) + sample(i) * r_.hidden_size;
@@ -201,12 +201,13 @@ class Walker {
   }
 
   // Copies the share's columns of the row at from + offset, or zeros if there is nothing to read.
+  template <class From>
   void read_row(const void* from, int64_t offset, T* to) {
     if (from == nullptr) {
       std::fill(to + first_column_, to + end_column_, T(0));
       return;
     }
-    const Storage* row = static_cast<const Storage*>(from) + offset;
+    const From* row = static_cast<const From*>(from) + offset;
     for_columns(
         [&](int64_t n, int64_t count) { store<T>(to + n, load_converted(row + n, count)); });
   }
