@@ -1,0 +1,175 @@
+"""`FusedRNNCell`: what ``torch.nn.RNNCell`` does, one time step at a time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from rnn_cuda import autocast
+from rnn_cuda.arguments import (
+    check_hx_placement,
+    check_input_placement,
+    check_int,
+    check_nonlinearity,
+    check_tensor,
+)
+from rnn_cuda.reference import activation, compute_dtype
+
+
+class FusedRNNCell(nn.Module):
+    r"""One step of an Elman RNN; a drop-in for :class:`torch.nn.RNNCell`.
+
+    .. math:: h' = f(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})
+
+    A single step has nothing to fuse over time, so this is plain PyTorch. It exists so that code
+    that steps by hand has the same nonlinearities and the same rounding as :class:`FusedRNN`: half
+    precisions compute the step in float32 and round once.
+
+    Args:
+        input_size: number of features I of the input.
+        hidden_size: number of features H of the hidden state.
+        bias: whether there are ``bias_ih`` and ``bias_hh``.
+        nonlinearity: ``"tanh"``, ``"relu"``, ``"sigmoid"`` or ``"identity"``.
+        device: where the parameters are created.
+        dtype: data type of the parameters.
+
+    Inputs:
+        input: ``(B, I)`` or ``(I,)``.
+        hx: the previous state, ``(B, H)`` or ``(H,)``; zeros by default.
+
+    Output:
+        The next state, shaped as ``hx``.
+
+    Parameters: ``weight_ih`` ``(H, I)``, ``weight_hh`` ``(H, H)``, ``bias_ih`` and ``bias_hh``
+    ``(H,)``, all drawn uniformly from :math:`(-1/\sqrt{H}, 1/\sqrt{H})`.
+
+    Raises:
+        TypeError: an argument, the input or ``hx`` is of the wrong type.
+        ValueError: an argument is out of range, or ``input`` or ``hx`` has not 1 or 2 dimensions.
+        RuntimeError: the shape, dtype or device of ``input`` or ``hx`` does not fit.
+
+    Example:
+        >>> import torch
+        >>> cell = FusedRNNCell(3, 5)
+        >>> cell(torch.zeros(2, 3)).shape
+        torch.Size([2, 5])
+
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        # nn.RNNCell, unlike nn.RNN, allows sizes of zero and any truth value as bias.
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+            check_int(name, size)
+            if size < 0:
+                raise ValueError(f"{name} must not be negative, got {size}")
+        check_nonlinearity(nonlinearity)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bias
+        self.nonlinearity = nonlinearity
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.weight_ih = parameter(hidden_size, input_size)
+        self.weight_hh = parameter(hidden_size, hidden_size)
+        self.bias_ih = parameter(hidden_size) if bias else None
+        self.bias_hh = parameter(hidden_size) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew from ``U(-1/sqrt(H), 1/sqrt(H))``, in order of creation."""
+        bound = 1 / math.sqrt(self.hidden_size) if self.hidden_size > 0 else 0
+        for weight in self.parameters():
+            nn.init.uniform_(weight, -bound, bound)
+
+    def extra_repr(self) -> str:
+        """Return the arguments that differ from their defaults, as ``nn.RNNCell`` does."""
+        options = [f"{self.input_size}, {self.hidden_size}"]
+        if not self.bias:
+            options.append(f"bias={self.bias}")
+        if self.nonlinearity != "tanh":
+            options.append(f"nonlinearity={self.nonlinearity}")
+        return ", ".join(options)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Return the state after one step from ``hx``; for shapes and errors see the class."""
+        check_tensor("input", input)
+        if input.dim() not in (1, 2):
+            raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        if hx is not None:
+            check_tensor("hx", hx)
+            if hx.dim() not in (1, 2):
+                raise ValueError(
+                    f"RNNCell, hx: Expected hidden to be 1D or 2D, got {hx.dim()}D instead"
+                )
+
+        device_type = input.device.type
+        dtype = autocast.active_dtype(device_type)
+        with autocast.disabled(device_type, dtype):
+            # Each weight is read once: reading a parametrized weight computes it.
+            return self._step(
+                autocast.cast(input, dtype),
+                autocast.cast(hx, dtype),
+                autocast.cast(self.weight_ih, dtype),
+                autocast.cast(self.weight_hh, dtype),
+                autocast.cast(self.bias_ih, dtype),
+                autocast.cast(self.bias_hh, dtype),
+            )
+
+    def _step(
+        self,
+        input: Tensor,
+        hx: Tensor | None,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+    ) -> Tensor:
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(
+                "input has inconsistent input_size: "
+                f"got {input.shape[-1]} expected {self.input_size}"
+            )
+        check_input_placement(input, weight_ih, dtype_error=RuntimeError)
+        if hx is None:
+            hx = input.new_zeros(*input.shape[:-1], self.hidden_size)
+        self._check_hx(hx, input)
+
+        wide = compute_dtype(input.dtype)
+
+        def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
+
+        z = affine(input, weight_ih, bias_ih) + affine(hx, weight_hh, bias_hh)
+        return activation(z, self.nonlinearity).to(input.dtype)
+
+    def _check_hx(self, hx: Tensor, input: Tensor) -> None:
+        if hx.shape[-1] != self.hidden_size:
+            raise RuntimeError(
+                "hx: hidden0 has inconsistent hidden_size: "
+                f"got {hx.shape[-1]}, expected {self.hidden_size}"
+            )
+        if hx.dim() != input.dim():
+            raise RuntimeError(
+                f"hx must have a batch dimension if input has one: "
+                f"expected {input.dim()}D, got {hx.dim()}D"
+            )
+        if hx.shape[:-1] != input.shape[:-1]:
+            raise RuntimeError(
+                f"Input batch size {input.shape[0]} doesn't match hidden0 batch size "
+                f"{hx.shape[0]} of hx"
+            )
+        check_hx_placement(hx, input)

@@ -1,0 +1,352 @@
+"""`FusedRNN`: what ``torch.nn.RNN`` does, on the fused recurrence.
+
+Shape legend: T time steps, B batch, I input size, H hidden size, L layers, D directions,
+N = sum(batch_sizes) packed rows.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from rnn_cuda import autocast
+from rnn_cuda.arguments import (
+    check_bool,
+    check_dropout,
+    check_hx_placement,
+    check_input_placement,
+    check_nonlinearity,
+    check_positive_int,
+    check_tensor,
+    type_name,
+)
+from rnn_cuda.functional import elman_rnn
+from rnn_cuda.rebuild import TORCH_NONLINEARITIES, parameter_copier, rebuild
+
+
+class FusedRNN(nn.Module):
+    r"""Multi-layer Elman RNN; a drop-in for :class:`torch.nn.RNN`.
+
+    Each layer and direction computes, for every time step,
+
+    .. math:: h_t = f(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})
+
+    Arguments, parameter names, initialisation, ``state_dict`` and results are those of
+    ``torch.nn.RNN``. Beyond it: two more nonlinearities, derivatives of any order, and a backward
+    pass in eval mode on every device.
+
+    Args:
+        input_size: number of features I of the input.
+        hidden_size: number of features H of the hidden state.
+        num_layers: number of stacked layers L.
+        nonlinearity: ``"tanh"``, ``"relu"``, ``"sigmoid"`` or ``"identity"``.
+        bias: whether there are ``bias_ih`` and ``bias_hh``.
+        batch_first: whether dense batched input and output are ``(B, T, features)`` instead of
+            ``(T, B, features)``; unbatched and packed sequences and hidden states are not affected.
+        dropout: probability of dropping each output of every layer but the last, in training.
+        bidirectional: whether a second direction runs from the last time step to the first (D = 2).
+        device: where the parameters are created.
+        dtype: data type of the parameters.
+        proj_size: refused as ``torch.nn.RNN`` refuses it; only an LSTM has projections.
+
+    Inputs:
+        input: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, ``(T, I)`` for one unbatched
+            sequence, or a :class:`~torch.nn.utils.rnn.PackedSequence`.
+        hx: initial states, ``(L * D, B, H)``, or ``(L * D, H)`` if unbatched; zeros by default.
+
+    Outputs:
+        output: the last layer's hidden state at every step, shaped as the input with D * H features
+            (packed if the input was).
+        h_n: the final hidden state of every layer and direction, shaped as ``hx``.
+
+    Parameters of layer k (direction 1 has the suffix ``_reverse``): ``weight_ih_l{k}`` of shape
+    ``(H, I)``, or ``(H, D * H)`` above the first layer, ``weight_hh_l{k}`` ``(H, H)``,
+    ``bias_ih_l{k}`` and ``bias_hh_l{k}`` ``(H,)``; all drawn uniformly from
+    :math:`(-1/\sqrt{H}, 1/\sqrt{H})`.
+
+    Raises:
+        TypeError: an argument, the input or ``hx`` is of the wrong type.
+        ValueError: an argument is out of range, the input has not 2 or 3 dimensions, or its dtype
+            is not that of the parameters.
+        RuntimeError: the input's features, its length (0), its device, or the shape, dtype or
+            device of ``hx`` do not fit.
+
+    Example:
+        >>> import torch
+        >>> rnn = FusedRNN(input_size=3, hidden_size=5, num_layers=2, bidirectional=True)
+        >>> output, h_n = rnn(torch.zeros(7, 2, 3))  # 7 time steps, 2 samples, 3 features
+        >>> output.shape, h_n.shape
+        (torch.Size([7, 2, 10]), torch.Size([4, 2, 5]))
+        >>> same = torch.nn.RNN(3, 5, num_layers=2, bidirectional=True)
+        >>> same.load_state_dict(rnn.state_dict())
+        <All keys matched successfully>
+
+    """
+
+    # A plain Module rather than an nn.RNNBase: the base class keeps a second, flat list of the
+    # weights that must be kept in step with the parameters. Here the parameters are read by name at
+    # every forward pass, so parametrizations, pruning and functional_call work with nothing to
+    # synchronise. The price: isinstance(module, nn.RNNBase) is False.
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        proj_size: None = None,
+    ) -> None:
+        super().__init__()
+        if proj_size is not None:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        check_positive_int("input_size", input_size)
+        check_positive_int("hidden_size", hidden_size)
+        check_positive_int("num_layers", num_layers)
+        check_nonlinearity(nonlinearity)
+        check_bool("bias", bias)
+        check_bool("batch_first", batch_first)
+        # nn.RNN takes any value here: 0 and 1 are in use, anything else is a mistake.
+        if not isinstance(bidirectional, int):
+            raise TypeError(
+                f"bidirectional should be of type bool, got: {type_name(bidirectional)}"
+            )
+        check_dropout(dropout)
+        if dropout > 0 and num_layers == 1:
+            warnings.warn(
+                f"dropout={dropout} has no effect with num_layers=1: dropout is applied to the "
+                "output of every layer but the last",
+                stacklevel=2,
+            )
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.nonlinearity = nonlinearity
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+
+        for index, names in enumerate(self._weight_names()):
+            layer_input = input_size if index < self._num_directions else self._output_size
+            shapes = [(hidden_size, layer_input), (hidden_size, hidden_size)]
+            shapes += [(hidden_size,), (hidden_size,)] if bias else []
+            for name, shape in zip(names, shapes, strict=True):
+                setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.reset_parameters()
+
+    @property
+    def _num_directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def _output_size(self) -> int:
+        return self._num_directions * self.hidden_size
+
+    def _weight_names(self) -> list[list[str]]:
+        """Return the parameter names of each layer and direction, in the order of ``hx``."""
+        kinds = ["weight_ih", "weight_hh"] + (["bias_ih", "bias_hh"] if self.bias else [])
+        suffixes = ["", "_reverse"][: self._num_directions]
+        return [
+            [f"{kind}_l{layer}{suffix}" for kind in kinds]
+            for layer in range(self.num_layers)
+            for suffix in suffixes
+        ]
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The weights of each layer and direction: ``[weight_ih, weight_hh, bias_ih, bias_hh]``."""
+        return [[getattr(self, name) for name in names] for names in self._weight_names()]
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew from ``U(-1/sqrt(H), 1/sqrt(H))``, in order of creation."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: the kernels need no flat copy of the weights (kept for ``nn.RNN`` code)."""
+
+    def extra_repr(self) -> str:
+        """Return the arguments that differ from their defaults, as ``nn.RNN`` does."""
+        options = [f"{self.input_size}, {self.hidden_size}"]
+        # nn.RNN never shows its nonlinearity, so only those that it does not have are added.
+        if self.nonlinearity not in TORCH_NONLINEARITIES:
+            options.append(f"nonlinearity={self.nonlinearity}")
+        defaults = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0,
+            "bidirectional": False,
+        }
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            if value != default:
+                options.append(f"{name}={value}")
+        return ", ".join(options)
+
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Run the layers over ``input`` from the state ``hx``; shapes and errors: see the class."""
+        if hx is not None:
+            check_tensor("hx", hx)
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx)
+        if isinstance(input, Tensor):
+            return self._forward_dense(input, hx)
+        raise TypeError(f"input should be a Tensor or a PackedSequence, got: {type_name(input)}")
+
+    def _forward_dense(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
+        if input.dim() not in (2, 3):
+            raise ValueError(
+                f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
+            )
+        batched = input.dim() == 3
+        # From here on the sequence is (T, B, I), and hx is (L * D, B, H).
+        if not batched:
+            input = input.unsqueeze(1)
+        elif self.batch_first:
+            input = input.transpose(0, 1)
+        if input.shape[0] == 0:
+            raise RuntimeError(
+                "Expected sequence length to be larger than 0 in RNN, got input of 0"
+            )
+        if hx is not None:
+            self._check_hx_shape(hx, (input.shape[1],) if batched else ())
+            if not batched:
+                hx = hx.unsqueeze(1)
+
+        output, h_n = self._run_layers(input, hx, None)
+
+        if not batched:
+            return output.squeeze(1), h_n.squeeze(1)
+        return (output.transpose(0, 1) if self.batch_first else output), h_n
+
+    def _forward_packed(
+        self, input: PackedSequence, hx: Tensor | None
+    ) -> tuple[PackedSequence, Tensor]:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if data.dim() != 2:
+            raise RuntimeError(f"input.data must have 2 dimensions, (N, I), got {data.dim()}")
+        if batch_sizes.shape[0] == 0:
+            raise RuntimeError(
+                "Expected sequence length to be larger than 0 in RNN, got no batch_sizes in input"
+            )
+        # The caller's hx is in the order of the samples, the packed rows in order of length.
+        if hx is not None:
+            # torch.compile cannot read batch_sizes; the operator checks against them when it runs.
+            batch = hx.shape[1] if torch.compiler.is_compiling() else int(batch_sizes[0])
+            self._check_hx_shape(hx, (batch,))
+            hx = hx if sorted_indices is None else hx.index_select(1, sorted_indices)
+
+        output, h_n = self._run_layers(data, hx, batch_sizes)
+
+        h_n = h_n if unsorted_indices is None else h_n.index_select(1, unsorted_indices)
+        return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
+
+    def _run_layers(
+        self, sequence: Tensor, hx: Tensor | None, batch_sizes: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Run every layer and direction; ``sequence`` is ``(T, B, I)``, or ``(N, I)`` packed."""
+        device_type = sequence.device.type
+        dtype = autocast.active_dtype(device_type)
+        # Each weight is read once: reading a parametrized weight computes it.
+        weights = [[autocast.cast(w, dtype) for w in group] for group in self.all_weights]
+        sequence = autocast.cast(sequence, dtype)
+        hx = autocast.cast(hx, dtype)
+        self._check_fit(sequence, hx, weights[0][0])
+        h0 = [None] * len(weights) if hx is None else hx.unbind(0)
+
+        final_states = []
+        with autocast.disabled(device_type, dtype):
+            for layer in range(self.num_layers):
+                outputs = []
+                for direction in range(self._num_directions):
+                    index = layer * self._num_directions + direction
+                    output, h_n = elman_rnn(
+                        sequence,
+                        h0[index],
+                        *weights[index],
+                        nonlinearity=self.nonlinearity,
+                        reverse=direction == 1,
+                        batch_sizes=batch_sizes,
+                    )
+                    outputs.append(output)
+                    final_states.append(h_n)
+                sequence = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
+                if layer + 1 < self.num_layers:
+                    sequence = nn.functional.dropout(sequence, self.dropout, self.training)
+        return sequence, torch.stack(final_states)
+
+    def _check_hx_shape(self, hx: Tensor, batch: tuple[int, ...]) -> None:
+        """Check ``hx`` against ``(L * D, *batch, H)``; ``batch`` is empty for unbatched input."""
+        expected = (self.num_layers * self._num_directions, *batch, self.hidden_size)
+        if hx.shape != expected:
+            kind = "batched" if batch else "unbatched"
+            axes = ["num_layers * directions", *(["batch"] if batch else []), "hidden_size"]
+            raise RuntimeError(
+                f"Expected hidden size {expected} of hx for {kind} input, ({', '.join(axes)}), "
+                f"got {tuple(hx.shape)}"
+            )
+
+    def _check_fit(self, input: Tensor, hx: Tensor | None, weight: Tensor) -> None:
+        """Check features, devices and dtypes of input and ``hx`` against the first weight."""
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(
+                "input.size(-1) must be equal to input_size. "
+                f"Expected {self.input_size}, got {input.shape[-1]}"
+            )
+        check_input_placement(input, weight)
+        if hx is not None:
+            check_hx_placement(hx, input)
+
+    @classmethod
+    def from_torch(cls, rnn: nn.RNN) -> FusedRNN:
+        """Return a FusedRNN with copies of the parameters of ``rnn``.
+
+        Configuration, dtype, device, ``requires_grad`` and training mode are those of ``rnn``, and
+        parameters that it shares between layers stay shared; hooks are not taken over.
+
+        Raises:
+            TypeError: ``rnn`` is not an ``nn.RNN`` (an LSTM or a GRU, for instance).
+            ValueError: a parameter of ``rnn`` is parametrized, pruned or weight-normalised.
+
+        """
+        if not isinstance(rnn, nn.RNN):
+            raise TypeError(f"rnn must be a torch.nn.RNN, got {type_name(rnn)}")
+        return rebuild(rnn, cls, parameter_copier())
+
+    def to_torch(self) -> nn.RNN:
+        """Return a ``torch.nn.RNN`` with copies of the parameters; see :meth:`from_torch`.
+
+        Raises:
+            ValueError: ``nn.RNN`` has no such nonlinearity, or a parameter is parametrized, pruned
+                or weight-normalised.
+
+        """
+        if self.nonlinearity not in TORCH_NONLINEARITIES:
+            raise ValueError(
+                f"nonlinearity must be 'tanh' or 'relu' for torch.nn.RNN, got {self.nonlinearity!r}"
+            )
+        return rebuild(self, nn.RNN, parameter_copier())

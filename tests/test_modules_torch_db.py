@@ -1,0 +1,151 @@
+"""PyTorch's own samples and error cases for nn.RNN and nn.RNNCell, run on our modules.
+
+They are in ``torch.testing._internal``, which needs the package expecttest.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from rnn_cuda import FusedRNN, FusedRNNCell
+
+pytest.importorskip("expecttest")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+OURS = {"nn.RNN": FusedRNN, "nn.RNNCell": FusedRNNCell}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _restore_backend_flags():
+    """Importing torch.testing's utilities freezes torch.backends for the rest of the process."""
+    frozen = torch.backends.flags_frozen()
+    yield
+    torch.backends.__allow_nonbracketed_mutation_flag = not frozen
+
+
+def _module_info(name: str) -> Any:
+    from torch.testing._internal.common_modules import module_db
+
+    return next(info for info in module_db if info.name == name)
+
+
+def _samples(name: str, training: bool = True) -> list[Any]:
+    """Return ModuleInput objects in float64: arguments of the constructor and of forward."""
+    info = _module_info(name)
+    torch.manual_seed(0)
+    arguments = {"device": "cpu", "dtype": torch.float64, "requires_grad": True}
+    options = {"with_packed_sequence": True} if name == "nn.RNN" else {}
+    return info.module_inputs_func(info, training=training, **arguments, **options)
+
+
+def _construct(cls: type[nn.Module], sample: Any) -> nn.Module:
+    torch.manual_seed(1)
+    return cls(*sample.constructor_input.args, **sample.constructor_input.kwargs).double()
+
+
+def _flat(result: Any) -> tuple[Tensor, ...]:
+    if isinstance(result, Tensor):
+        return (result,)
+    output, h_n = result
+    return (output.data if isinstance(output, PackedSequence) else output, h_n)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", OURS)
+def test_samples_give_torchs_results(name, training):
+    samples = _samples(name, training)
+    assert samples
+    for sample in samples:
+        ours, theirs = (_construct(c, sample) for c in (OURS[name], _module_info(name).module_cls))
+        arguments = sample.forward_input.args
+        actual = _flat(ours.train(training)(*arguments))
+        expected = _flat(theirs.train(training)(*arguments))
+
+        torch.testing.assert_close(actual, expected, msg=lambda m, s=sample: f"{s}: {m}")
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_samples_pass_torchs_own_reference_functions(name):
+    for sample in _samples(name):
+        # The reference function compares an unbatched sample with a batch of one.
+        if isinstance(sample.forward_input.args[0], PackedSequence):
+            continue
+        module = _construct(OURS[name], sample)
+        arguments, kwargs = sample.forward_input.args, sample.forward_input.kwargs
+        expected = sample.reference_fn(module, *arguments, **kwargs)
+
+        torch.testing.assert_close(_flat(module(*arguments, **kwargs)), _flat(expected))
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize("name", OURS)
+def test_samples_have_right_derivatives(name, order):
+    check = {"first": torch.autograd.gradcheck, "second": torch.autograd.gradgradcheck}[order]
+    # Every third sample: the kinds of input come round with a period of four, so all are met.
+    for sample in _samples(name)[::3]:
+        module = _construct(OURS[name], sample)
+        arguments = sample.forward_input.args
+        inputs = [a.data if isinstance(a, PackedSequence) else a for a in arguments]
+        inputs = [a.detach().requires_grad_() for a in inputs]
+
+        def run(*values, module=module, arguments=arguments):
+            given, weights = values[: len(arguments)], values[len(arguments) :]
+            first = arguments[0]
+            if isinstance(first, PackedSequence):
+                given = (first._replace(data=given[0]), *given[1:])
+            names = [name for name, _ in module.named_parameters()]
+            parameters = dict(zip(names, weights, strict=True))
+            return _flat(torch.func.functional_call(module, parameters, given))
+
+        weights = [p.detach().clone().requires_grad_() for p in module.parameters()]
+        assert check(run, (*inputs, *weights), fast_mode=True)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_error_samples_give_torchs_errors(name):
+    from torch.testing._internal.common_modules import ModuleErrorEnum
+
+    info = _module_info(name)
+    arguments = {"device": "cpu", "dtype": torch.float32, "requires_grad": False, "training": True}
+    cases = info.module_error_inputs_func(info, **arguments)
+    assert cases
+    for case in cases:
+        sample = case.module_error_input
+        constructor = sample.constructor_input
+        if case.error_on == ModuleErrorEnum.CONSTRUCTION_ERROR:
+            with pytest.raises(case.error_type, match=case.error_regex):
+                OURS[name](*constructor.args, **constructor.kwargs)
+        else:
+            module = OURS[name](*constructor.args, **constructor.kwargs)
+            with pytest.raises(case.error_type, match=case.error_regex):
+                module(*sample.forward_input.args, **sample.forward_input.kwargs)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_samples_do_not_depend_on_memory_layout(name):
+    def scattered(tensor: Tensor) -> Tensor:
+        """Return the same values with a stride of 2 in the last dimension."""
+        return torch.stack([tensor, tensor], dim=-1)[..., 0]
+
+    for sample in _samples(name):
+        if isinstance(sample.forward_input.args[0], PackedSequence):
+            continue
+        module = _construct(OURS[name], sample)
+        spread = copy.deepcopy(module)
+        for parameter in spread.parameters():
+            parameter.data = scattered(parameter.data)
+        arguments = sample.forward_input.args
+        results = []
+        for m, given in ((module, arguments), (spread, [scattered(a) for a in arguments])):
+            inputs = [*given, *m.parameters()]
+            output = _flat(m(*given))
+            total = sum(o.square().sum() for o in output)
+            results.append((output, torch.autograd.grad(total, inputs)))
+
+        torch.testing.assert_close(*results)
