@@ -16,7 +16,7 @@ CHECKER = Path(__file__).parent / "native" / "check_recurrence.cpp"
 def compile_checker(folder, kernel):
     binary = folder / "check_recurrence"
     includes = [f"-I{default_source_dir()}", *(f"-isystem{d}" for d in torch_include_dirs())]
-    # No SIMD flags: the narrowest vectors have the most tails. No optimisation: it compiles fastest.
+    # No SIMD flags: the narrowest vectors have the most tails. -O0 compiles fastest.
     options = ["-O0", "-g1", "-fopenmp", "-fsanitize=address,undefined"]
     options += [f"-std={torch_cxx_standard()}", "-fno-sanitize-recover=undefined", *includes]
     subprocess.run([find_cxx(), *options, CHECKER, kernel, "-o", binary], check=True)
