@@ -166,9 +166,13 @@ class RecurrenceBuilder {
                 ", got ", tensor.sizes());
   }
 
-  Matrix matrix(const Tensor& m, const char* name, int64_t columns) const {
-    check_shape(m, name, {r_.hidden_size, columns});
-    return {m.const_data_ptr(), m.stride(0), m.stride(1)};
+  Matrix matrix(const Tensor& tensor, const char* name, int64_t columns) {
+    check_shape(tensor, name, {r_.hidden_size, columns});
+    if (tensor.stride(1) != 1 && tensor.stride(0) == 1)
+      return {tensor.const_data_ptr(), tensor.stride(1), /*transposed=*/true};
+    const bool readable = tensor.stride(1) == 1 || columns <= 1;
+    const Tensor& m = readable ? kept_.emplace_back(tensor) : keep(tensor);
+    return {m.const_data_ptr(), m.stride(0), /*transposed=*/false};
   }
 
   // Any strides between rows will do (views, expanded gradients); features must be contiguous.

@@ -29,11 +29,12 @@ enum class Epilogue {
   Modulate,
 };
 
-// A matrix read as (n, k), so that a transposed view needs no copy. Strides count elements.
+// A matrix (n, k), so laid out that a transposed view needs no copy: element (n, k) is
+// data[n * stride + k], or data[k * stride + n] if transposed. Strides count elements.
 struct Matrix {
   const void* data = nullptr;
-  int64_t stride_n = 0;
-  int64_t stride_k = 0;
+  int64_t stride = 0;
+  bool transposed = false;
 };
 
 // One row of features per (time step t, sample b), features contiguous. Strides count elements.

@@ -13,6 +13,7 @@
 #include <array>
 #include <utility>
 
+#include "../recurrence.h"
 #include "vector.h"
 
 namespace rnn_cuda::cpu {
@@ -57,23 +58,33 @@ inline int panel_vectors_for_rows(int64_t rows) {
   return rows < 4 ? kMaxPanelVectors : narrow;
 }
 
-// Packs panels [first, end) of the (columns, depth) matrix whose (n, k) is from[n*sn + k*sk].
+// Packs panels [first, end) of the matrix (columns n, depth k).
 template <class Storage, class T>
-void pack(const Storage* from, int64_t sn, int64_t sk, int64_t columns, int64_t depth,
-          const Panels<T>& panels, int64_t first, int64_t end, T* packed) {
-  constexpr int64_t kBlock = 16;  // both the reads and the writes of a block stay in L1
+void pack(const Matrix& matrix, int64_t columns, int64_t depth, const Panels<T>& panels,
+          int64_t first, int64_t end, T* packed) {
+  constexpr int64_t kSide = kLanes<T>;
+  const Storage* const from = static_cast<const Storage*>(matrix.data);
   for (int64_t p = first; p < end; ++p) {
-    const int64_t n0 = panels.first_column(p);
-    const int64_t width = panels.first_column(p + 1) - n0;
-    const int64_t valid = std::min(width, columns - n0);
-    T* to = packed + depth * n0;
-    for (int64_t k0 = 0; k0 < depth; k0 += kBlock) {
-      const int64_t k1 = std::min(depth, k0 + kBlock);
-      for (int64_t n = 0; n < valid; ++n)
-        for (int64_t k = k0; k < k1; ++k)
-          to[k * width + n] = static_cast<T>(from[(n0 + n) * sn + k * sk]);
-      for (int64_t k = k0; k < k1; ++k)
-        std::fill(to + k * width + valid, to + (k + 1) * width, T(0));
+    const int64_t n0 = panels.first_column(p), n1 = panels.first_column(p + 1);
+    T* const to = packed + depth * n0;
+    for (int64_t n = n0; n < n1; n += kSide) {
+      T* const block = to + n - n0;
+      if (matrix.transposed) {
+        for (int64_t k = 0; k < depth; ++k)
+          store<T>(block + k * (n1 - n0),
+                   load_converted(from + k * matrix.stride + n, columns - n));
+        continue;
+      }
+      for (int64_t k = 0; k < depth; k += kSide) {
+        Vec<T> square[kSide];
+        for (int64_t i = 0; i < kSide; ++i)
+          square[i] = n + i < columns
+                          ? load_converted(from + (n + i) * matrix.stride + k, depth - k)
+                          : Vec<T>{};
+        transpose<T>(square);
+        for (int64_t i = 0; i < std::min(kSide, depth - k); ++i)
+          store<T>(block + (k + i) * (n1 - n0), square[i]);
+      }
     }
   }
 }

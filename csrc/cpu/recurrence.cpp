@@ -23,20 +23,52 @@ constexpr int64_t kChunkBytes = 128 << 10;
 constexpr int64_t kWorkPerThread = 1 << 16;
 constexpr int64_t kWorkPerBarrier = 1 << 14;
 
-template <class T>
-class AlignedBuffer {
+// Scratch memory of a call, kept by the calling thread for its next call: the system takes longer
+// to hand out fresh pages than a short sequence takes to compute.
+class Scratch {
  public:
-  explicit AlignedBuffer(int64_t count)
-      : data_(static_cast<T*>(
-            ::operator new(std::max<int64_t>(count, 1) * sizeof(T), std::align_val_t{64}))) {}
-  T* data() const { return data_.get(); }
+  // Begins a call that will take at most `bytes`, each piece rounded up by kAlignment.
+  explicit Scratch(int64_t bytes) {
+    if (bytes > kept_.size) kept_ = Block(bytes);
+    next_ = kept_.data.get();
+  }
+  ~Scratch() {
+    if (kept_.size > kMaxKeptBytes) kept_ = Block();
+  }
+
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(next_);
+    next_ += rounded<T>(count);
+    return piece;
+  }
+
+  template <class T>
+  static int64_t rounded(int64_t count) {
+    const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+    return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  }
 
  private:
+  static constexpr int64_t kAlignment = 64;
+  static constexpr int64_t kMaxKeptBytes = 64 << 20;
+
   struct Free {
-    void operator()(T* p) const { ::operator delete(p, std::align_val_t{64}); }
+    void operator()(char* p) const { ::operator delete(p, std::align_val_t{kAlignment}); }
   };
-  std::unique_ptr<T, Free> data_;
+  struct Block {
+    Block() = default;
+    explicit Block(int64_t bytes)
+        : data(static_cast<char*>(::operator new(bytes, std::align_val_t{kAlignment}))),
+          size(bytes) {}
+    std::unique_ptr<char, Free> data;
+    int64_t size = 0;
+  };
+  static thread_local Block kept_;
+  char* next_;
 };
+
+thread_local Scratch::Block Scratch::kept_;
 
 // When each sample has a step, and where its rows lie.
 class Schedule {
@@ -284,8 +316,6 @@ void run_typed(const Recurrence& r, int wanted_threads) {
   const Plan plan = Plan::make<T>(r, schedule.total_rows(), wanted_threads);
   const Panels<T> panels(r.hidden_size, plan.panel_vectors);
   const int64_t padded = panels.padded_columns();
-  const AlignedBuffer<T> packed_hidden(padded * r.hidden_size);
-  const AlignedBuffer<T> packed_input(padded * r.input_size);
 
   const int64_t rows = plan.cut_hidden ? r.batch : (r.batch + plan.threads - 1) / plan.threads;
   const int64_t steps_per_chunk = std::clamp<int64_t>(
@@ -295,34 +325,32 @@ void run_typed(const Recurrence& r, int wanted_threads) {
   const int64_t inputs_per_sample = steps_per_chunk * r.input_size;
   // Enough also if the team turns out smaller than planned and its parts of the batch larger.
   const int64_t samples = plan.cut_hidden ? r.batch * plan.threads : r.batch + plan.threads;
-  const AlignedBuffer<T> slots(slots_per_sample * samples);
-  const AlignedBuffer<T> inputs(inputs_per_sample * samples);
+
+  const int64_t counts[] = {padded * r.hidden_size, padded * r.input_size,
+                            slots_per_sample * samples, inputs_per_sample * samples};
+  int64_t bytes = 0;
+  for (const int64_t count : counts) bytes += Scratch::rounded<T>(count);
+  Scratch scratch(bytes);
+  T* const packed_hidden = scratch.take<T>(counts[0]);
+  T* const packed_input = scratch.take<T>(counts[1]);
+  T* const slots = scratch.take<T>(counts[2]);
+  T* const inputs = scratch.take<T>(counts[3]);
 
   SpinBarrier barrier;
   run_team(plan.threads, [&](int thread, int threads) {
     const int64_t first = panels.count() * thread / threads;
     const int64_t end = panels.count() * (thread + 1) / threads;
-    pack(static_cast<const Storage*>(r.weight_hidden.data), r.weight_hidden.stride_n,
-         r.weight_hidden.stride_k, r.hidden_size, r.hidden_size, panels, first, end,
-         packed_hidden.data());
-    if (r.input_size > 0)
-      pack(static_cast<const Storage*>(r.weight_input.data), r.weight_input.stride_n,
-           r.weight_input.stride_k, r.hidden_size, r.input_size, panels, first, end,
-           packed_input.data());
+    pack<Storage>(r.weight_hidden, r.hidden_size, r.hidden_size, panels, first, end, packed_hidden);
+    pack<Storage>(r.weight_input, r.hidden_size, r.input_size, panels, first, end, packed_input);
     barrier.wait(threads);
 
-    const Team<T> team{r,
-                       schedule,
-                       panels,
-                       packed_hidden.data(),
-                       packed_input.data(),
-                       barrier,
-                       plan.cut_hidden ? threads : 1};
+    const Team<T> team{
+        r, schedule, panels, packed_hidden, packed_input, barrier, plan.cut_hidden ? threads : 1};
     const Share share = plan.share(panels.count(), thread, threads);
     // Threads that cut the hidden dimension work on the same slots, each with its own inputs.
     const int64_t samples_each = samples / threads;
-    T* own_slots = slots.data() + (plan.cut_hidden ? 0 : slots_per_sample * samples_each * thread);
-    T* own_inputs = inputs.data() + inputs_per_sample * samples_each * thread;
+    T* own_slots = slots + (plan.cut_hidden ? 0 : slots_per_sample * samples_each * thread);
+    T* own_inputs = inputs + inputs_per_sample * samples_each * thread;
     Walker<Storage, EpilogueOf>(team, share, steps_per_chunk, own_slots, own_inputs).run();
   });
 }

@@ -5,10 +5,11 @@
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
+#include <type_traits>
 
 namespace rnn_cuda::cpu {
 
@@ -103,6 +104,39 @@ inline Vec<T> store_converted(Storage* to, Vec<T> v, int64_t count) {
     std::memcpy(to, rounded, std::min<int64_t>(count, kLanes<T>) * sizeof(Storage));
     return load<T>(lanes);
   }
+}
+
+// Picks lanes out of a (numbers below kLanes) and b (the following numbers).
+template <class T, class Lanes>
+inline Vec<T> shuffle(Vec<T> a, Vec<T> b, Lanes lanes) {
+#if defined(__clang__)
+  Vec<T> picked;
+  for (int i = 0; i < kLanes<T>; ++i)
+    picked[i] = lanes[i] < kLanes<T> ? a[lanes[i]] : b[lanes[i] - kLanes<T>];
+  return picked;
+#else
+  return __builtin_shuffle(a, b, lanes);
+#endif
+}
+
+// Transposes a square of vectors: swaps off-diagonal blocks of ever smaller size.
+template <class T, int Block = kLanes<T> / 2>
+inline void transpose(Vec<T> (&rows)[kLanes<T>]) {
+  using Int = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  Vec<Int> upper{}, lower{};
+  for (int i = 0; i < kLanes<T>; ++i) {
+    const bool second = i & Block;
+    upper[i] = second ? i - Block + kLanes<T> : i;
+    lower[i] = second ? i + kLanes<T> : i + Block;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i) {
+    if (i & Block) continue;
+    const Vec<T> a = rows[i], b = rows[i + Block];
+    rows[i] = shuffle<T>(a, b, upper);
+    rows[i + Block] = shuffle<T>(a, b, lower);
+  }
+  if constexpr (Block > 1) transpose<T, Block / 2>(rows);
 }
 
 // ---- nonlinearities -----------------------------------------------------------------------------

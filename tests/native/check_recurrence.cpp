@@ -55,7 +55,7 @@ double apply(Epilogue epilogue, double z, double e) {
 }
 
 float at(const rnn_cuda::Matrix& m, int64_t n, int64_t k) {
-  return static_cast<const float*>(m.data)[n * m.stride_n + k * m.stride_k];
+  return static_cast<const float*>(m.data)[m.transposed ? k * m.stride + n : n * m.stride + k];
 }
 
 // The contract of recurrence.h, word by word, one element at a time.
@@ -134,9 +134,8 @@ bool check_random_problem() {
   r.reverse = uniform(0, 1);
   r.time_steps = T, r.batch = B, r.input_size = I, r.hidden_size = H;
   if (!sizes.empty()) r.batch_sizes = sizes.data();
-  r.weight_hidden =
-      uniform(0, 1) ? rnn_cuda::Matrix{matrix.get(), H, 1} : rnn_cuda::Matrix{matrix.get(), 1, H};
-  if (I > 0) r.weight_input = {weight.get(), I, 1}, r.input = {x.get(), B * I, I};
+  r.weight_hidden = {matrix.get(), H, uniform(0, 1) == 1};
+  if (I > 0) r.weight_input = {weight.get(), I}, r.input = {x.get(), B * I, I};
   if (uniform(0, 1))
     r.addend = {addend.get(), B * H, H};
   else if (uniform(0, 1))
