@@ -1,0 +1,222 @@
+"""Runs one study: a model at growing horizons, contrast arms beside it, several seeds.
+
+    python -m experiments.run model=fused_rnn
+    python -m experiments.run model=lstm model.match_parameters=true
+    python -m experiments.run experiment=noise_padded_digits model=gru
+    python -m experiments.run -m model=fused_rnn,rnn,lstm,gru      # one comparison over all runs
+
+The run folder holds ``results.json``, ``curves.csv``, ``profiles.csv``, figures, the table and
+conclusions as text, the resolved configuration, and what it takes to repeat the run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from experiments import figures, report, results
+from experiments.kernel_check import compare_with_torch
+from experiments.ladder import Arm, build_arms, run_arm, summarise_arm
+from experiments.provenance import provenance
+from experiments.settings import ConfigError, validated
+from experiments.tasks import build_task
+from experiments.workers import available_cores, run_jobs
+from rnn_cuda import backend
+
+CONFIGURATION = Path(__file__).resolve().parents[1] / "hydra_conf"
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGURATION), config_name="config")
+def main(config: DictConfig) -> None:
+    """Check the configuration and run it in Hydra's output folder."""
+    try:
+        plain = validated(config)
+    except ConfigError as error:
+        raise SystemExit(f"error: {error}") from error
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        run_study(plain, folder, Console())
+    except KeyboardInterrupt:
+        raise SystemExit(f"\ninterrupted; what was done so far: {folder}") from None
+
+
+def run_study(config: dict[str, Any], folder: Path, console: Console) -> dict[str, Any]:
+    """Run a validated configuration and leave everything in ``folder``.
+
+    Returns:
+        What ``results.json`` holds.
+
+    Raises:
+        FileExistsError: ``folder`` already holds a run, finished or not.
+        experiments.workers.WorkerError: an arm failed in its process.
+    """
+    for name in (results.RESULTS, results.PARTIAL):
+        if (folder / name).exists():
+            raise FileExistsError(f"{folder} already holds a run ({name}); choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    task = build_task(config["task"])
+    arms = build_arms(config)
+    workers = worker_count(config, len(arms) * len(config["seeds"]))
+    found: dict[str, Any] = {
+        "complete": False,
+        "config": config,
+        "provenance": {**provenance(config["device"]), "workers": workers},
+        "task": {"name": task.name, "metric": task.metric},
+        "kernel_check": None,
+        "arms": [],
+    }
+    results.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    results.write_json(folder / results.PARTIAL, found)
+    console.print(
+        f"{config['name']}: {config['model']['name']} on {task.name}, {workers} worker(s)"
+    )
+
+    found["kernel_check"] = compare_with_torch(config, check_horizon(config))
+    runs = _run_arms(config, arms, workers, console, folder, found, task)
+    found["arms"] = [summarise_arm(config, task, arm, runs[arm.title]) for arm in arms]
+    found["conclusions"] = report.conclusions(found)
+    # Only now has this process used a kernel; each run says for itself what its process used.
+    found["provenance"]["backend"] = backend.describe()
+    found["complete"] = True
+
+    _write_tables(folder, arms, runs)
+    losses = {arm.title: [run["loss"] for run in runs[arm.title]] for arm in arms}
+    figures.draw_run(found, losses, folder)
+    _print_report(found, console, folder)
+    results.write_json(folder / results.RESULTS, found)
+    (folder / results.PARTIAL).unlink()
+    console.print(f"\nResults, curves and figures: {folder}")
+    return found
+
+
+def worker_count(config: dict[str, Any], jobs: int) -> int:
+    """Return the number of processes: as configured, else one per core; one for a GPU."""
+    if config["workers"] is not None:
+        return min(config["workers"], jobs)
+    if config["device"] != "cpu":
+        return 1
+    return min(available_cores(), jobs)
+
+
+def check_horizon(config: dict[str, Any]) -> int:
+    """Return where the kernel is put beside ``torch.nn.RNN``: a contrast's T, else mid-ladder."""
+    horizons = sorted(config["contrast_horizons"] or config["horizons"])
+    return horizons[len(horizons) // 2]
+
+
+def _run_arms(
+    config: dict[str, Any],
+    arms: list[Arm],
+    workers: int,
+    console: Console,
+    folder: Path,
+    found: dict[str, Any],
+    task: Any,
+) -> dict[str, list[dict[str, Any]]]:
+    """Run every arm from every seed; return the runs by arm title, in the order of the seeds."""
+    # Longest first, so that no core is left with a long job at the end.
+    jobs = [
+        (config, arm, seed)
+        for arm in sorted(arms, key=lambda arm: -arm.horizon)
+        for seed in config["seeds"]
+    ]
+    runs: dict[str, list[dict[str, Any]]] = {arm.title: [] for arm in arms}
+    steps = config["training"]["steps"]
+    with _progress(console) as progress:
+        bars = {
+            arm.title: progress.add_task(arm.title, total=steps * len(config["seeds"]), loss="")
+            for arm in arms
+        }
+        total = progress.add_task("all", total=steps * len(jobs), loss="")
+        done = [0] * len(jobs)
+
+        def on_progress(index: int, told: tuple[int, float]) -> None:
+            step, loss = told
+            advance, done[index] = step - done[index], step
+            progress.update(bars[jobs[index][1].title], advance=advance, loss=f"loss {loss:.4f}")
+            progress.advance(total, advance)
+
+        def on_result(index: int, run: dict[str, Any]) -> None:
+            arm = jobs[index][1]
+            # A run that diverged stopped early; its bar is full all the same.
+            on_progress(index, (steps, run["loss"][-1]))
+            runs[arm.title].append(run)
+            runs[arm.title].sort(key=lambda run: config["seeds"].index(run["seed"]))
+            if not console.is_terminal:
+                console.print(f"  {arm.title}, seed {run['seed']}: {run['verdict']}")
+            found["arms"] = [
+                summarise_arm(config, task, a, runs[a.title]) for a in arms if runs[a.title]
+            ]
+            results.write_json(folder / results.PARTIAL, found)
+
+        run_jobs(run_arm, jobs, workers, on_progress, on_result)
+    return runs
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<24}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _write_tables(folder: Path, arms: list[Arm], runs: dict[str, list[dict[str, Any]]]) -> None:
+    every = [(arm, run) for arm in arms for run in runs[arm.title]]
+    results.write_csv(
+        folder / "curves.csv",
+        ("arm", "horizon", "seed", "step", "loss", "gradient_norm"),
+        (
+            (arm.title, arm.horizon, run["seed"], step, loss, norm)
+            for arm, run in every
+            for step, (loss, norm) in enumerate(
+                zip(run["loss"], run["gradient_norm"], strict=True), start=1
+            )
+        ),
+    )
+    results.write_csv(
+        folder / "profiles.csv",
+        ("arm", "horizon", "seed", "stage", "lag", "state_norm", "hidden_norm"),
+        (
+            (arm.title, arm.horizon, run["seed"], stage, lag, state, hidden)
+            for arm, run in every
+            for stage in ("initial", "trained")
+            for lag, (state, hidden) in enumerate(
+                zip(run[stage]["state_norm"][::-1], run[stage]["hidden_norm"][::-1], strict=True)
+            )
+        ),
+    )
+
+
+def _print_report(found: dict[str, Any], console: Console, folder: Path) -> None:
+    """Print table and conclusions, and leave the same in ``report.txt``."""
+    with (folder / "report.txt").open("w", encoding="utf-8") as file:
+        for target in (console, Console(file=file, width=140)):
+            target.print()
+            target.print(report.ladder_table(found))
+            target.print("What to conclude")
+            for statement in found["conclusions"]:
+                target.print(f"  * {statement}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
