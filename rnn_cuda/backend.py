@@ -82,23 +82,27 @@ def use_native(device_type: str, dtype: torch.dtype) -> bool:
         NativeBackendError: the backend is "native" and there are no kernels for these tensors.
     """
     key = (_override, device_type, dtype)
+    # In a traced function the table of decisions would be a guard, and its first entry a reason to
+    # compile once more.
+    if torch.compiler.is_compiling():
+        return _decide(*key)
     decision = _decisions.get(key)
     if decision is None:
-        decision = _decide(device_type, dtype)
+        decision = _decide(*key)
         _decisions[key] = decision
     return decision
 
 
-def _decide(device_type: str, dtype: torch.dtype) -> bool:
-    choice = requested()
+def _decide(override: str | None, device_type: str, dtype: torch.dtype) -> bool:
+    choice = override or requested()
     problem = None if choice == "reference" else _why_not_native(device_type, dtype)
     if problem is not None:
         _report(problem, choice)
     return choice != "reference" and problem is None
 
 
-# torch.compile calls this while it traces, instead of tracing into the build; its guards on
-# _override trace again when the backend changes. The public spelling of this mark,
+# torch.compile calls this while it traces, instead of tracing into the build; its guard on the
+# override traces again when the backend changes. The public spelling of this mark,
 # torch.compiler.assume_constant_result, imports all of Dynamo, which takes seconds.
 _decide._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 

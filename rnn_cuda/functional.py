@@ -3,28 +3,22 @@
     P1  elman_rnn          h_t = f(W x_t + b_ih + U h_{t-1} + b_hh)
     P2  linear_recurrence  y_t = d_t * (g_t + M y_{t-1})
 
-The backward pass of P1 is P2, run against time with d = f'(h), M = U^T and g = dL/dh; its
-forward-mode derivative is P2 with M = U; and both derivatives of P2 are P2 again. So these two,
-with matrix products between them, give derivatives of any order without Python per time step.
-The derivation is in ``docs/differentiation.md``.
+Either has derivatives of any order, in both modes, without Python per time step, because all of
+them can be had from P1 and P2; see ``docs/differentiation.md``.
 
 Shape legend: T time steps, B batch, I input size, H hidden size, N = sum(batch_sizes) packed rows.
-"Rows" are a sequence flattened to (T * B, features), or the N rows of a packed one.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from rnn_cuda import backend, reference
-from rnn_cuda.reference import NONLINEARITIES, activation_derivative
+from rnn_cuda.reference import NONLINEARITIES
 
 __all__ = ["NONLINEARITIES", "elman_rnn", "linear_recurrence"]
 
@@ -96,6 +90,8 @@ def elman_rnn(
         input = input.unsqueeze(1)
         h0 = h0.unsqueeze(0) if isinstance(h0, Tensor) and h0.ndim == 1 else h0
     batch = _check_sequence("input", input, weight_ih.shape[1], batch_sizes)
+    if batch is None and isinstance(h0, Tensor):
+        batch = h0.shape[0]
     _check_like(input, h0, "h0", (batch, hidden))
     _check_like(input, weight_ih, "weight_ih", weight_ih.shape)
     _check_like(input, weight_hh, "weight_hh", weight_hh.shape)
@@ -103,9 +99,8 @@ def elman_rnn(
     _check_like(input, bias_hh, "bias_hh", (hidden,))
 
     if backend.use_native(input.device.type, input.dtype):
-        bias = bias_ih + bias_hh if bias_ih is not None and bias_hh is not None else bias_ih
-        bias = bias_hh if bias is None else bias
-        output, h_n = _ElmanRNN.apply(
+        bias = _total_bias(bias_ih, bias_hh)
+        output, h_n = torch.ops.rnn_cuda.elman_forward(
             input, h0, weight_ih, weight_hh, bias, nonlinearity, reverse, batch_sizes
         )
     else:
@@ -162,8 +157,14 @@ def linear_recurrence(
     _check_like(g, m, "m", m.shape)
     _check_like(g, y0, "y0", (batch, m.shape[0]))
     if backend.use_native(g.device.type, g.dtype):
-        return _LinearRecurrence.apply(d, g, m, y0, reverse, batch_sizes)
+        return torch.ops.rnn_cuda.linear_recurrence(d, g, m, y0, reverse, batch_sizes)
     return reference.linear_recurrence(d, g, m, y0, reverse=reverse, batch_sizes=batch_sizes)
+
+
+def _total_bias(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | None:
+    """Add what there is in compute precision: a sum in half precision would round once more."""
+    wide = [b.to(reference.compute_dtype(b.dtype)) for b in (bias_ih, bias_hh) if b is not None]
+    return wide[0] + wide[1] if len(wide) == 2 else next(iter(wide), None)
 
 
 # ---- checks --------------------------------------------------------------------------------------
@@ -174,8 +175,10 @@ def _check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
 
 
-def _check_sequence(name: str, sequence: Tensor, features: int, batch_sizes: Tensor | None) -> int:
-    """Check a sequence and its batch_sizes; return the batch size B."""
+def _check_sequence(
+    name: str, sequence: Tensor, features: int, batch_sizes: Tensor | None
+) -> int | None:
+    """Check a sequence and its batch_sizes; return the batch size B where it is known."""
     if sequence.dtype not in _SUPPORTED_DTYPES:
         expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in _SUPPORTED_DTYPES)
         raise ValueError(f"{name}: expected a dtype among {expected}; got {sequence.dtype}")
@@ -195,6 +198,9 @@ def _check_sequence(name: str, sequence: Tensor, features: int, batch_sizes: Ten
             "batch_sizes: expected an int64 tensor on the CPU, "
             f"got {batch_sizes.dtype} on {batch_sizes.device}"
         )
+    if torch.compiler.is_compiling():
+        # No look at values while tracing: the operator checks them each time it runs.
+        return None
     sizes = batch_sizes.tolist() if batch_sizes.ndim == 1 else []
     if not sizes or sizes[-1] < 1 or any(b > a for a, b in itertools.pairwise(sizes)):
         raise ValueError(
@@ -221,251 +227,3 @@ def _check_like(sequence: Tensor, value: Any, name: str, shape: Any) -> None:
             f"{name}: expected {sequence.dtype} on {sequence.device} as the sequence has, "
             f"got {value.dtype} on {value.device}"
         )
-
-
-# ---- how the rows of a sequence follow each other in time ----------------------------------------
-
-_Index = slice | Tensor
-
-
-@dataclasses.dataclass(frozen=True)
-class _Links:
-    """Row numbers: row ``current[i]`` comes right after row ``previous[i]`` of the same sample.
-
-    ``first`` and ``last`` are each sample's first and last row in the direction of processing, in
-    the order of the samples.
-    """
-
-    current: _Index
-    previous: _Index
-    first: _Index
-    last: _Index
-
-    @classmethod
-    def of(cls, sequence: Tensor, reverse: bool, batch_sizes: Tensor | None) -> _Links:
-        if batch_sizes is None:
-            rows, batch = sequence.shape[0] * sequence.shape[1], sequence.shape[1]
-            later, earlier = slice(batch, rows), slice(0, rows - batch)
-            begin, end = slice(0, batch), slice(rows - batch, rows)
-        else:
-            rows, batch = sequence.shape[0], int(batch_sizes[0])
-            samples = torch.arange(batch)
-            lengths = len(batch_sizes) - torch.searchsorted(
-                batch_sizes.flip(0).contiguous(), samples, right=True
-            )
-            first_rows = batch_sizes.cumsum(0) - batch_sizes
-            step_back = batch_sizes[:-1].repeat_interleave(batch_sizes[1:])
-            later = slice(batch, rows)
-            earlier = (torch.arange(batch, rows) - step_back).to(sequence.device)
-            begin = slice(0, batch)
-            end = (first_rows[lengths - 1] + samples).to(sequence.device)
-        if reverse:
-            return cls(current=earlier, previous=later, first=end, last=begin)
-        return cls(current=later, previous=earlier, first=begin, last=end)
-
-
-def _rows(sequence: Tensor) -> Tensor:
-    return sequence.reshape(math.prod(sequence.shape[:-1]), sequence.shape[-1])
-
-
-def _take(rows: Tensor, index: _Index) -> Tensor:
-    return rows[index] if isinstance(index, slice) else rows.index_select(0, index)
-
-
-def _add_at(rows: Tensor, index: _Index, values: Tensor) -> Tensor:
-    """``rows`` with ``values`` added at ``index``, out of place; no row is named twice."""
-    if isinstance(index, slice):
-        return rows + pad(values, (0, 0, index.start, rows.shape[0] - index.stop))
-    return rows.index_add(0, index, values)
-
-
-def _times_previous(states: Tensor, start: Tensor | None, m: Tensor, links: _Links) -> Tensor:
-    """Rows of ``M s_{t-1}``, zero at a sample's first step if it starts from None."""
-    product = _add_at(torch.zeros_like(states), links.current, _take(states, links.previous) @ m.mT)
-    return product if start is None else _add_at(product, links.first, start @ m.mT)
-
-
-def _outer_with_previous(
-    left: Tensor, states: Tensor, start: Tensor | None, links: _Links
-) -> Tensor:
-    """``sum_t left_t s_{t-1}^T``: the gradient of the matrix that multiplies s_{t-1}."""
-    total = _take(left, links.current).mT @ _take(states, links.previous)
-    return total if start is None else total + _take(left, links.first).mT @ start
-
-
-# ---- P1 ------------------------------------------------------------------------------------------
-
-
-class _ElmanRNN(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        input: Tensor,
-        h0: Tensor | None,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias: Tensor | None,
-        nonlinearity: str,
-        reverse: bool,
-        batch_sizes: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        return torch.ops.rnn_cuda.elman_forward(
-            input, h0, weight_ih, weight_hh, bias, nonlinearity, reverse, batch_sizes
-        )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        input, h0, weight_ih, weight_hh, _, ctx.nonlinearity, ctx.reverse, ctx.batch_sizes = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(input, h0, weight_ih, weight_hh, output[0])
-        ctx.save_for_forward(input, h0, weight_ih, weight_hh, output[0])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad_output, grad_h_n = grads
-        nothing = (None,) * 8
-        if grad_output is None and grad_h_n is None:
-            return nothing
-        input, h0, weight_ih, weight_hh, output = ctx.saved_tensors
-        links = _Links.of(output, ctx.reverse, ctx.batch_sizes)
-        delta = _adjoint_of_preactivation(ctx, grad_output, grad_h_n, output, weight_hh, links)
-
-        needs_input, needs_h0, needs_ih, needs_hh, needs_bias, *_ = ctx.needs_input_grad
-        delta_rows, output_rows = _rows(delta), _rows(output)
-        return (
-            delta @ weight_ih if needs_input else None,
-            _take(delta_rows, links.first) @ weight_hh if needs_h0 else None,
-            delta_rows.mT @ _rows(input) if needs_ih else None,
-            _outer_with_previous(delta_rows, output_rows, h0, links) if needs_hh else None,
-            delta_rows.sum(0) if needs_bias else None,
-            *nothing[5:],
-        )
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
-        d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, *_ = tangents
-        input, h0, weight_ih, weight_hh, output = ctx.saved_tensors
-        links = _Links.of(output, ctx.reverse, ctx.batch_sizes)
-        rows = _rows(output)
-        drive = torch.zeros_like(rows)
-        if d_input is not None:
-            drive = drive + _rows(d_input) @ weight_ih.mT
-        if d_weight_ih is not None:
-            drive = drive + _rows(input) @ d_weight_ih.mT
-        if d_weight_hh is not None:
-            drive = drive + _times_previous(rows, h0, d_weight_hh, links)
-        if d_bias is not None:
-            drive = drive + d_bias
-        tangent = _LinearRecurrence.apply(
-            activation_derivative(output, ctx.nonlinearity),
-            drive.view(output.shape),
-            weight_hh,
-            d_h0,
-            ctx.reverse,
-            ctx.batch_sizes,
-        )
-        return tangent, _take(_rows(tangent), links.last)
-
-
-def _adjoint_of_preactivation(
-    ctx: Any,
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    output: Tensor,
-    weight_hh: Tensor,
-    links: _Links,
-) -> Tensor:
-    """delta_t = dL/dz_t = f'(h_t) * (dL/dh_t direct + U^T delta_{t+1})."""
-    if not torch.is_grad_enabled():
-        # First order: one operator, which reads f' off the output and takes absent gradients as is.
-        return torch.ops.rnn_cuda.elman_backward(
-            grad_output,
-            grad_h_n,
-            output,
-            weight_hh,
-            ctx.nonlinearity,
-            ctx.reverse,
-            ctx.batch_sizes,
-        )
-    # The gradient itself is to be differentiated: the same, in terms of P2.
-    direct = torch.zeros_like(output) if grad_output is None else grad_output
-    if grad_h_n is not None:
-        direct = _add_at(_rows(direct), links.last, grad_h_n).view(output.shape)
-    return _LinearRecurrence.apply(
-        activation_derivative(output, ctx.nonlinearity),
-        direct,
-        weight_hh.mT,
-        None,
-        not ctx.reverse,
-        ctx.batch_sizes,
-    )
-
-
-# ---- P2 ------------------------------------------------------------------------------------------
-
-
-class _LinearRecurrence(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        d: Tensor,
-        g: Tensor,
-        m: Tensor,
-        y0: Tensor | None,
-        reverse: bool,
-        batch_sizes: Tensor | None,
-    ) -> Tensor:
-        return torch.ops.rnn_cuda.linear_recurrence(d, g, m, y0, reverse, batch_sizes)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        d, g, m, y0, ctx.reverse, ctx.batch_sizes = inputs
-        ctx.save_for_backward(d, g, m, y0, output)
-        ctx.save_for_forward(d, g, m, y0, output)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        d, g, m, y0, y = ctx.saved_tensors
-        needs_d, needs_g, needs_m, needs_y0, *_ = ctx.needs_input_grad
-        links = _Links.of(y, ctx.reverse, ctx.batch_sizes)
-        # e_t, the adjoint of s_t = g_t + M y_{t-1}, is P2 against time:
-        # e_t = d_t * (grad_t + M^T e_{t+1}).
-        e = _LinearRecurrence.apply(d, grad, m.mT, None, not ctx.reverse, ctx.batch_sizes)
-        e_rows, y_rows = _rows(e), _rows(y)
-        grad_d = None
-        if needs_d:
-            # s_t times the adjoint of y_t. Both are made anew: where d_t = 0 (a closed relu),
-            # neither can be read off y_t = d_t s_t or e_t.
-            s = _rows(g) + _times_previous(y_rows, y0, m, links)
-            adjoint = _add_at(_rows(grad), links.previous, _take(e_rows, links.current) @ m)
-            grad_d = (s * adjoint).view(d.shape)
-        return (
-            grad_d,
-            e if needs_g else None,
-            _outer_with_previous(e_rows, y_rows, y0, links) if needs_m else None,
-            _take(e_rows, links.first) @ m if needs_y0 else None,
-            None,
-            None,
-        )
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        d_d, d_g, d_m, d_y0, *_ = tangents
-        d, g, m, y0, y = ctx.saved_tensors
-        links = _Links.of(y, ctx.reverse, ctx.batch_sizes)
-        y_rows = _rows(y)
-        # y'_t = r_t + d_t * (g'_t + M' y_{t-1} + M y'_{t-1}) with r_t = d'_t s_t. In terms of
-        # u_t = y'_t - r_t this is P2 again, whatever d_t is.
-        drive = torch.zeros_like(y_rows) if d_g is None else _rows(d_g)
-        if d_m is not None:
-            drive = drive + _times_previous(y_rows, y0, d_m, links)
-        r = None
-        if d_d is not None:
-            s = _rows(g) + _times_previous(y_rows, y0, m, links)
-            r = _rows(d_d) * s
-            drive = drive + _times_previous(r, None, m, links)
-        u = _LinearRecurrence.apply(d, drive.view(y.shape), m, d_y0, ctx.reverse, ctx.batch_sizes)
-        return u if r is None else u + r.view(y.shape)

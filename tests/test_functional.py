@@ -102,8 +102,9 @@ def test_half_precisions_round_once_per_step_as_the_reference_does(dtype):
     T, B, I, H = 12, 5, 7, 33
     x, h0 = torch.randn(T, B, I).to(dtype), torch.randn(B, H).to(dtype)
     W, U = torch.randn(H, I).to(dtype), (torch.randn(H, H) / H**0.5).to(dtype)
-    output, h_n = elman_rnn(x, h0, W, U)
-    expected, _ = reference.elman_rnn(x, h0, W, U)
+    biases = torch.randn(2, H).to(dtype)
+    output, h_n = elman_rnn(x, h0, W, U, *biases)
+    expected, _ = reference.elman_rnn(x, h0, W, U, *biases)
     # A sum in another order may fall on the other side of a rounding boundary now and then.
     close = torch.isclose(output, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
     assert close.all()

@@ -1,0 +1,1 @@
+"""Scripts that measure, and that generate tables for the documentation."""

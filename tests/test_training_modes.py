@@ -1,0 +1,281 @@
+"""Training as users do it: mixed precision, determinism, several processes, and little memory."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.data import DataLoader, Dataset
+
+from rnn_cuda import FusedRNN, backend
+from rnn_cuda.functional import elman_rnn
+
+NATIVE = backend.use_native("cpu", torch.float32)
+needs_native = pytest.mark.skipif(
+    not NATIVE,
+    reason="asserts properties of the native operators, and the reference is the active backend",
+)
+
+T, B, I, H = 7, 4, 6, 16
+
+
+def pair(**options):
+    """A FusedRNN and the ``nn.RNN`` of the same parameters."""
+    torch.manual_seed(0)
+    fused = FusedRNN(I, H, **options)
+    return fused, fused.to_torch()
+
+
+# ---- mixed precision -----------------------------------------------------------------------------
+
+
+def train(rnn, dtype, scaler, steps=3):
+    """Train on fixed data under autocast; return the losses and the dtypes seen on the way."""
+    torch.manual_seed(1)
+    x, target = torch.randn(T, B, I), torch.randn(T, B, H) / 2
+    optimizer = torch.optim.SGD(rnn.parameters(), lr=0.5)
+    losses, dtypes = [], set()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype):
+            output, h_n = rnn(x)
+            loss = (output.float() - target).pow(2).mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        dtypes |= {output.dtype, h_n.dtype, *(p.grad.dtype for p in rnn.parameters())}
+        losses.append(loss.item())
+    return losses, dtypes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_training_step_under_autocast_follows_that_of_nn_rnn(dtype, scaled):
+    fused, reference = pair(num_layers=2)
+    scalers = [torch.amp.GradScaler("cpu", enabled=scaled, init_scale=2.0**8) for _ in range(2)]
+    losses, dtypes = train(fused, dtype, scalers[0])
+    expected, expected_dtypes = train(reference, dtype, scalers[1])
+    assert dtypes == expected_dtypes == {dtype, torch.float32}
+    # The two round at different places; both follow the same training.
+    assert losses == pytest.approx(expected, rel=4 * torch.finfo(dtype).eps)
+    assert losses[-1] < losses[0]
+    assert scalers[0].get_scale() == scalers[1].get_scale()
+
+
+def test_grad_scaler_skips_a_step_whose_gradients_overflow():
+    fused, _ = pair()
+    before = [p.detach().clone() for p in fused.parameters()]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    optimizer = torch.optim.SGD(fused.parameters(), lr=1.0)
+    loss = fused(torch.randn(T, B, I))[0].sum() * float("inf")
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(torch.equal(a, b) for a, b in zip(before, fused.parameters(), strict=True))
+    assert scaler.get_scale() == 2.0**7
+
+
+# ---- determinism ---------------------------------------------------------------------------------
+
+
+def test_ten_repeats_are_bitwise_equal_under_deterministic_algorithms():
+    rnn, _ = pair(num_layers=2, bidirectional=True)
+    x = torch.randn(T, B, I)
+    packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([7, 5, 5, 1]))
+
+    def once():
+        results = []
+        for input in (x, packed):
+            output, h_n = rnn(input)
+            output = output if input is x else output.data
+            loss = output.pow(2).sum() + h_n.sum()
+            gradients = torch.autograd.grad(loss, list(rnn.parameters()), create_graph=True)
+            second = torch.autograd.grad(gradients[1].pow(2).sum(), list(rnn.parameters()))
+            results += [output, h_n, *gradients, *second]
+        return [r.detach() for r in results]
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        first = once()
+        for _ in range(9):
+            assert all(torch.equal(a, b) for a, b in zip(first, once(), strict=True))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+# ---- several processes ---------------------------------------------------------------------------
+
+
+def run_python(code, *arguments, processes=1, timeout=120, **environment):
+    """Run ``code`` in ``processes`` fresh interpreters at once; the last argument is the rank."""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code), *arguments, str(rank)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    try:
+        outputs = [process.communicate(timeout=timeout)[0] for process in running]
+    finally:
+        for process in running:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+    for process, output in zip(running, outputs, strict=True):
+        assert process.returncode == 0, output
+    return outputs
+
+
+DDP = """
+    import sys
+    import torch
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+    from rnn_cuda import FusedRNN
+
+    folder, port, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    problem = torch.load(f"{folder}/problem.pt")
+    rnn = FusedRNN(6, 16, num_layers=2, bidirectional=True)
+    if rank == 0:  # the other process gets its parameters from this one
+        rnn.load_state_dict(problem["parameters"])
+    model = DistributedDataParallel(rnn)
+    mine = slice(2 * rank, 2 * rank + 2)  # half of the batch
+    output, h_n = model(problem["x"][:, mine])
+    (output.pow(2).mean() + h_n.pow(2).mean()).backward()
+    torch.save([p.grad for p in rnn.parameters()], f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch is built without gloo")
+def test_two_data_parallel_processes_have_the_gradients_of_one(tmp_path):
+    rnn, _ = pair(num_layers=2, bidirectional=True)
+    x = torch.randn(T, B, I)
+    torch.save({"parameters": rnn.state_dict(), "x": x}, tmp_path / "problem.pt")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    run_python(DDP, str(tmp_path), port, processes=2)
+    output, h_n = rnn(x)
+    expected = torch.autograd.grad(output.pow(2).mean() + h_n.pow(2).mean(), list(rnn.parameters()))
+    for rank in range(2):
+        actual = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(actual, list(expected))
+
+
+FORK = """
+    import os
+    import torch
+    from rnn_cuda import FusedRNN
+
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    rnn = FusedRNN(16, 128)
+    x = torch.randn(20, 16, 16)
+
+    def step():
+        rnn.zero_grad()
+        rnn(x)[0].sum().backward()
+        return rnn.weight_hh_l0.grad.clone()
+
+    in_parent = step()
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:  # exits with 0 only if it gets through and finds the same
+            torch.set_num_threads(1)  # as the workers of a DataLoader do
+            os._exit(0 if torch.allclose(step(), in_parent) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    assert torch.equal(step(), in_parent)
+    print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_forked_after_two_threads_have_worked_trains_on_one():
+    # On more threads a forked child hangs in any parallel operation of PyTorch, a matrix product
+    # say: GNU OpenMP does not survive a fork.
+    (output,) = run_python(FORK, timeout=60, OMP_NUM_THREADS="2")
+    assert "done" in output
+
+
+class Features(Dataset):
+    """A data set whose samples are an RNN's output, computed in the worker that serves them."""
+
+    def __init__(self, rnn):
+        self.rnn = rnn
+        self.x = torch.randn(8, T, I)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        with torch.no_grad():
+            return self.rnn(self.x[index])[0]
+
+
+def test_data_workers_run_forward_passes_after_the_parent_has():
+    rnn, _ = pair()
+    data = Features(rnn)
+    expected = torch.stack([data[i] for i in range(len(data))])
+    loader = DataLoader(data, batch_size=4, num_workers=2, timeout=60)
+    torch.testing.assert_close(torch.cat(list(loader)), expected)
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def saved_by(run):
+    """Return ``run()`` and the tensors that it keeps for the backward pass."""
+    saved = []
+
+    def pack(tensor):
+        saved.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        return run(), saved
+
+
+def storages(tensors):
+    """Bytes of each storage behind ``tensors``, by address."""
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+
+
+@needs_native
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_saved_tensors_are_the_inputs_and_the_output(packed):
+    sizes = torch.tensor([4, 3, 2]) if packed else None
+    x = torch.randn((9, I) if packed else (T, B, I), requires_grad=True)
+    h0, W, U, b = (
+        torch.randn(shape, requires_grad=True) for shape in [(B, H), (H, I), (H, H), (H,)]
+    )
+    (output, _), saved = saved_by(lambda: elman_rnn(x, h0, W, U, b, batch_sizes=sizes))
+    assert len(saved) == 5
+    assert storages(saved) == storages([x, h0, W, U, output])
+
+
+@needs_native
+def test_a_forward_pass_keeps_five_tensors_where_nn_rnn_keeps_some_per_step_and_a_second_output():
+    steps, (fused, reference) = 100, pair(bias=False)
+    x, hx = torch.randn(steps, B, I), torch.zeros(1, B, H)
+    (output, h_n), saved = saved_by(lambda: fused(x, hx))
+    (expected, expected_h_n), saved_by_torch = saved_by(lambda: reference(x, hx))
+    assert len(saved) == 5
+    assert len(saved_by_torch) > 2 * steps
+    parameters = (fused.weight_ih_l0, fused.weight_hh_l0)
+    kept = sum(storages([*saved, output, h_n]).values())
+    assert kept == sum(t.nbytes for t in (x, hx, *parameters, output, h_n))
+    kept_by_torch = sum(storages([*saved_by_torch, expected, expected_h_n]).values())
+    assert kept_by_torch > kept + 0.95 * output.nbytes

@@ -1,0 +1,360 @@
+"""``torch.func`` over the recurrences and over `FusedRNN`: each transform equals what a loop gives.
+
+The oracle of derivatives is the reference, transformed in the same way or differentiated by plain
+autograd, in float64.
+"""
+
+import collections
+
+import pytest
+import torch
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.func import (
+    functional_call,
+    grad,
+    hessian,
+    jacfwd,
+    jacrev,
+    jvp,
+    stack_module_state,
+    vjp,
+    vmap,
+)
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rnn_cuda import FusedRNN, backend, reference
+from rnn_cuda.functional import NONLINEARITIES, elman_rnn, linear_recurrence
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+T, B, I, H, V = 4, 3, 2, 5, 3  # V is the dimension that vmap maps over
+SIZES = torch.tensor([3, 3, 2, 1])
+LAYOUTS = {"dense": None, "packed": SIZES}
+ALL = tuple(range(5))
+
+needs_native = pytest.mark.skipif(
+    not backend.use_native("cpu", torch.float64),
+    reason="counts calls of the native operators, and the reference is the active backend",
+)
+
+
+def normal(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def problem(sizes, *leading):
+    """(x, W, U, b, h0), each with the ``leading`` dimensions in front."""
+    torch.manual_seed(0)
+    rows = (T, B) if sizes is None else (int(sizes.sum()),)
+    shapes = [(*rows, I), (H, I), (H, H), (H,), (B, H)]
+    return tuple(normal(*leading, *shape) / 2 for shape in shapes)
+
+
+def loss(run, sizes, nonlinearity="tanh", reverse=False):
+    """A scalar of the output and the last states, as a function of (x, W, U, b, h0)."""
+
+    def f(x, W, U, b, h0):
+        output, h_n = run(
+            x, h0, W, U, b, nonlinearity=nonlinearity, reverse=reverse, batch_sizes=sizes
+        )
+        return output.pow(2).sum() + h_n.pow(3).sum()
+
+    return f
+
+
+def assert_equal(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+# ---- derivatives ---------------------------------------------------------------------------------
+
+DERIVATIVES = {
+    "grad": grad,
+    "jacrev": jacrev,
+    "jacfwd": jacfwd,
+    "hessian": hessian,
+    "reverse over reverse": lambda f, argnums: jacrev(jacrev(f, argnums), argnums),
+    "reverse over forward": lambda f, argnums: jacrev(jacfwd(f, argnums), argnums),
+    "forward over forward": lambda f, argnums: jacfwd(jacfwd(f, argnums), argnums),
+}
+
+
+@pytest.mark.parametrize("transform", DERIVATIVES.values(), ids=DERIVATIVES.keys())
+@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_every_derivative_for_every_argument_equals_the_references(sizes, transform):
+    tensors = problem(sizes)
+    actual = transform(loss(elman_rnn, sizes, reverse=True), ALL)(*tensors)
+    assert_equal(actual, transform(loss(reference.elman_rnn, sizes, reverse=True), ALL)(*tensors))
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+def test_hessians_of_every_nonlinearity_equal_the_references(nonlinearity):
+    tensors = problem(None)
+    actual = hessian(loss(elman_rnn, None, nonlinearity), (1, 2))(*tensors)
+    expected = hessian(loss(reference.elman_rnn, None, nonlinearity), (1, 2))(*tensors)
+    assert_equal(actual, expected)
+
+
+@pytest.mark.parametrize("modes", ["fff", "ffr", "frf", "rff", "rfr", "rrf"])
+def test_third_derivatives_in_every_mix_of_modes_equal_the_references(modes):
+    transforms = {"f": jacfwd, "r": jacrev}
+
+    def third(f):
+        for mode, argnum in zip(reversed(modes), (0, 3, 1), strict=True):
+            f = transforms[mode](f, argnum)
+        return f
+
+    tensors = problem(None)
+    actual = third(loss(elman_rnn, None))(*tensors)
+    assert_equal(actual, third(loss(reference.elman_rnn, None))(*tensors))
+
+
+@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_jvp_and_vjp_are_transposes_and_equal_the_references(sizes):
+    tensors = problem(sizes)
+    tangents = tuple(torch.randn_like(t) for t in tensors)
+
+    def outputs(run):
+        return lambda x, W, U, b, h0: run(x, h0, W, U, b, batch_sizes=sizes)
+
+    primal, tangent = jvp(outputs(elman_rnn), tensors, tangents)
+    assert_equal((primal, tangent), jvp(outputs(reference.elman_rnn), tensors, tangents))
+    cotangents = tuple(torch.randn_like(out) for out in primal)
+    pulled = vjp(outputs(elman_rnn), *tensors)[1](cotangents)
+    assert_equal(pulled, vjp(outputs(reference.elman_rnn), *tensors)[1](cotangents))
+    forward = sum((c * t).sum() for c, t in zip(cotangents, tangent, strict=True))
+    assert_equal(forward, sum((p * t).sum() for p, t in zip(pulled, tangents, strict=True)))
+
+
+@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize("transform", DERIVATIVES.values(), ids=DERIVATIVES.keys())
+def test_every_derivative_of_the_linear_recurrence_equals_the_references(transform, sizes):
+    x, _, M, _, y0 = problem(sizes)
+    d, g = normal(*x.shape[:-1], H), normal(*x.shape[:-1], H)
+    d.view(-1)[::3] = 0
+
+    def f(run):
+        return lambda *args: run(*args, batch_sizes=sizes).pow(2).sum()
+
+    actual = transform(f(linear_recurrence), (0, 1, 2, 3))(d, g, M, y0)
+    assert_equal(actual, transform(f(reference.linear_recurrence), (0, 1, 2, 3))(d, g, M, y0))
+
+
+@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_derivatives_of_both_orders_can_be_batched(sizes):
+    tensors = tuple(t.requires_grad_() for t in problem(sizes))
+
+    def f(x, W, U, b, h0):
+        return elman_rnn(x, h0, W, U, b, nonlinearity="sigmoid", batch_sizes=sizes)
+
+    options = {"check_batched_grad": True, "fast_mode": True}
+    assert gradcheck(f, tensors, check_forward_ad=True, check_batched_forward_grad=True, **options)
+    assert gradgradcheck(f, tensors, check_fwd_over_rev=True, **options)
+
+
+def test_a_gradient_taken_without_a_graph_carries_tangents():
+    x, W, U, b, h0 = problem(None)
+    direction = torch.randn_like(U)
+
+    def tangent_of_gradient(run):
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(U.clone().requires_grad_(), direction)
+            (gradient,) = torch.autograd.grad(loss(run, None)(x, W, dual, b, h0), dual)
+            return forward_ad.unpack_dual(gradient).tangent
+
+    assert_equal(tangent_of_gradient(elman_rnn), tangent_of_gradient(reference.elman_rnn))
+
+
+# ---- vmap ----------------------------------------------------------------------------------------
+
+IN_DIMS = {
+    "inputs": (0, None, None, None, None),
+    "inputs and states, at odd places": (1, None, None, None, -1),
+    "states": (None, None, None, None, 1),
+    "weights": (None, 1, 2, 0, None),
+    "bias": (None, None, None, -1, None),
+    "everything": (0, 1, 0, 1, 2),
+}
+
+
+@pytest.mark.parametrize("inner", [lambda f: f, grad], ids=["value", "gradient"])
+@pytest.mark.parametrize("in_dims", IN_DIMS.values(), ids=IN_DIMS.keys())
+@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_vmap_equals_a_loop(sizes, in_dims, inner):
+    stacked = problem(sizes, V)
+    single = problem(sizes)
+    mapped = [
+        one if dim is None else many.movedim(0, dim)
+        for one, many, dim in zip(single, stacked, in_dims, strict=True)
+    ]
+    argnums = {} if inner is not grad else {"argnums": ALL}
+    f = inner(loss(elman_rnn, sizes), **argnums)
+    oracle = inner(loss(reference.elman_rnn, sizes), **argnums)
+    results = [
+        oracle(*(t if d is None else t.select(d, i) for t, d in zip(mapped, in_dims, strict=True)))
+        for i in range(V)
+    ]
+    expected = torch.utils._pytree.tree_map(lambda *each: torch.stack(each), *results)
+    assert_equal(vmap(f, in_dims)(*mapped), expected)
+
+
+@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_nested_vmaps_equal_nested_loops(sizes):
+    _, W, _, b, h0 = problem(sizes)
+    xs, Us = problem(sizes, V)[0], problem(sizes, 2)[2]
+    f = grad(loss(elman_rnn, sizes), argnums=ALL)
+    over_inputs = vmap(f, (0, None, None, None, None))
+    actual = vmap(over_inputs, (None, None, 0, None, None))(xs, W, Us, b, h0)
+    oracle = grad(loss(reference.elman_rnn, sizes), argnums=ALL)
+    for i in range(2):
+        for j in range(V):
+            expected = oracle(xs[j], W, Us[i], b, h0)
+            assert_equal(tuple(g[i, j] for g in actual), expected)
+
+
+@needs_native
+def test_vmap_over_nothing_is_refused():
+    x, W, U = normal(0, T, B, I), normal(H, I), normal(H, H)
+    with pytest.raises(ValueError, match="expected a mapped dimension of size 1 or more, got 0"):
+        vmap(lambda x: elman_rnn(x, None, W, U))(x)
+
+
+@needs_native
+def test_vmap_folds_into_one_call_where_the_weights_are_shared():
+    for sizes in LAYOUTS.values():
+        xs, (_, W, U, b, h0) = problem(sizes, V)[0], problem(sizes)
+        with count_native_calls() as counts:
+            vmap(grad(loss(elman_rnn, sizes), argnums=1), (0, *[None] * 4))(xs, W, U, b, h0)
+        assert counts == {"elman_forward": 1, "linear_recurrence": 1}
+
+
+# ---- modules -------------------------------------------------------------------------------------
+
+
+def module(**options):
+    torch.manual_seed(0)
+    return FusedRNN(I, H, num_layers=2, bidirectional=True, dtype=torch.float64, **options)
+
+
+def module_loss(rnn, parameters, x):
+    output, h_n = functional_call(rnn, parameters, (x,))
+    output = output.data if isinstance(output, PackedSequence) else output
+    return output.pow(2).mean() + h_n.sum()
+
+
+def test_an_ensemble_of_modules_equals_its_members():
+    members = [module(batch_first=True) for _ in range(V)]
+    for i, member in enumerate(members):
+        torch.nn.init.normal_(member.weight_hh_l0, std=0.3 + i)
+    parameters, _ = stack_module_state(members)
+    x = normal(B, T, I)
+    value_and_gradient = vmap(
+        lambda p, x: (module_loss(members[0], p, x), grad(module_loss, 1)(members[0], p, x)),
+        in_dims=(0, None),
+    )
+    values, gradients = value_and_gradient(parameters, x)
+    for i, member in enumerate(members):
+        value = module_loss(member, dict(member.named_parameters()), x)
+        member_gradients = torch.autograd.grad(value, list(member.parameters()))
+        assert_equal(values[i], value.detach())
+        assert_equal([g[i] for g in gradients.values()], list(member_gradients))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_per_sample_gradients_equal_one_backward_pass_per_sample(packed):
+    rnn = module()
+    parameters = dict(rnn.named_parameters())
+    if packed:  # two samples of their own lengths in each; vmap maps over the packed data
+        inputs = [pack_sequence([normal(T, I), normal(T - 1, I)]) for _ in range(V)]
+        data = torch.stack([p.data for p in inputs])
+        per_sample = vmap(
+            lambda data: grad(module_loss, 1)(
+                rnn, parameters, PackedSequence(data, inputs[0].batch_sizes)
+            )
+        )(data)
+    else:
+        x = normal(T, V, I)
+        inputs = [x[:, i : i + 1] for i in range(V)]
+        per_sample = vmap(
+            lambda sample: grad(module_loss, 1)(rnn, parameters, sample.unsqueeze(1)), in_dims=1
+        )(x)
+    for i, sample in enumerate(inputs):
+        value = module_loss(rnn, parameters, sample)
+        expected = torch.autograd.grad(value, list(rnn.parameters()))
+        assert_equal([g[i] for g in per_sample.values()], list(expected))
+
+
+# ---- what it costs -------------------------------------------------------------------------------
+
+
+class count_native_calls(TorchDispatchMode):  # noqa: N801 (a context manager, used as a function)
+    """Counts the native operators that run inside, by name."""
+
+    def __enter__(self):
+        super().__enter__()
+        self.counts = collections.Counter()
+        return self.counts
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "rnn_cuda":
+            self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def reverse_over_reverse(f, U, direction):
+    U = U.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(f(U), U, create_graph=True)
+    return torch.autograd.grad(gradient, U, direction)[0]
+
+
+def forward_over_reverse(f, U, direction):
+    return jvp(grad(f), (U,), (direction,))[1]
+
+
+HVPS = {"reverse over reverse": reverse_over_reverse, "forward over reverse": forward_over_reverse}
+
+
+def hvp_problem(time_steps, run):
+    torch.manual_seed(1)
+    x, W, U = normal(time_steps, B, I), normal(H, I), normal(H, H) / (2 * H**0.5)
+    direction = normal(H, H)
+    return (lambda U: run(x, None, W, U)[0].pow(2).mean()), U, direction
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("hvp", "expected"),
+    [
+        # The forward pass; its adjoint; the adjoint's adjoint; and the adjoint of the forward pass
+        # again, for what the second differentiation found there.
+        (
+            reverse_over_reverse,
+            {"elman_forward": 1, "linear_recurrence": 2, "elman_backward": 1},
+        ),
+        # The forward pass; its adjoint; the tangent of each.
+        (forward_over_reverse, {"elman_forward": 1, "linear_recurrence": 3}),
+    ],
+    ids=HVPS.keys(),
+)
+def test_a_hessian_vector_product_through_1000_steps_is_four_native_calls(hvp, expected):
+    f, U, direction = hvp_problem(1000, elman_rnn)
+    with count_native_calls() as counts:
+        product = hvp(f, U, direction)
+    assert counts == expected
+    assert product.isfinite().all()
+    assert product.norm() > 0
+
+
+@pytest.mark.parametrize("hvp", HVPS.values(), ids=HVPS.keys())
+def test_a_hessian_vector_product_equals_the_references(hvp):
+    actual = hvp(*hvp_problem(60, elman_rnn))
+    assert_equal(actual, hvp(*hvp_problem(60, reference.elman_rnn)))
+
+
+@needs_native
+def test_training_uses_the_fused_backward_and_nothing_else():
+    x, W, U, b, h0 = (t.requires_grad_() for t in problem(None))
+    with count_native_calls() as counts:
+        torch.autograd.grad(loss(elman_rnn, None)(x, W, U, b, h0), (x, W, U, b, h0))
+    assert counts == {"elman_forward": 1, "elman_backward": 1}
