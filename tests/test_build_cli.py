@@ -44,7 +44,7 @@ needs_nvcc = pytest.mark.skipif(
 def run_cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "rnn_cuda.build", *arguments],
-        env=os.environ | environment,
+        env={k: v for k, v in os.environ.items() if k != "RNN_CUDA_BACKEND"} | environment,
         capture_output=True,
         text=True,
         timeout=120,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -24,9 +23,18 @@ PACKAGED = ["pyproject.toml", "setup.py", "README.md", "LICENSE", "rnn_cuda", "c
 PACKAGED += ["experiments", "hydra_conf"]
 MINIMUM_SETUPTOOLS = (77, 0, 3)  # the first that reads our licence's SPDX expression
 
-needs_pip = pytest.mark.skipif(
-    importlib.util.find_spec("pip") is None, reason="pip is not installed here"
-)
+
+def pip_is_installed() -> bool:
+    # Not find_spec("pip"): setuptools' import hook takes that for pip at work, and from then on
+    # refuses to be imported in this process.
+    try:
+        importlib.metadata.version("pip")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+needs_pip = pytest.mark.skipif(not pip_is_installed(), reason="pip is not installed here")
 
 
 @pytest.fixture
