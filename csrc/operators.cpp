@@ -74,6 +74,8 @@ class RecurrenceBuilder {
       TORCH_CHECK(rows == like.size(0), "rnn_cuda: batch_sizes add up to ", rows, " rows, got ",
                   like.size(0));
     } else {
+      TORCH_CHECK(like.size(0) > 0, "rnn_cuda: expected at least one time step, got ",
+                  like.sizes());
       r_.time_steps = like.size(0);
       r_.batch = like.size(1);
     }

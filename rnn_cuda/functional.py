@@ -85,6 +85,7 @@ def elman_rnn(
             f"weight_ih: expected shape (H, I) with H = {hidden} as in weight_hh, "
             f"got {tuple(weight_ih.shape)}"
         )
+    _check_bool("reverse", reverse)
     batched = batch_sizes is not None or input.ndim != 2
     if not batched:
         input = input.unsqueeze(1)
@@ -152,6 +153,7 @@ def linear_recurrence(
     _check_tensor("m", m)
     if m.ndim != 2 or m.shape[0] != m.shape[1] or m.shape[0] == 0:
         raise ValueError(f"m: expected shape (H, H) with H > 0, got {tuple(m.shape)}")
+    _check_bool("reverse", reverse)
     batch = _check_sequence("g", g, m.shape[0], batch_sizes)
     _check_like(g, d, "d", g.shape)
     _check_like(g, m, "m", m.shape)
@@ -173,6 +175,11 @@ def _total_bias(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | None
 def _check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
 
 
 def _check_sequence(

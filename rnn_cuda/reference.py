@@ -40,7 +40,7 @@ def activation_derivative(h: Tensor, nonlinearity: str) -> Tensor:
     if nonlinearity == "tanh":
         return 1 - h * h
     if nonlinearity == "relu":
-        return (h > 0).to(h.dtype)
+        return (h <= 0).logical_not().to(h.dtype)  # a NaN lets the gradient pass, as in torch
     if nonlinearity == "sigmoid":
         return h * (1 - h)
     return torch.ones_like(h)
@@ -115,7 +115,7 @@ def elman_rnn(
     batch = int(batch_sizes[0]) if batch_sizes is not None else input.shape[1]
     hidden = weight_hh.shape[0]
     state = input.new_zeros(batch, hidden) if h0 is None else h0
-    z_input = input.reshape(-1, input.shape[-1]).to(wide) @ weight_ih.to(wide).T
+    z_input = input.flatten(0, -2).to(wide) @ weight_ih.to(wide).T
     for bias in (bias_ih, bias_hh):
         if bias is not None:
             z_input = z_input + bias.to(wide)

@@ -147,6 +147,21 @@ def test_a_nan_in_one_sample_reaches_its_later_steps_and_no_other_sample(nonline
     assert not output[:, [0, 2]].isnan().any()
 
 
+def test_nan_in_a_relu_or_in_u_spreads_as_in_torch():
+    torch.manual_seed(0)
+    rnn = torch.nn.RNN(3, 4, nonlinearity="relu")
+    weights = list(rnn.parameters())
+    x = torch.full((2, 1, 3), float("nan"))
+    expected = torch.autograd.grad(rnn(x)[0].sum(), weights)
+    output, _ = elman_rnn(x, None, *weights, nonlinearity="relu")
+    actual = torch.autograd.grad(output.sum(), weights)
+    for got, want in zip(actual, expected, strict=True):
+        torch.testing.assert_close(got, want, equal_nan=True)
+
+    U = torch.full((4, 4), float("nan"))
+    assert elman_rnn(torch.randn(1, 2, 3), None, torch.randn(4, 3), U)[0].isnan().all()
+
+
 def test_results_do_not_depend_on_threads_or_on_the_rest_of_the_batch():
     torch.manual_seed(0)
     x, W, U = torch.randn(9, 23, 40), torch.randn(70, 40), torch.randn(70, 70) / 8
@@ -306,6 +321,7 @@ BAD_ARGUMENTS = [
     ({"weight_hh": torch.randn(4, 5)}, ValueError, r"weight_hh: expected shape \(H, H\)"),
     ({"weight_hh": torch.randn(4, 4).half()}, ValueError, "weight_hh: expected torch.float32"),
     ({"bias_ih": torch.randn(5)}, ValueError, r"bias_ih: expected shape \(4,\), got \(5,\)"),
+    ({"reverse": "no"}, TypeError, "reverse: expected a bool, got str"),
     ({"bias_hh": 1.0}, TypeError, "bias_hh: expected a torch.Tensor, got float"),
     (
         {"nonlinearity": "gelu"},

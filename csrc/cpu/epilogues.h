@@ -40,7 +40,8 @@ struct TanhBackward {
 template <class T>
 struct ReluBackward {
   static constexpr bool kUsesOperand = true;
-  static Vec<T> apply(Vec<T> z, Vec<T> h) { return h > T(0) ? z : Vec<T>{}; }
+  // As torch: a NaN state lets the gradient pass.
+  static Vec<T> apply(Vec<T> z, Vec<T> h) { return h <= T(0) ? Vec<T>{} : z; }
 };
 
 template <class T>

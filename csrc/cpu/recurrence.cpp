@@ -266,10 +266,8 @@ class Walker {
 
   // One step: the recurrent product, the epilogue, and the results out.
   void advance(int64_t step, const T* previous, T* state) {
-    const bool previous_is_zero = step == 0 && r_.initial == nullptr;
-    if (!previous_is_zero)
-      add_product(previous, ld_, rows(step), team_.packed_hidden, r_.hidden_size, team_.panels,
-                  share_.first_panel, share_.end_panel, state, ld_);
+    add_product(previous, ld_, rows(step), team_.packed_hidden, r_.hidden_size, team_.panels,
+                share_.first_panel, share_.end_panel, state, ld_);
     const int64_t t = team_.schedule.time(step);
     for (int64_t i = 0; i < rows(step); ++i, state += ld_) {
       const int64_t b = sample(i);
