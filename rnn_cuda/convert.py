@@ -34,6 +34,9 @@ def replace_rnn(model: _Model) -> _Model | FusedRNN:
     working, and tied weights stay tied. A module that occurs in several places is replaced by one.
     Forward and backward hooks are kept; hooks on ``state_dict`` are not.
 
+    Only registered modules are found: an ``nn.RNN`` in a plain list is not. Submodules, buffers and
+    attributes that were added to an ``nn.RNN`` from outside are not taken over.
+
     Subclasses of ``nn.RNN`` may compute something else: they are left alone, with a warning.
 
     Returns:

@@ -89,7 +89,8 @@ def elman_rnn(
     batched = batch_sizes is not None or input.ndim != 2
     if not batched:
         input = input.unsqueeze(1)
-        h0 = h0.unsqueeze(0) if isinstance(h0, Tensor) and h0.ndim == 1 else h0
+        _check_like(input, h0, "h0", (hidden,))
+        h0 = None if h0 is None else h0.unsqueeze(0)
     batch = _check_sequence("input", input, weight_ih.shape[1], batch_sizes)
     if batch is None and isinstance(h0, Tensor):
         batch = h0.shape[0]

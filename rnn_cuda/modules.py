@@ -40,6 +40,9 @@ class FusedRNN(nn.Module):
     ``torch.nn.RNN``. Beyond it: two more nonlinearities, derivatives of any order, and a backward
     pass in eval mode on every device.
 
+    Two differences: it is not an instance of ``nn.RNNBase``, and ``output`` must not be modified in
+    place before the backward pass, which reads the states from it (autograd raises if it was).
+
     Args:
         input_size: number of features I of the input.
         hidden_size: number of features H of the hidden state.
@@ -145,6 +148,16 @@ class FusedRNN(nn.Module):
             for name, shape in zip(names, shapes, strict=True):
                 setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
+
+    @property
+    def mode(self) -> str:
+        """The name that ``nn.RNN`` gives its kind, such as ``"RNN_TANH"``."""
+        return f"RNN_{self.nonlinearity.upper()}"
+
+    @property
+    def proj_size(self) -> int:
+        """Zero: only an LSTM has projections."""
+        return 0
 
     @property
     def _num_directions(self) -> int:

@@ -162,6 +162,17 @@ def test_nan_in_a_relu_or_in_u_spreads_as_in_torch():
     assert elman_rnn(torch.randn(1, 2, 3), None, torch.randn(4, 3), U)[0].isnan().all()
 
 
+def test_an_infinite_weight_leaves_the_initial_state_of_a_late_sample_alone():
+    W, U = torch.ones(4, 3), torch.randn(4, 4)
+    W[0, 0] = float("inf")
+    x, sizes = torch.rand(4, 3) + 0.5, torch.tensor([2, 1, 1])
+    arguments = (x, torch.ones(2, 4), W, U)
+    output, _ = elman_rnn(*arguments, reverse=True, batch_sizes=sizes)
+    expected, _ = reference.elman_rnn(*arguments, reverse=True, batch_sizes=sizes)
+    torch.testing.assert_close(output, expected)
+    assert output.isfinite().all()
+
+
 def test_results_do_not_depend_on_threads_or_on_the_rest_of_the_batch():
     torch.manual_seed(0)
     x, W, U = torch.randn(9, 23, 40), torch.randn(70, 40), torch.randn(70, 70) / 8

@@ -54,8 +54,8 @@ PLANTED_DEFECTS = {
     ),
     "a new sample of a packed batch does not get its initial state": (
         "recurrence.cpp",
-        "for (int64_t i = rows(step - 1); i < rows(step); ++i)",
-        "for (int64_t i = rows(step); i < rows(step); ++i)",
+        "for (int64_t i = rows(start + s - 1); i < rows(start + s); ++i)",
+        "for (int64_t i = rows(start + s); i < rows(start + s); ++i)",
     ),
 }
 

@@ -4,6 +4,7 @@
 // few samples for that is the hidden dimension cut instead, with a barrier per step.
 #include "../recurrence.h"
 
+#include <algorithm>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -182,6 +183,8 @@ class Walker {
   void run() {
     for (int64_t start = 0; start < r_.time_steps; start += steps_per_chunk_) {
       const int64_t steps = std::min(steps_per_chunk_, r_.time_steps - start);
+      // Every thread of a team that shares slots has left the last step, which ended in a barrier;
+      // the next step reads columns of slot 0 that other threads are preparing.
       prepare_chunk(start, steps);
       team_.barrier.wait(team_.threads_on_a_state);
       for (int64_t s = 0; s < steps; ++s) {
@@ -198,7 +201,8 @@ class Walker {
 
   void prepare_chunk(int64_t start, int64_t steps) {
     const int64_t last_slot_before = start == 0 ? 0 : slot_row_[steps_per_chunk_];
-    // A slot also holds the initial states of samples that enter at the step after it.
+    // Slot s + 1 holds the states of the chunk's step s, and behind them the initial states of the
+    // samples that enter at the next step (packed, in reverse): both are "previous states" there.
     slot_row_[0] = 0;
     for (int64_t s = 0; s <= steps; ++s)
       slot_row_[s + 1] = slot_row_[s] + std::max(rows(start + s - 1), rows(start + s));
@@ -208,12 +212,14 @@ class Walker {
                 slots_ + i * ld_ + first_column_);
     for (int64_t s = 0; s < steps; ++s) {
       const int64_t step = start + s;
-      for (int64_t i = rows(step - 1); i < rows(step); ++i)
-        read_row<Storage>(r_.initial, sample(i) * r_.hidden_size, slot(s) + i * ld_);
       for (int64_t i = 0; i < rows(step); ++i)
         prepare_row(step, i, i >= rows(step - 1), slot(s + 1) + i * ld_);
     }
     if (r_.input_size > 0) add_input_product(start, steps);
+    // After the product, which also runs over these rows.
+    for (int64_t s = 0; s < steps; ++s)
+      for (int64_t i = rows(start + s - 1); i < rows(start + s); ++i)
+        read_row<Storage>(r_.initial, sample(i) * r_.hidden_size, slot(s) + i * ld_);
   }
 
   // z = a + bias, and what a sample gets on its first step.

@@ -23,8 +23,13 @@ class SpinBarrier {
       phase_.store(phase + 1, std::memory_order_release);
       return;
     }
-    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins)
-      if (spins > kSpinsBeforeYield) std::this_thread::yield();
+    int spins = 0;
+    while (phase_.load(std::memory_order_acquire) == phase) {
+      if (spins < kSpinsBeforeYield)
+        ++spins;
+      else
+        std::this_thread::yield();
+    }
   }
 
  private:
