@@ -64,15 +64,15 @@ class RecurrenceBuilder {
       r_.batch_sizes = sizes.const_data_ptr<int64_t>();
       r_.time_steps = sizes.numel();
       r_.batch = r_.batch_sizes[0];
-      int64_t rows = 0, previous = r_.batch;
+      int64_t previous = r_.batch;
       for (int64_t t = 0; t < r_.time_steps; ++t) {
         const int64_t size = r_.batch_sizes[t];
         TORCH_CHECK(0 < size && size <= previous,
                     "rnn_cuda: batch_sizes must be positive and not increasing");
-        rows += previous = size;
+        total_rows_ += previous = size;
       }
-      TORCH_CHECK(rows == like.size(0), "rnn_cuda: batch_sizes add up to ", rows, " rows, got ",
-                  like.size(0));
+      TORCH_CHECK(total_rows_ == like.size(0), "rnn_cuda: batch_sizes add up to ", total_rows_,
+                  " rows, got ", like.size(0));
     } else {
       TORCH_CHECK(like.size(0) > 0, "rnn_cuda: expected at least one time step, got ",
                   like.sizes());
@@ -136,7 +136,7 @@ class RecurrenceBuilder {
   // Allocates and fills the states, and the last states if wanted.
   Tensor run(Tensor* last = nullptr) {
     Tensor output = r_.batch_sizes != nullptr
-                        ? at::empty({total_rows(), r_.hidden_size}, options_)
+                        ? at::empty({total_rows_, r_.hidden_size}, options_)
                         : at::empty({r_.time_steps, r_.batch, r_.hidden_size}, options_);
     r_.output = output.mutable_data_ptr();
     if (last != nullptr) {
@@ -148,12 +148,6 @@ class RecurrenceBuilder {
   }
 
  private:
-  int64_t total_rows() const {
-    int64_t rows = 0;
-    for (int64_t t = 0; t < r_.time_steps; ++t) rows += r_.batch_sizes[t];
-    return rows;
-  }
-
   const Tensor& keep(const Tensor& tensor) { return kept_.emplace_back(tensor.contiguous()); }
 
   void check_type(const Tensor& tensor, const char* name) const {
@@ -180,7 +174,7 @@ class RecurrenceBuilder {
   // Any strides between rows will do (views, expanded gradients); features must be contiguous.
   Rows rows(const Tensor& tensor, const char* name, int64_t features) {
     if (r_.batch_sizes != nullptr)
-      check_shape(tensor, name, {total_rows(), features});
+      check_shape(tensor, name, {total_rows_, features});
     else
       check_shape(tensor, name, {r_.time_steps, r_.batch, features});
     const bool readable = tensor.stride(-1) == 1 || features == 1;
@@ -194,6 +188,7 @@ class RecurrenceBuilder {
   }
 
   Recurrence r_;
+  int64_t total_rows_ = 0;  // with batch_sizes: their sum
   at::TensorOptions options_;
   std::vector<Tensor> kept_;
 };

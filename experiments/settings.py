@@ -37,6 +37,13 @@ def _integer(minimum: int) -> Check:
     )
 
 
+# A seed also gets a constant added (ladder.DATA_STREAM) and must then fit into 64 bits.
+_SEED: Check = (
+    "an integer from 0 to 2**32 - 1",
+    lambda value: _is_integer(value) and 0 <= value < 2**32,
+)
+
+
 def _one_of(names: Mapping[str, Any] | tuple[str, ...]) -> Check:
     # Not `value in names`: a YAML list or mapping cannot be hashed.
     return f"one of {', '.join(names)}", lambda value: any(value == name for name in names)
@@ -71,7 +78,7 @@ TEXT: Check = ("a non-empty string", lambda value: isinstance(value, str) and va
 
 RUN_CHECKS: dict[str, Check] = {
     "name": NAME,
-    "seeds": _list_of(_integer(0)),
+    "seeds": _list_of(_SEED),
     "horizons": _list_of(_integer(1)),
     "contrast_horizons": _list_of(_integer(1), may_be_empty=True),
     "training.optimizer": _one_of(OPTIMIZERS),
@@ -79,7 +86,7 @@ RUN_CHECKS: dict[str, Check] = {
     "training.clip_norm": _or_null(POSITIVE),
     "training.batch_size": _integer(1),
     "training.steps": _integer(1),
-    "evaluation.seed": _integer(0),
+    "evaluation.seed": _SEED,
     "evaluation.probe_size": _integer(1),
     "workers": _or_null(_integer(1)),
     "output.root": TEXT,
@@ -102,7 +109,7 @@ TASK_CHECKS: dict[str, dict[str, Check]] = {
     "adding": {"test_size": _integer(1)},
     "copy_memory": {"test_size": _integer(1)},
     "temporal_order": {"test_size": _integer(1)},
-    "noise_padded_digits": {"test_fraction": FRACTION, "split_seed": _integer(0)},
+    "noise_padded_digits": {"test_fraction": FRACTION, "split_seed": _SEED},
 }
 
 

@@ -99,6 +99,7 @@ def test_the_real_image_preset_brings_its_task():
 @pytest.mark.parametrize(
     ("override", "key", "came"),
     [
+        ("seeds=[99999999999999999999]", "seeds", "[99999999999999999999]"),
         ("seeds=[]", "seeds", "[]"),
         ("seeds=[0,0]", "seeds", "[0, 0]"),
         ("seeds=3", "seeds", "3"),

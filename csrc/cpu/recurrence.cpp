@@ -327,11 +327,13 @@ void run_typed(const Recurrence& r, int wanted_threads) {
       r.time_steps);
   const int64_t slots_per_sample = (steps_per_chunk + 1) * padded;
   const int64_t inputs_per_sample = steps_per_chunk * r.input_size;
-  // Enough also if the team turns out smaller than planned and its parts of the batch larger.
-  const int64_t samples = plan.cut_hidden ? r.batch * plan.threads : r.batch + plan.threads;
+  // Where the batch is cut: room also for a team that turns out smaller, its parts then larger.
+  // Where the hidden dimension is cut: slots that all share, inputs for each thread.
+  const int64_t slot_samples = plan.cut_hidden ? r.batch : r.batch + plan.threads;
+  const int64_t input_samples = plan.cut_hidden ? r.batch * plan.threads : slot_samples;
 
   const int64_t counts[] = {padded * r.hidden_size, padded * r.input_size,
-                            slots_per_sample * samples, inputs_per_sample * samples};
+                            slots_per_sample * slot_samples, inputs_per_sample * input_samples};
   int64_t bytes = 0;
   for (const int64_t count : counts) bytes += Scratch::rounded<T>(count);
   Scratch scratch(bytes);
@@ -351,10 +353,9 @@ void run_typed(const Recurrence& r, int wanted_threads) {
     const Team<T> team{
         r, schedule, panels, packed_hidden, packed_input, barrier, plan.cut_hidden ? threads : 1};
     const Share share = plan.share(panels.count(), thread, threads);
-    // Threads that cut the hidden dimension work on the same slots, each with its own inputs.
-    const int64_t samples_each = samples / threads;
-    T* own_slots = slots + (plan.cut_hidden ? 0 : slots_per_sample * samples_each * thread);
-    T* own_inputs = inputs + inputs_per_sample * samples_each * thread;
+    T* own_slots =
+        slots + (plan.cut_hidden ? 0 : slots_per_sample * (slot_samples / threads) * thread);
+    T* own_inputs = inputs + inputs_per_sample * (input_samples / threads) * thread;
     Walker<Storage, EpilogueOf>(team, share, steps_per_chunk, own_slots, own_inputs).run();
   });
 }
