@@ -158,8 +158,8 @@ DDP = """
     output, h_n = model(problem["x"][:, mine])
     (output.pow(2).mean() + h_n.pow(2).mean()).backward()
     torch.save([p.grad for p in rnn.parameters()], f"{folder}/{rank}.pt")
-    # Gloo's teardown aborts the process now and then, with nn.RNN as well: leave without it, as soon
-    # as the other process needs nothing more of this one.
+    # Gloo's teardown aborts the process now and then, with nn.RNN as well: leave without it, as
+    # soon as the other process needs nothing more of this one.
     pathlib.Path(f"{folder}/{rank}.done").touch()
     while not pathlib.Path(f"{folder}/{1 - rank}.done").exists():
         time.sleep(0.01)
