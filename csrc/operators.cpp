@@ -1,9 +1,13 @@
 // The operators' schemas, and their CPU side: checks, memory, and a Recurrence for the kernel.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
 #include <torch/library.h>
 
+#include <array>
 #include <optional>
 #include <string_view>
 #include <tuple>
@@ -222,6 +226,34 @@ Tensor elman_backward(const OptionalTensor& grad_output, const OptionalTensor& g
       .run();
 }
 
+// What elman_backward and a few matrix products give; `wanted` says which gradients, the others
+// come back empty.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> elman_gradients(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const Tensor& input,
+    const OptionalTensor& h0, const Tensor& weight_ih, const Tensor& weight_hh,
+    const Tensor& output, std::string_view nonlinearity, bool reverse,
+    const OptionalTensor& batch_sizes, std::array<bool, 5> wanted) {
+  TORCH_CHECK(!batch_sizes, "not yet");
+  Tensor delta = elman_backward(grad_output, grad_h_n, output, weight_hh, nonlinearity, reverse, batch_sizes);
+  const int64_t T = output.size(0), B = output.size(1), H = output.size(2);
+  Tensor rows = delta.reshape({T * B, H}), states = output.reshape({T * B, H});
+  Tensor none = at::empty({0}, output.options());
+  Tensor later = reverse ? rows.narrow(0, 0, (T - 1) * B) : rows.narrow(0, B, (T - 1) * B);
+  Tensor before = reverse ? states.narrow(0, B, (T - 1) * B) : states.narrow(0, 0, (T - 1) * B);
+  Tensor first = reverse ? rows.narrow(0, (T - 1) * B, B) : rows.narrow(0, 0, B);
+  Tensor gu = none;
+  if (wanted[3]) {
+    gu = at::mm(later.t(), before);
+    if (h0) gu = at::addmm(gu, first.t(), *h0);
+  }
+  const bool half = output.scalar_type() == at::kBFloat16 || output.scalar_type() == at::kHalf;
+  const auto wide = half ? at::kFloat : output.scalar_type();
+  return {wanted[0] ? at::mm(rows, weight_ih).reshape(input.sizes()) : none,
+          wanted[1] ? at::mm(first, weight_hh) : none,
+          wanted[2] ? at::mm(rows.t(), input.reshape({T * B, input.size(2)})) : none, gu,
+          wanted[4] ? at::sum(rows, {0}, false, wide) : none};
+}
+
 Tensor linear_recurrence(const Tensor& d, const Tensor& g, const Tensor& m,
                          const OptionalTensor& y0, bool reverse,
                          const OptionalTensor& batch_sizes) {
@@ -246,6 +278,12 @@ TORCH_LIBRARY(rnn_cuda, library) {
   library.def(
       "elman_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor output, Tensor weight_hh, "
       "str nonlinearity, bool reverse, Tensor? batch_sizes) -> Tensor");
+  // The gradients that training needs; those not wanted have no elements.
+  library.def(
+      "elman_gradients(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor? h0, "
+      "Tensor weight_ih, Tensor weight_hh, Tensor output, str nonlinearity, bool reverse, "
+      "Tensor? batch_sizes, bool[5] wanted) -> (Tensor grad_input, Tensor grad_h0, "
+      "Tensor grad_weight_ih, Tensor grad_weight_hh, Tensor grad_bias)");
   // y_t = d_t * (g_t + M y_{t-1})
   library.def(
       "linear_recurrence(Tensor d, Tensor g, Tensor m, Tensor? y0, bool reverse, "
@@ -255,6 +293,7 @@ TORCH_LIBRARY(rnn_cuda, library) {
 TORCH_LIBRARY_IMPL(rnn_cuda, CPU, library) {
   library.impl("elman_forward", elman_forward);
   library.impl("elman_backward", elman_backward);
+  library.impl("elman_gradients", elman_gradients);
   library.impl("linear_recurrence", linear_recurrence);
 }
 
