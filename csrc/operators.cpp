@@ -1,10 +1,8 @@
 // The operators' schemas, and their CPU side: checks, memory, and a Recurrence for the kernel.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
-#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <array>
@@ -104,9 +102,7 @@ class RecurrenceBuilder {
 
   RecurrenceBuilder& bias(const OptionalTensor& bias) {
     if (bias) {
-      // Two half-precision biases are added in float32, so their sum comes in that.
-      const bool half = r_.dtype == ScalarType::BFloat16 || r_.dtype == ScalarType::Float16;
-      const auto expected = half ? at::kFloat : c10::typeMetaToScalarType(options_.dtype());
+      const auto expected = compute_type();
       TORCH_CHECK(bias->scalar_type() == expected && bias->device() == options_.device() &&
                       bias->dim() == 1 && bias->size(0) == r_.hidden_size,
                   "rnn_cuda: bias must be ", expected, " (", r_.hidden_size, ") on ",
@@ -147,11 +143,55 @@ class RecurrenceBuilder {
       *last = at::empty({r_.batch, r_.hidden_size}, options_);
       r_.last = last->mutable_data_ptr();
     }
-    cpu::run(r_, at::in_parallel_region() ? 1 : at::get_num_threads());
+    cpu::run(r_, threads());
     return output;
   }
 
+  // The recurrence being the backward one: all wanted gradients, in the order of the operator.
+  std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_gradients(const Tensor& x,
+                                                                   const Tensor& weight,
+                                                                   const OptionalTensor& h0,
+                                                                   std::array<bool, 5> wanted) {
+    Gradients g;
+    g.input_size = x.size(-1);
+    g.input = rows(x, "input", g.input_size);
+    g.weight_input = matrix(weight, "weight_ih", g.input_size);
+    if (h0) g.initial = block(*h0, "h0", {r_.batch, r_.hidden_size});
+    // A pass over no samples writes nothing; its sums are zero all the same.
+    const auto allocate = [&](bool is_wanted, at::IntArrayRef shape, at::ScalarType type) {
+      const auto options = options_.dtype(type);
+      if (!is_wanted) return at::empty({0}, options);
+      return r_.batch == 0 ? at::zeros(shape, options) : at::empty(shape, options);
+    };
+    const auto type = c10::typeMetaToScalarType(options_.dtype());
+    const int64_t H = r_.hidden_size;
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gradients = {
+        allocate(wanted[0], x.sizes(), type), allocate(wanted[1], {r_.batch, H}, type),
+        allocate(wanted[2], {H, g.input_size}, type), allocate(wanted[3], {H, H}, type),
+        allocate(wanted[4], {H}, compute_type())};
+    const auto data_of = [&](const Tensor& tensor, bool is_wanted) {
+      return is_wanted ? tensor.mutable_data_ptr() : nullptr;
+    };
+    g.grad_input = data_of(std::get<0>(gradients), wanted[0]);
+    g.grad_initial = data_of(std::get<1>(gradients), wanted[1]);
+    g.grad_weight_input = data_of(std::get<2>(gradients), wanted[2]);
+    g.grad_weight_hidden = data_of(std::get<3>(gradients), wanted[3]);
+    g.grad_bias = data_of(std::get<4>(gradients), wanted[4]);
+    g.backward = r_;
+    if (r_.batch > 0) cpu::run(g, threads());
+    return gradients;
+  }
+
  private:
+  static int threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
+
+  // Two half-precision biases are added in float32, so their sum comes in that; so does its
+  // gradient.
+  at::ScalarType compute_type() const {
+    const bool half = r_.dtype == ScalarType::BFloat16 || r_.dtype == ScalarType::Float16;
+    return half ? at::kFloat : c10::typeMetaToScalarType(options_.dtype());
+  }
+
   const Tensor& keep(const Tensor& tensor) { return kept_.emplace_back(tensor.contiguous()); }
 
   void check_type(const Tensor& tensor, const char* name) const {
@@ -212,46 +252,37 @@ std::tuple<Tensor, Tensor> elman_forward(const Tensor& input, const OptionalTens
   return {output, h_n};
 }
 
-Tensor elman_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                      const Tensor& output, const Tensor& weight_hh, std::string_view nonlinearity,
-                      bool reverse, const OptionalTensor& batch_sizes) {
-  // Against the direction of the forward pass, with U^T; dL/dh_n meets each sample at its last
-  // step.
-  return RecurrenceBuilder(output, weight_hh.size(0), batch_sizes, !reverse)
-      .epilogue(epilogues_of(nonlinearity).backward)
+// Against the direction of the forward pass, with U^T; dL/dh_n meets each sample at its last step.
+RecurrenceBuilder elman_backward_builder(const OptionalTensor& grad_output,
+                                         const OptionalTensor& grad_h_n, const Tensor& output,
+                                         const Tensor& weight_hh, std::string_view nonlinearity,
+                                         bool reverse, const OptionalTensor& batch_sizes) {
+  RecurrenceBuilder builder(output, weight_hh.size(0), batch_sizes, !reverse);
+  builder.epilogue(epilogues_of(nonlinearity).backward)
       .weight_hidden(weight_hh.t())
       .addend(grad_output)
       .first_addend(grad_h_n)
-      .operand(output)
+      .operand(output);
+  return builder;
+}
+
+Tensor elman_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                      const Tensor& output, const Tensor& weight_hh, std::string_view nonlinearity,
+                      bool reverse, const OptionalTensor& batch_sizes) {
+  return elman_backward_builder(grad_output, grad_h_n, output, weight_hh, nonlinearity, reverse,
+                                batch_sizes)
       .run();
 }
 
-// What elman_backward and a few matrix products give; `wanted` says which gradients, the others
-// come back empty.
+// `wanted` says which gradients; the others come back without elements.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> elman_gradients(
     const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const Tensor& input,
     const OptionalTensor& h0, const Tensor& weight_ih, const Tensor& weight_hh,
     const Tensor& output, std::string_view nonlinearity, bool reverse,
     const OptionalTensor& batch_sizes, std::array<bool, 5> wanted) {
-  TORCH_CHECK(!batch_sizes, "not yet");
-  Tensor delta = elman_backward(grad_output, grad_h_n, output, weight_hh, nonlinearity, reverse, batch_sizes);
-  const int64_t T = output.size(0), B = output.size(1), H = output.size(2);
-  Tensor rows = delta.reshape({T * B, H}), states = output.reshape({T * B, H});
-  Tensor none = at::empty({0}, output.options());
-  Tensor later = reverse ? rows.narrow(0, 0, (T - 1) * B) : rows.narrow(0, B, (T - 1) * B);
-  Tensor before = reverse ? states.narrow(0, B, (T - 1) * B) : states.narrow(0, 0, (T - 1) * B);
-  Tensor first = reverse ? rows.narrow(0, (T - 1) * B, B) : rows.narrow(0, 0, B);
-  Tensor gu = none;
-  if (wanted[3]) {
-    gu = at::mm(later.t(), before);
-    if (h0) gu = at::addmm(gu, first.t(), *h0);
-  }
-  const bool half = output.scalar_type() == at::kBFloat16 || output.scalar_type() == at::kHalf;
-  const auto wide = half ? at::kFloat : output.scalar_type();
-  return {wanted[0] ? at::mm(rows, weight_ih).reshape(input.sizes()) : none,
-          wanted[1] ? at::mm(first, weight_hh) : none,
-          wanted[2] ? at::mm(rows.t(), input.reshape({T * B, input.size(2)})) : none, gu,
-          wanted[4] ? at::sum(rows, {0}, false, wide) : none};
+  return elman_backward_builder(grad_output, grad_h_n, output, weight_hh, nonlinearity, reverse,
+                                batch_sizes)
+      .run_gradients(input, weight_ih, h0, wanted);
 }
 
 Tensor linear_recurrence(const Tensor& d, const Tensor& g, const Tensor& m,

@@ -60,20 +60,43 @@ struct Recurrence {
   Matrix weight_hidden;                // M (H, H)
   Matrix weight_input;                 // W (H, I)
   Rows input;                          // x, I features; null if input_size is 0
-  const void* bias = nullptr;          // (H)
+  const void* bias = nullptr;          // (H), in the type that halves compute in
   Rows addend;                         // a, H features; null: zero
   Rows operand;                        // e, H features; null for the epilogues of one argument
   const void* initial = nullptr;       // s before a sample's first visited step, (B, H); null: zero
   const void* first_addend = nullptr;  // added to a at a sample's first visited step, (B, H)
 
-  void* output = nullptr;  // s, contiguous (T, B, H), or (sum of batch_sizes, H)
-  void* last = nullptr;    // s after each sample's last visited step, (B, H); null: not wanted
+  // s, contiguous (T, B, H), or (sum of batch_sizes, H); null only within Gradients
+  void* output = nullptr;
+  void* last = nullptr;  // s after each sample's last visited step, (B, H); null: not wanted
+};
+
+// All gradients of an Elman layer: the backward recurrence, delta_t = dL/dz_t, and the products of
+// its states with what the forward pass saw. Those not wanted are null.
+struct Gradients {
+  // Its operand holds the states h_t of the forward pass; its output, delta, may be null.
+  Recurrence backward;
+
+  int64_t input_size = 0;         // I
+  Rows input;                     // x_t
+  Matrix weight_input;            // W (H, I), for grad_input only
+  const void* initial = nullptr;  // h_0 (B, H); null: zero
+
+  void* grad_input = nullptr;          // contiguous (T, B, I), or (sum of batch_sizes, I)
+  void* grad_initial = nullptr;        // (B, H)
+  void* grad_weight_input = nullptr;   // (H, I)
+  void* grad_weight_hidden = nullptr;  // (H, H)
+  void* grad_bias = nullptr;           // (H), in the type that halves compute in
 };
 
 namespace cpu {
 
 // Runs on at most `threads` threads. The result does not depend on how many.
 void run(const Recurrence& recurrence, int threads);
+
+// Sums over time and batch depend on the number of threads in their last bits: each thread adds up
+// its own samples first.
+void run(const Gradients& gradients, int threads);
 
 }  // namespace cpu
 }  // namespace rnn_cuda

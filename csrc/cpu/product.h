@@ -1,12 +1,19 @@
-// out += a * packed: the matrix product of a few rows with a packed matrix, held in registers.
+// Products of a few rows with a packed matrix, in register tiles.
 //
-// A matrix (N, K) is packed into panels of a few vectors of columns n; within a panel, row k holds
-// its columns side by side, so that the innermost loop reads it from front to back:
+// What changes from step to step (states, inputs) lies in strips of one vector of columns:
+//
+//   element (row, column)  ->  data[column / L * stride + row * L + column % L]     L = lanes
+//
+// so that one layout serves as the left side of a product (walk along a row) and of the outer
+// products of the weight gradients (walk down a column), at any width.
+//
+// A matrix (N, K) that stays is packed into panels of a few vectors of columns n; within a panel,
+// row k holds its columns side by side, so that the innermost loop reads it from front to back:
 //
 //   element (n, k) of panel p  ->  packed[K * first_column(p) + k * width(p) + n - first_column(p)]
 //
-// Every output element is summed over k in one order, whatever the tile, panel or thread count, so
-// results do not depend on how the work was cut.
+// Every output element is summed over k in ascending order by one accumulator, whatever the tile,
+// panel or thread count, so results do not depend on how the work was cut.
 #pragma once
 
 #include <algorithm>
@@ -17,6 +24,25 @@
 #include "vector.h"
 
 namespace rnn_cuda::cpu {
+
+template <class T>
+struct Strips {
+  T* data = nullptr;
+  int64_t stride = 0;
+
+  // An odd number of vectors apart, strips do not crowd into the same cache sets.
+  static int64_t stride_for(int64_t rows) { return (rows | 1) * kLanes<T>; }
+  static int64_t size_for(int64_t rows, int64_t columns) {
+    return (columns + kLanes<T> - 1) / kLanes<T> * stride_for(rows);
+  }
+
+  Strips from_row(int64_t row) const { return {data + row * kLanes<T>, stride}; }
+
+  // `column` is the first of a vector.
+  T* at(int64_t row, int64_t column) const {
+    return data + column / kLanes<T> * stride + row * kLanes<T>;
+  }
+};
 
 constexpr int kMaxPanelVectors = kVectorRegisters == 32 ? 8 : 4;
 
@@ -32,24 +58,30 @@ constexpr int max_tile_rows(int vectors) {
   return rows;
 }
 
-// How N columns are cut into panels of at most `max_vectors` vectors.
+// How N columns are cut into panels of at most `max_vectors` vectors, their number a multiple of
+// `multiple` where there are enough vectors for that.
 template <class T>
 class Panels {
  public:
-  Panels(int64_t columns, int max_vectors)
-      : vectors_((columns + kLanes<T> - 1) / kLanes<T>),
-        count_((vectors_ + max_vectors - 1) / max_vectors) {}
+  Panels() = default;
+  Panels(int64_t columns, int max_vectors, int64_t multiple = 1)
+      : vectors_((columns + kLanes<T> - 1) / kLanes<T>) {
+    const int64_t least = (vectors_ + max_vectors - 1) / max_vectors;
+    count_ = std::min(vectors_, (least + multiple - 1) / multiple * multiple);
+  }
 
   int64_t count() const { return count_; }
   int64_t padded_columns() const { return vectors_ * kLanes<T>; }
-  int64_t first_column(int64_t panel) const { return vectors_ * panel / count_ * kLanes<T>; }
+  int64_t first_column(int64_t panel) const {
+    return count_ == 0 ? 0 : vectors_ * panel / count_ * kLanes<T>;
+  }
   int vectors(int64_t panel) const {
     return static_cast<int>((first_column(panel + 1) - first_column(panel)) / kLanes<T>);
   }
 
  private:
-  int64_t vectors_;
-  int64_t count_;
+  int64_t vectors_ = 0;
+  int64_t count_ = 0;
 };
 
 // Few rows leave registers for wide panels; more rows reuse each panel element more often.
@@ -89,46 +121,82 @@ void pack(const Matrix& matrix, int64_t columns, int64_t depth, const Panels<T>&
   }
 }
 
+// A product inside a tile: rows of strips from `rows` on, times a panel.
+template <class T>
+struct Factors {
+  const T* rows;
+  int64_t strip_stride;
+  const T* panel;
+  int64_t depth;
+};
+
+// out = init + the sum of the products.
+template <class T>
+struct TileArguments {
+  const T* init;
+  int64_t init_stride;
+  Factors<T> products[2];
+  int product_count;
+  T* out;
+  int64_t out_stride;
+};
+
+// One step of the innermost loop: sum += (column of a) * (row k of the panel).
 template <class T, int Rows, int Vectors>
-void tile(const T* a, int64_t lda, const T* panel, int64_t depth, T* out, int64_t ldo) {
+inline __attribute__((always_inline)) void multiply_add(Vec<T> (&sum)[Rows][Vectors], const T* a,
+                                                        const T* panel) {
+  if constexpr (Rows >= Vectors) {
+    Vec<T> b[Vectors];
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j) b[j] = load(panel + j * kLanes<T>);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      const Vec<T> ai = broadcast(a[i * kLanes<T>]);
+#pragma GCC unroll 8
+      for (int j = 0; j < Vectors; ++j) sum[i][j] += ai * b[j];
+    }
+  } else {
+    Vec<T> ai[Rows];
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) ai[i] = broadcast(a[i * kLanes<T>]);
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j) {
+      const Vec<T> b = load(panel + j * kLanes<T>);
+#pragma GCC unroll 16
+      for (int i = 0; i < Rows; ++i) sum[i][j] += ai[i] * b;
+    }
+  }
+}
+
+template <class T, int Rows, int Vectors>
+void tile(const TileArguments<T>& arguments) {
+  constexpr int64_t kWidth = Vectors * kLanes<T>;
   Vec<T> sum[Rows][Vectors];
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 8
-    for (int j = 0; j < Vectors; ++j) sum[i][j] = load(out + i * ldo + j * kLanes<T>);
+    for (int j = 0; j < Vectors; ++j)
+      sum[i][j] = load(arguments.init + i * arguments.init_stride + j * kLanes<T>);
+  for (int p = 0; p < arguments.product_count; ++p) {
+    const auto [rows, strip_stride, first_row, depth] = arguments.products[p];
+    const T* a = rows;
+    const T* panel = first_row;
+    for (int64_t strip = depth / kLanes<T>; strip > 0; --strip, a += strip_stride)
 #pragma GCC unroll 4
-  for (int64_t k = 0; k < depth; ++k) {
-    if constexpr (Rows >= Vectors) {
-      Vec<T> b[Vectors];
-#pragma GCC unroll 8
-      for (int j = 0; j < Vectors; ++j) b[j] = load(panel + j * kLanes<T>);
-#pragma GCC unroll 16
-      for (int i = 0; i < Rows; ++i) {
-        const Vec<T> ai = broadcast(a[i * lda + k]);
-#pragma GCC unroll 8
-        for (int j = 0; j < Vectors; ++j) sum[i][j] += ai * b[j];
-      }
-    } else {
-      Vec<T> ak[Rows];
-#pragma GCC unroll 16
-      for (int i = 0; i < Rows; ++i) ak[i] = broadcast(a[i * lda + k]);
-#pragma GCC unroll 8
-      for (int j = 0; j < Vectors; ++j) {
-        const Vec<T> b = load(panel + j * kLanes<T>);
-#pragma GCC unroll 16
-        for (int i = 0; i < Rows; ++i) sum[i][j] += ak[i] * b;
-      }
-    }
-    panel += Vectors * kLanes<T>;
+      for (int64_t k = 0; k < kLanes<T>; ++k, panel += kWidth)
+        multiply_add<T, Rows, Vectors>(sum, a + k, panel);
+    for (int64_t k = 0; k < depth % kLanes<T>; ++k, panel += kWidth)
+      multiply_add<T, Rows, Vectors>(sum, a + k, panel);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 8
-    for (int j = 0; j < Vectors; ++j) store(out + i * ldo + j * kLanes<T>, sum[i][j]);
+    for (int j = 0; j < Vectors; ++j)
+      store(arguments.out + i * arguments.out_stride + j * kLanes<T>, sum[i][j]);
 }
 
 template <class T>
-using TileFunction = void (*)(const T*, int64_t, const T*, int64_t, T*, int64_t);
+using TileFunction = void (*)(const TileArguments<T>&);
 
 template <class T, int Vectors, int... RowsMinusOne>
 constexpr std::array<TileFunction<T>, kMaxTileRows> tiles_of_width(
@@ -147,20 +215,13 @@ all_tiles(std::integer_sequence<int, VectorsMinusOne...>) {
 template <class T>
 constexpr auto kTiles = all_tiles<T>(std::make_integer_sequence<int, kMaxPanelVectors>{});
 
-// out (rows, padded columns) += a (rows, depth) * panels [first, end).
-template <class T>
-void add_product(const T* a, int64_t lda, int64_t rows, const T* packed, int64_t depth,
-                 const Panels<T>& panels, int64_t first, int64_t end, T* out, int64_t ldo) {
-  for (int64_t p = first; p < end; ++p) {
-    const int64_t column = panels.first_column(p);
-    const int vectors = panels.vectors(p);
-    const int64_t blocks = (rows + max_tile_rows(vectors) - 1) / max_tile_rows(vectors);
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t row = rows * block / blocks;
-      const int64_t height = rows * (block + 1) / blocks - row;
-      kTiles<T>[vectors - 1][height - 1](a + row* lda, lda, packed + depth* column, depth,
-                                         out + row* ldo + column, ldo);
-    }
+// Calls f(first row, rows) for blocks of rows as even as they can be, none above a tile's height.
+template <class F>
+void for_row_blocks(int64_t rows, int vectors, const F& f) {
+  const int64_t blocks = (rows + max_tile_rows(vectors) - 1) / max_tile_rows(vectors);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t row = rows * block / blocks;
+    f(row, rows * (block + 1) / blocks - row);
   }
 }
 

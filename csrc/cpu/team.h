@@ -38,17 +38,23 @@ class SpinBarrier {
   alignas(64) std::atomic<unsigned> phase_{0};
 };
 
-// Calls body(thread, threads) on each thread of a team of at most `wanted`.
+// Calls body(thread) on each of `wanted` threads. Where the system gives fewer, nothing is called.
+// Returns how many there were.
 template <class Body>
-void run_team(int wanted, const Body& body) {
+int run_team(int wanted, const Body& body) {
 #ifdef _OPENMP
   if (wanted > 1) {
+    int came = 0;
 #pragma omp parallel num_threads(wanted)
-    body(omp_get_thread_num(), omp_get_num_threads());
-    return;
+    {
+      if (omp_get_thread_num() == 0) came = omp_get_num_threads();
+      if (omp_get_num_threads() == wanted) body(omp_get_thread_num());
+    }
+    return came;
   }
 #endif
-  body(0, 1);
+  body(0);
+  return 1;
 }
 
 }  // namespace rnn_cuda::cpu

@@ -11,6 +11,10 @@
 #include <cstring>
 #include <type_traits>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace rnn_cuda::cpu {
 
 #if defined(__AVX512F__)
@@ -67,42 +71,130 @@ inline void store(T* to, Vec<T> v) {
   std::memcpy(to, &v, sizeof v);
 }
 
-// Reads `count` <= kLanes values of storage type; the other lanes are zero.
+// Reads the first `count` < kLanes values, and not a byte more; the other lanes are zero.
+inline Vec<float> load_first(const float* from, int64_t count) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+#else
+  Vec<float> v{};
+  std::memcpy(&v, from, count * sizeof(float));
+  return v;
+#endif
+}
+
+inline Vec<double> load_first(const double* from, int64_t count) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from);
+#else
+  Vec<double> v{};
+  std::memcpy(&v, from, count * sizeof(double));
+  return v;
+#endif
+}
+
+// Writes the first `count` < kLanes values, and not a byte more.
+inline void store_first(float* to, Vec<float> v, int64_t count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), v);
+#else
+  std::memcpy(to, &v, count * sizeof(float));
+#endif
+}
+
+inline void store_first(double* to, Vec<double> v, int64_t count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), v);
+#else
+  std::memcpy(to, &v, count * sizeof(double));
+#endif
+}
+
+// ---- half precisions: kLanes<float> values of 16 bits -------------------------------------------
+
+typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint32_t WordBits __attribute__((vector_size(kVectorBytes)));
+
+template <class To, class From>
+inline To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+inline Vec<float> widen(HalfBits bits, c10::BFloat16) {
+  return bit_cast<Vec<float>>(__builtin_convertvector(bits, WordBits) << 16);
+}
+
+// To the nearest, ties to even; a NaN stays one.
+inline HalfBits narrow(Vec<float> v, c10::BFloat16) {
+  const WordBits bits = bit_cast<WordBits>(v);
+  const WordBits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const auto is_number = v == v;
+  return __builtin_convertvector(is_number ? rounded : (bits >> 16) | 0x40, HalfBits);
+}
+
+inline Vec<float> widen(HalfBits bits, c10::Half) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(bit_cast<__m256i>(bits));
+#elif defined(__F16C__)
+  return _mm256_cvtph_ps(bit_cast<__m128i>(bits));
+#else
+  Vec<float> v;
+  for (int i = 0; i < kLanes<float>; ++i)
+    v[i] = static_cast<float>(c10::Half(bits[i], c10::Half::from_bits()));
+  return v;
+#endif
+}
+
+inline HalfBits narrow(Vec<float> v, c10::Half) {
+#if defined(__AVX512F__)
+  return bit_cast<HalfBits>(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__F16C__)
+  return bit_cast<HalfBits>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  HalfBits bits;
+  for (int i = 0; i < kLanes<float>; ++i) bits[i] = static_cast<c10::Half>(v[i]).x;
+  return bits;
+#endif
+}
+
+// ---- values as tensors store them ---------------------------------------------------------------
+
+// Reads the first `count` values of storage type (a whole vector if there are more); the other
+// lanes are zero.
 template <class Storage, class T = typename ComputeOf<Storage>::type>
 inline Vec<T> load_converted(const Storage* from, int64_t count) {
   if constexpr (sizeof(Storage) == sizeof(T)) {
-    if (count >= kLanes<T>) return load<T>(from);
-  }
-  alignas(kVectorBytes) T lanes[kLanes<T>] = {};
-  if (count >= kLanes<T>) {
-    for (int i = 0; i < kLanes<T>; ++i) lanes[i] = static_cast<T>(from[i]);
+    return count >= kLanes<T> ? load<T>(from) : load_first(from, count);
   } else {
-    for (int64_t i = 0; i < count; ++i) lanes[i] = static_cast<T>(from[i]);
+    HalfBits bits{};
+    if (count >= kLanes<T>)
+      std::memcpy(&bits, from, sizeof bits);
+    else
+      std::memcpy(&bits, from, count * sizeof(Storage));
+    return widen(bits, Storage());
   }
-  return load<T>(lanes);
 }
 
-// Writes `count` <= kLanes values in storage type and returns what was written, in compute type:
-// the value that the recurrence carries on is the value the caller gets to see.
+// Writes the first `count` values (a whole vector if there are more) in storage type and returns
+// what was written, in compute type: the value that the recurrence carries on is the value the
+// caller gets to see.
 template <class Storage, class T = typename ComputeOf<Storage>::type>
 inline Vec<T> store_converted(Storage* to, Vec<T> v, int64_t count) {
   if constexpr (sizeof(Storage) == sizeof(T)) {
-    if (count >= kLanes<T>) {
+    if (count >= kLanes<T>)
       store<T>(to, v);
-    } else {
-      std::memcpy(to, &v, count * sizeof(T));
-    }
+    else
+      store_first(to, v, count);
     return v;
   } else {
-    alignas(kVectorBytes) T lanes[kLanes<T>];
-    Storage rounded[kLanes<T>];
-    store<T>(lanes, v);
-    for (int i = 0; i < kLanes<T>; ++i) {
-      rounded[i] = static_cast<Storage>(lanes[i]);
-      lanes[i] = static_cast<T>(rounded[i]);
-    }
-    std::memcpy(to, rounded, std::min<int64_t>(count, kLanes<T>) * sizeof(Storage));
-    return load<T>(lanes);
+    const HalfBits bits = narrow(v, Storage());
+    if (count >= kLanes<T>)
+      std::memcpy(to, &bits, sizeof bits);
+    else
+      std::memcpy(to, &bits, count * sizeof(Storage));
+    return widen(bits, Storage());
   }
 }
 
@@ -178,11 +270,14 @@ inline Vec<float> clamp(Vec<float> x, float low, float high) {
   return x < low ? broadcast(low) : x;
 }
 
-// tanh(x) = expm1(2x) / (expm1(2x) + 2); beyond 9.1 it is 1 in float.
+// tanh(x) = expm1(2x) / (expm1(2x) + 2) for x >= 0, odd; beyond 9.1 it is 1 in float.
 inline Vec<float> tanh(Vec<float> x) {
-  const SplitExp exp = split_exp(2.0f * clamp(x, -9.1f, 9.1f));
+  const WordBits sign = bit_cast<WordBits>(x) & 0x80000000u;
+  Vec<float> magnitude = bit_cast<Vec<float>>(bit_cast<WordBits>(x) ^ sign);
+  magnitude = magnitude > 9.1f ? broadcast(9.1f) : magnitude;  // a NaN falls through
+  const SplitExp exp = split_exp(2.0f * magnitude);
   const Vec<float> expm1 = exp.scale * exp.e + (exp.scale - 1.0f);
-  return expm1 / (expm1 + 2.0f);
+  return bit_cast<Vec<float>>(bit_cast<WordBits>(expm1 / (expm1 + 2.0f)) | sign);
 }
 
 // 1 / (1 + e^-x)

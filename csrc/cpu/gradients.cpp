@@ -1,0 +1,347 @@
+// All gradients of an Elman layer on a CPU, in one walk against time.
+//
+// When a chunk's deltas are there, still in cache, everything that needs them is done with them:
+// the weight gradients grow by the chunk's outer products, and the chunk's part of the input's
+// gradient is written. So delta never lives longer than a chunk.
+#include <algorithm>
+#include <stdexcept>
+#include <vector>
+
+#include "../recurrence.h"
+#include "call.h"
+#include "outer_product.h"
+
+namespace rnn_cuda::cpu {
+namespace {
+
+// What a call adds to that of its backward recurrence.
+template <class T>
+struct GradientPieces {
+  GradientPieces(const Gradients& g, const Call<T>& call, ScratchLayout& layout)
+      : rows(std::min(call.chunk_rows(), kRowsPerChunk)),
+        input_panels(g.grad_input == nullptr ? 0 : g.input_size, call.plan().panel_vectors),
+        // Columns of strips are padded to whole vectors: let the longer side be along them.
+        input_is_left(g.input_size * padded(g.backward.hidden_size) <
+                      g.backward.hidden_size * padded(g.input_size)) {
+    const int threads = call.plan().threads;
+    const int64_t hidden = g.backward.hidden_size;
+    packed_input = layout.add<T>(input_panels.padded_columns() * hidden);
+    zeros = layout.add<T>(input_panels.padded_columns() + call.panels().padded_columns());
+    previous_size = Strips<T>::size_for(rows, hidden);
+    previous = layout.add<T>(previous_size * threads);
+    input_size = Strips<T>::size_for(rows, g.input_size);
+    input = layout.add<T>(input_size * threads);
+    for (int thread = 0; thread < threads; ++thread) {
+      const Share share = call.share(thread);
+      const int64_t first = call.panels().first_column(share.first_panel);
+      const int64_t end = std::min(call.panels().first_column(share.end_panel), hidden);
+      OuterProduct<T> hidden_product, input_product;
+      if (g.grad_weight_hidden != nullptr) hidden_product = {first, end, hidden};
+      if (g.grad_weight_input != nullptr)
+        input_product = input_is_left ? OuterProduct<T>(0, g.input_size, end - first)
+                                      : OuterProduct<T>(first, end, g.input_size);
+      weight_hidden.push_back(hidden_product);
+      weight_input.push_back(input_product);
+      weight_hidden_at.push_back(layout.add<T>(hidden_product.size()));
+      weight_input_at.push_back(layout.add<T>(input_product.size()));
+      bias_at.push_back(layout.add<T>(call.panels().padded_columns()));
+    }
+  }
+
+  static int64_t padded(int64_t columns) {
+    return (columns + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+  }
+
+  const int64_t rows;  // that are worked on at once
+  const Panels<T> input_panels;
+  const bool input_is_left;
+  int64_t packed_input, zeros, previous, previous_size, input, input_size;
+  // One per thread.
+  std::vector<OuterProduct<T>> weight_hidden, weight_input;
+  std::vector<int64_t> weight_hidden_at, weight_input_at, bias_at;
+};
+
+// One thread of a call.
+template <class Storage, template <class> class EpilogueOf>
+class GradientWorker {
+  using T = typename ComputeOf<Storage>::type;
+
+ public:
+  GradientWorker(const Gradients& g, const Call<T>& call, GradientPieces<T>& pieces, char* scratch,
+                 SpinBarrier& barrier, int thread)
+      : g_(g),
+        r_(g.backward),
+        call_(call),
+        pieces_(pieces),
+        scratch_(scratch),
+        barrier_(barrier),
+        thread_(thread),
+        team_(call.team(scratch, barrier)),
+        share_(call.share(thread)),
+        first_column_(call.panels().first_column(share_.first_panel)),
+        end_column_(std::min(call.panels().first_column(share_.end_panel), r_.hidden_size)),
+        walker_(team_, share_, call.buffers(scratch, thread)),
+        previous_{at(pieces.previous) + pieces.previous_size * thread,
+                  Strips<T>::stride_for(pieces.rows)},
+        input_{at(pieces.input) + pieces.input_size * thread, Strips<T>::stride_for(pieces.rows)},
+        bias_(at(pieces.bias_at[thread])) {}
+
+  void run() {
+    const int threads = call_.plan().threads;
+    call_.template pack_weights<Storage>(scratch_, thread_);
+    const int64_t panels = pieces_.input_panels.count();
+    // dL/dx = W^T delta: the product with W's columns.
+    const Matrix columns_of_w = {g_.weight_input.data, g_.weight_input.stride,
+                                 !g_.weight_input.transposed};
+    pack<Storage>(columns_of_w, g_.input_size, r_.hidden_size, pieces_.input_panels,
+                  panels * thread_ / threads, panels * (thread_ + 1) / threads,
+                  at(pieces_.packed_input));
+    weight_hidden().start(at(pieces_.weight_hidden_at[thread_]));
+    weight_input().start(at(pieces_.weight_input_at[thread_]));
+    std::fill_n(bias_, call_.panels().padded_columns(), T(0));
+    if (thread_ == 0)
+      std::fill_n(at(pieces_.zeros),
+                  pieces_.input_panels.padded_columns() + call_.panels().padded_columns(), T(0));
+    barrier_.wait(threads);
+    walker_.run([&](int64_t start, int64_t steps) { add_chunk(start, steps); });
+    barrier_.wait(threads);
+    write_sums();
+  }
+
+ private:
+  T* at(int64_t offset) const { return reinterpret_cast<T*>(scratch_ + offset); }
+  OuterProduct<T>& weight_hidden() { return pieces_.weight_hidden[thread_]; }
+  OuterProduct<T>& weight_input() { return pieces_.weight_input[thread_]; }
+
+  // The time step and sample of a row of the chunk; time -1 where the row is empty.
+  struct Place {
+    int64_t time, sample;
+  };
+
+  void add_chunk(int64_t start, int64_t steps) {
+    places_.clear();
+    for (int64_t s = 0; s < steps; ++s) {
+      const int64_t t = call_.schedule().time(start + s), filled = walker_.rows(start + s);
+      // The last slot's empty rows are the next chunk's to fill.
+      const int64_t slot_rows =
+          s + 1 == steps ? filled : walker_.slot_row(s + 2) - walker_.slot_row(s + 1);
+      for (int64_t i = 0; i < slot_rows; ++i)
+        places_.push_back(i < filled ? Place{t, walker_.sample(i)} : Place{-1, 0});
+    }
+    const int64_t rows = static_cast<int64_t>(places_.size());
+    const Strips<T> delta = walker_.states().from_row(walker_.slot_row(1));
+    for (int64_t row = 0; row < rows; row += pieces_.rows)
+      add_rows(delta.from_row(row), row, std::min(pieces_.rows, rows - row));
+    if (g_.grad_input != nullptr) {
+      // Samples are the thread's own; where all threads have all samples, share the rows.
+      const int parts = call_.plan().cut_hidden ? call_.plan().threads : 1;
+      const int part = call_.plan().cut_hidden ? thread_ : 0;
+      write_input_gradient(delta, rows * part / parts, rows * (part + 1) / parts);
+    }
+    if (g_.grad_initial != nullptr)
+      for (int64_t s = 0; s < steps; ++s)
+        write_initial_gradient(s, walker_.rows(start + s + 1), walker_.rows(start + s));
+    team_.wait_for_state();
+  }
+
+  // Outer products of `count` rows of delta, from row `row` of the chunk on.
+  void add_rows(const Strips<T>& delta, int64_t row, int64_t count) {
+    if (g_.grad_weight_hidden != nullptr) {
+      for (int64_t i = 0; i < count; ++i)
+        read_row(previous_state(places_[row + i]), r_.hidden_size, previous_, i);
+      weight_hidden().add(delta, previous_, count);
+    }
+    if (g_.grad_weight_input != nullptr) {
+      for (int64_t i = 0; i < count; ++i) {
+        const Storage* x = nullptr;
+        if (places_[row + i].time >= 0)
+          x = static_cast<const Storage*>(g_.input.data) +
+              call_.schedule().offset(g_.input, places_[row + i].time, places_[row + i].sample);
+        read_row(x, g_.input_size, input_, i);
+      }
+      if (pieces_.input_is_left) {
+        const Strips<T> own = {delta.at(0, first_column_), delta.stride};
+        weight_input().add(input_, own, count);
+      } else {
+        weight_input().add(delta, input_, count);
+      }
+    }
+    if (g_.grad_bias != nullptr)
+      for (int64_t n = first_column_; n < end_column_; n += kLanes<T>) {
+        Vec<T> sum{};
+        const T* from = delta.at(0, n);
+        for (int64_t i = 0; i < count; ++i, from += kLanes<T>) sum += load(from);
+        store<T>(bias_ + n, load(bias_ + n) + sum);
+      }
+  }
+
+  // h_{t-1} of a place, in the direction of the forward pass.
+  const Storage* previous_state(const Place& place) const {
+    if (place.time < 0) return nullptr;
+    const int64_t before = r_.reverse ? place.time - 1 : place.time + 1;
+    if (place.sample < call_.schedule().samples_at(before))
+      return static_cast<const Storage*>(r_.operand.data) +
+             call_.schedule().offset(r_.operand, before, place.sample);
+    if (g_.initial == nullptr) return nullptr;
+    return static_cast<const Storage*>(g_.initial) + place.sample * r_.hidden_size;
+  }
+
+  static void read_row(const Storage* from, int64_t columns, const Strips<T>& to, int64_t row) {
+    for (int64_t k = 0; k < columns; k += kLanes<T>)
+      store<T>(to.at(row, k), from == nullptr ? Vec<T>{} : load_converted(from + k, columns - k));
+  }
+
+  // Rows of delta times a panel, into rows of `width` values.
+  void multiply(const T* rows, int64_t strip_stride, const T* panel, int vectors, int64_t height,
+                T* out) const {
+    kTiles<T>[vectors - 1][height - 1]({at(pieces_.zeros),
+                                        0,
+                                        {{rows, strip_stride, panel, r_.hidden_size}},
+                                        1,
+                                        out,
+                                        vectors * kLanes<T>});
+  }
+
+  void write_input_gradient(const Strips<T>& delta, int64_t first, int64_t end) {
+    alignas(kVectorBytes) T sums[kMaxTileRows * kMaxPanelVectors * kLanes<T>];
+    for (int64_t p = 0; p < pieces_.input_panels.count(); ++p) {
+      const int64_t column = pieces_.input_panels.first_column(p);
+      const int vectors = pieces_.input_panels.vectors(p);
+      const T* const panel = at(pieces_.packed_input) + r_.hidden_size * column;
+      for_row_blocks(end - first, vectors, [&](int64_t row, int64_t height) {
+        row += first;
+        multiply(delta.at(row, 0), delta.stride, panel, vectors, height, sums);
+        for (int64_t i = 0; i < height; ++i) {
+          const Place& place = places_[row + i];
+          if (place.time < 0) continue;
+          Storage* const to = static_cast<Storage*>(g_.grad_input) + column +
+                              call_.schedule().row(place.time, place.sample) * g_.input_size;
+          for (int j = 0; j < vectors && column + j * kLanes<T> < g_.input_size; ++j)
+            store_converted(to + j * kLanes<T>, load(sums + (i * vectors + j) * kLanes<T>),
+                            g_.input_size - column - j * kLanes<T>);
+        }
+      });
+    }
+  }
+
+  // Rows [first, end) of step s of the chunk are their samples' first steps: dL/dh_0 = U^T delta.
+  void write_initial_gradient(int64_t s, int64_t first, int64_t end) {
+    alignas(kVectorBytes) T sums[kMaxTileRows * kMaxPanelVectors * kLanes<T>];
+    const int64_t slot = walker_.slot_row(s + 1);
+    for (int64_t p = share_.first_panel; p < share_.end_panel; ++p) {
+      const int64_t column = call_.panels().first_column(p);
+      const int vectors = call_.panels().vectors(p);
+      for_row_blocks(end - first, vectors, [&](int64_t row, int64_t height) {
+        row += first;
+        multiply(walker_.states().at(slot + row, 0), walker_.states().stride,
+                 team_.packed_hidden + r_.hidden_size * column, vectors, height, sums);
+        for (int64_t i = 0; i < height; ++i) {
+          Storage* const to = static_cast<Storage*>(g_.grad_initial) +
+                              walker_.sample(row + i) * r_.hidden_size + column;
+          for (int j = 0; j < vectors; ++j)
+            store_converted(to + j * kLanes<T>, load(sums + (i * vectors + j) * kLanes<T>),
+                            r_.hidden_size - column - j * kLanes<T>);
+        }
+      });
+    }
+  }
+
+  // The sums of all threads: each adds up, over the threads, a part of the elements. Where the
+  // hidden dimension is cut, a thread's own part is complete.
+  void write_sums() {
+    const bool complete = call_.plan().cut_hidden;
+    const int first_of = complete ? thread_ : 0;
+    const int end_of = complete ? thread_ + 1 : call_.plan().threads;
+    const auto part = [&](const OuterProduct<T>& product, const auto& f) {
+      const int64_t left = product.end_left() - product.first_left();
+      const int64_t pieces = complete ? 1 : call_.plan().threads;
+      const int64_t piece = complete ? 0 : thread_;
+      product.for_each(product.first_left() + left * piece / pieces,
+                       product.first_left() + left * (piece + 1) / pieces, f);
+    };
+    const auto sum_of = [&](const std::vector<int64_t>& totals, int64_t offset) {
+      Vec<T> sum = load(at(totals[first_of]) + offset);
+      for (int other = first_of + 1; other < end_of; ++other)
+        sum += load(at(totals[other]) + offset);
+      return sum;
+    };
+    part(weight_hidden(), [&](int64_t n, int64_t k, int64_t offset) {
+      store_converted(static_cast<Storage*>(g_.grad_weight_hidden) + n * r_.hidden_size + k,
+                      sum_of(pieces_.weight_hidden_at, offset), r_.hidden_size - k);
+    });
+    Storage* const grad_weight_input = static_cast<Storage*>(g_.grad_weight_input);
+    part(weight_input(), [&](int64_t left, int64_t right, int64_t offset) {
+      const Vec<T> sum = sum_of(pieces_.weight_input_at, offset);
+      if (!pieces_.input_is_left) {
+        store_converted(grad_weight_input + left * g_.input_size + right, sum,
+                        g_.input_size - right);
+        return;
+      }
+      const int64_t n = first_column_ + right;
+      for (int64_t i = 0; i < kLanes<T> && n + i < end_column_; ++i)
+        grad_weight_input[(n + i) * g_.input_size + left] = static_cast<Storage>(sum[i]);
+    });
+    if (g_.grad_bias == nullptr || (!complete && thread_ > 0)) return;
+    for (int64_t n = first_column_; n < end_column_; n += kLanes<T>)
+      store_converted(static_cast<T*>(g_.grad_bias) + n, sum_of(pieces_.bias_at, n),
+                      end_column_ - n);
+  }
+
+  const Gradients& g_;
+  const Recurrence& r_;
+  const Call<T>& call_;
+  GradientPieces<T>& pieces_;
+  char* const scratch_;
+  SpinBarrier& barrier_;
+  const int thread_;
+  const Team<T> team_;
+  const Share share_;
+  const int64_t first_column_, end_column_;  // that this thread computes
+  Walker<Storage, EpilogueOf> walker_;
+  const Strips<T> previous_, input_;  // h_{t-1} and x_t of the rows worked on
+  T* const bias_;
+  std::vector<Place> places_;  // of the chunk's rows
+};
+
+template <class Storage, template <class> class EpilogueOf>
+void run_typed(const Gradients& g, int threads) {
+  using T = typename ComputeOf<Storage>::type;
+  const Schedule schedule(g.backward);
+  for (;;) {
+    const Plan plan = Plan::make<T>(g.backward, schedule.total_rows(), threads);
+    ScratchLayout layout;
+    const Call<T> call(g.backward, schedule, plan, layout);
+    GradientPieces<T> pieces(g, call, layout);
+    const Scratch memory(layout);
+    SpinBarrier barrier;
+    threads = run_team(plan.threads, [&](int thread) {
+      GradientWorker<Storage, EpilogueOf>(g, call, pieces, memory.data(), barrier, thread).run();
+    });
+    if (threads == plan.threads) return;
+  }
+}
+
+template <class Storage>
+void run_stored(const Gradients& g, int threads) {
+  switch (g.backward.epilogue) {
+    case Epilogue::TanhBackward: return run_typed<Storage, TanhBackward>(g, threads);
+    case Epilogue::ReluBackward: return run_typed<Storage, ReluBackward>(g, threads);
+    case Epilogue::SigmoidBackward: return run_typed<Storage, SigmoidBackward>(g, threads);
+    case Epilogue::IdentityBackward: return run_typed<Storage, Identity>(g, threads);
+    default: throw std::invalid_argument("rnn_cuda: no epilogue of a backward pass");
+  }
+}
+
+}  // namespace
+
+void run(const Gradients& g, int threads) {
+  switch (g.backward.dtype) {
+    case ScalarType::Float32: return run_stored<float>(g, threads);
+    case ScalarType::Float64: return run_stored<double>(g, threads);
+    case ScalarType::BFloat16: return run_stored<c10::BFloat16>(g, threads);
+    case ScalarType::Float16: return run_stored<c10::Half>(g, threads);
+  }
+  throw std::invalid_argument("rnn_cuda: unknown scalar type");
+}
+
+}  // namespace rnn_cuda::cpu

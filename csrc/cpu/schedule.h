@@ -1,0 +1,107 @@
+// When each sample has a step, where its rows lie, and which thread does what.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "product.h"
+
+namespace rnn_cuda::cpu {
+
+class Schedule {
+ public:
+  explicit Schedule(const Recurrence& r) : r_(r) {
+    if (r.batch_sizes == nullptr) return;
+    first_row_.reserve(r.time_steps);
+    int64_t row = 0;
+    for (int64_t t = 0; t < r.time_steps; ++t) {
+      first_row_.push_back(row);
+      row += r.batch_sizes[t];
+    }
+    total_rows_ = row;
+  }
+
+  bool packed() const { return r_.batch_sizes != nullptr; }
+  int64_t total_rows() const { return packed() ? total_rows_ : r_.time_steps * r_.batch; }
+  int64_t time(int64_t step) const { return r_.reverse ? r_.time_steps - 1 - step : step; }
+  // Samples that have time step t; none outside the sequence.
+  int64_t samples_at(int64_t t) const {
+    if (t < 0 || t >= r_.time_steps) return 0;
+    return packed() ? r_.batch_sizes[t] : r_.batch;
+  }
+  // Samples that have the step-th visited time step.
+  int64_t samples(int64_t step) const { return samples_at(time(step)); }
+  // Where sample b's features at time t begin in `rows`.
+  int64_t offset(const Rows& rows, int64_t t, int64_t b) const {
+    return packed() ? (first_row_[t] + b) * rows.batch_stride
+                    : t * rows.time_stride + b * rows.batch_stride;
+  }
+  // The same for a contiguous sequence, in rows.
+  int64_t row(int64_t t, int64_t b) const {
+    return packed() ? first_row_[t] + b : t * r_.batch + b;
+  }
+
+ private:
+  const Recurrence& r_;
+  std::vector<int64_t> first_row_;
+  int64_t total_rows_ = 0;
+};
+
+// One thread's part: samples first_sample, first_sample + sample_step, ... below end_sample, and
+// some panels of the hidden dimension.
+struct Share {
+  int64_t first_sample, sample_step, end_sample;
+  int64_t first_panel, end_panel;
+
+  // How many of the first `samples` samples are in it.
+  int64_t rows(int64_t samples) const {
+    samples = std::min(samples, end_sample);
+    return samples <= first_sample ? 0 : (samples - first_sample + sample_step - 1) / sample_step;
+  }
+};
+
+// How the work is cut over threads; a pure function of the problem and the number of threads.
+struct Plan {
+  // Multiply-adds under which a thread costs more than it brings, and a barrier than it saves.
+  static constexpr int64_t kWorkPerThread = 1 << 16;
+  static constexpr int64_t kWorkPerBarrier = 1 << 14;
+  // A matrix above this size does not stay in a core's own cache; a part of it may.
+  static constexpr int64_t kCachedMatrixBytes = 2 << 20;
+
+  int threads;
+  bool cut_hidden;  // else the batch
+  int panel_vectors;
+  int64_t rows;  // samples of a share, at most
+
+  template <class T>
+  static Plan make(const Recurrence& r, int64_t total_rows, int threads) {
+    const int64_t work = total_rows * r.hidden_size * (r.hidden_size + r.input_size);
+    threads = static_cast<int>(std::clamp<int64_t>(work / kWorkPerThread, 1, threads));
+    const int64_t vectors = (r.hidden_size + kLanes<T> - 1) / kLanes<T>;
+    const int64_t matrix_bytes = r.hidden_size * r.hidden_size * static_cast<int64_t>(sizeof(T));
+    const int64_t work_per_step = r.batch * r.hidden_size * r.hidden_size / threads;
+    const bool few_samples = r.batch < 2 * threads && vectors >= threads;
+    const bool large_matrix = matrix_bytes > kCachedMatrixBytes && vectors >= 4 * threads;
+    if (threads > 1 && (few_samples || large_matrix) && work_per_step >= kWorkPerBarrier)
+      return {threads, true, panel_vectors_for_rows(r.batch), r.batch};
+    threads = static_cast<int>(std::min<int64_t>(threads, r.batch));
+    const int64_t rows = (r.batch + threads - 1) / threads;
+    return {threads, false, panel_vectors_for_rows(rows), rows};
+  }
+
+  template <class T>
+  Panels<T> panels(int64_t columns) const {
+    return Panels<T>(columns, panel_vectors, cut_hidden ? threads : 1);
+  }
+
+  Share share(int64_t batch, int64_t panels, bool packed, int thread) const {
+    if (cut_hidden)
+      return {0, 1, batch, panels * thread / threads, panels * (thread + 1) / threads};
+    // Samples of a packed batch are sorted by length: deal them out, so that every thread gets
+    // long and short ones.
+    if (packed) return {thread, threads, batch, 0, panels};
+    return {batch * thread / threads, 1, batch * (thread + 1) / threads, 0, panels};
+  }
+};
+
+}  // namespace rnn_cuda::cpu
