@@ -121,7 +121,7 @@ class GradientWorker {
   void add_chunk(int64_t start, int64_t steps) {
     places_.clear();
     for (int64_t s = 0; s < steps; ++s) {
-      const int64_t t = call_.schedule().time(start + s), filled = walker_.rows(start + s);
+      const int64_t t = call_.schedule().time(start + s), filled = walker_.rows(s);
       // The last slot's empty rows are the next chunk's to fill.
       const int64_t slot_rows =
           s + 1 == steps ? filled : walker_.slot_row(s + 2) - walker_.slot_row(s + 1);
@@ -140,7 +140,7 @@ class GradientWorker {
     }
     if (g_.grad_initial != nullptr)
       for (int64_t s = 0; s < steps; ++s)
-        write_initial_gradient(s, walker_.rows(start + s + 1), walker_.rows(start + s));
+        write_initial_gradient(s, walker_.rows(s + 1), walker_.rows(s));
     team_.wait_for_state();
   }
 
@@ -184,11 +184,6 @@ class GradientWorker {
              call_.schedule().offset(r_.operand, before, place.sample);
     if (g_.initial == nullptr) return nullptr;
     return static_cast<const Storage*>(g_.initial) + place.sample * r_.hidden_size;
-  }
-
-  static void read_row(const Storage* from, int64_t columns, const Strips<T>& to, int64_t row) {
-    for (int64_t k = 0; k < columns; k += kLanes<T>)
-      store<T>(to.at(row, k), from == nullptr ? Vec<T>{} : load_converted(from + k, columns - k));
   }
 
   // Rows of delta times a panel, into rows of `width` values.

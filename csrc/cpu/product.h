@@ -44,6 +44,14 @@ struct Strips {
   }
 };
 
+// Copies a row as a tensor stores it, or zeros where there is none, to a row of strips.
+template <class Storage, class T>
+void read_row(const Storage* from, int64_t columns, const Strips<T>& to, int64_t row) {
+  T* strip = to.at(row, 0);
+  for (int64_t k = 0; k < columns; k += kLanes<T>, strip += to.stride)
+    store<T>(strip, from == nullptr ? Vec<T>{} : load_converted(from + k, columns - k));
+}
+
 constexpr int kMaxPanelVectors = kVectorRegisters == 32 ? 8 : 4;
 
 constexpr int kMaxTileRows = 12;

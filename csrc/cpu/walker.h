@@ -68,34 +68,84 @@ class Walker {
       begin_chunk(start, steps);
       team_.wait_for_state();
       for (int64_t s = 0; s < steps; ++s) {
-        advance(start + s, s);
+        advance(step(start, s));
         team_.wait_for_state();
       }
       after_chunk(start, steps);
     }
   }
 
-  // Rows that the share has at a visited step, none outside the sequence.
-  int64_t rows(int64_t step) const { return share_.rows(team_.schedule.samples(step)); }
+  // Rows that the share has at step s of the chunk; of s = -1 and the number of steps, of the steps
+  // around it, none outside the sequence.
+  int64_t rows(int64_t s) const { return rows_[s + 1]; }
   int64_t sample(int64_t row) const { return share_.first_sample + row * share_.sample_step; }
   const Strips<T>& states() const { return buffers_.states; }
   // First row of a slot in `states`; of the slot after the last, the end.
   int64_t slot_row(int64_t slot) const { return slot_row_[slot]; }
 
  private:
+  // A row of features for each of the share's rows at one step, or null.
+  template <class Value>
+  struct StepRows {
+    Value* first = nullptr;
+    int64_t stride = 0;
+
+    Value* row(int64_t i, int64_t column) const {
+      return first == nullptr ? nullptr : first + i * stride + column;
+    }
+  };
+
+  // All that the tiles of one step have in common.
+  struct Step {
+    int64_t rows, rows_before, rows_after;    // of this step and of those around it
+    int64_t previous_row, row;                // first rows of the slots it reads and writes
+    StepRows<const Storage> addend, operand;  // of all rows
+    StepRows<const Storage> first_addend;     // of rows rows_before and up
+    StepRows<Storage> output;                 // of all rows
+    StepRows<Storage> last;                   // of rows rows_after and up
+  };
+
+  Step step(int64_t start, int64_t s) const {
+    const int64_t t = team_.schedule.time(start + s);
+    const auto input_rows = [&](const Rows& rows) -> StepRows<const Storage> {
+      if (rows.data == nullptr) return {};
+      return {static_cast<const Storage*>(rows.data) +
+                  team_.schedule.offset(rows, t, share_.first_sample),
+              rows.batch_stride * share_.sample_step};
+    };
+    // (B, H), contiguous, from a row on.
+    const auto block_rows = [&](auto* data,
+                                int64_t row) -> StepRows<std::remove_pointer_t<decltype(data)>> {
+      if (data == nullptr) return {};
+      return {data + row * r_.hidden_size, r_.hidden_size * share_.sample_step};
+    };
+    return {
+        rows(s),
+        rows(s - 1),
+        rows(s + 1),
+        slot_row_[s],
+        slot_row_[s + 1],
+        input_rows(r_.addend),
+        input_rows(r_.operand),
+        block_rows(static_cast<const Storage*>(r_.first_addend), share_.first_sample),
+        block_rows(static_cast<Storage*>(r_.output), team_.schedule.row(t, share_.first_sample)),
+        block_rows(static_cast<Storage*>(r_.last), share_.first_sample)};
+  }
+
   void begin_chunk(int64_t start, int64_t steps) {
-    const int64_t carried = rows(start - 1);
-    for (int64_t n = first_column_; n < end_column_ && carried > 0; n += kLanes<T>)
-      std::copy_n(buffers_.states.at(slot_row_[team_.steps_per_chunk], n), carried * kLanes<T>,
+    rows_.resize(steps + 2);
+    for (int64_t s = -1; s <= steps; ++s)
+      rows_[s + 1] = share_.rows(team_.schedule.samples(start + s));
+    for (int64_t n = first_column_; n < end_column_ && start > 0; n += kLanes<T>)
+      std::copy_n(buffers_.states.at(slot_row_[team_.steps_per_chunk], n), rows(-1) * kLanes<T>,
                   buffers_.states.at(0, n));
     // Slot s + 1 holds the states of step s, and behind them the initial states of the samples that
     // enter at the next step (packed, in reverse): both are "previous states" there.
     slot_row_[0] = 0;
     for (int64_t s = 0; s <= steps; ++s)
-      slot_row_[s + 1] = slot_row_[s] + std::max(rows(start + s - 1), rows(start + s));
+      slot_row_[s + 1] = slot_row_[s] + std::max(rows(s - 1), rows(s));
     for (int64_t s = 0; s < steps; ++s)
-      for (int64_t i = rows(start + s - 1); i < rows(start + s); ++i)
-        read_initial(sample(i), slot_row_[s] + i);
+      for (int64_t i = rows(s - 1); i < rows(s); ++i) read_initial(sample(i), slot_row_[s] + i);
     if (r_.input_size == 0) return;
     read_inputs(start, steps);
     if (team_.projects_input) project_inputs(slot_row_[steps + 1] - slot_row_[1]);
@@ -111,17 +161,13 @@ class Walker {
 
   // x of a chunk into strips, row by row as the slots have them.
   void read_inputs(int64_t start, int64_t steps) {
-    const Storage* const from = static_cast<const Storage*>(r_.input.data);
+    const Storage* const x = static_cast<const Storage*>(r_.input.data);
     for (int64_t s = 0; s < steps; ++s) {
       const int64_t t = team_.schedule.time(start + s);
-      for (int64_t row = slot_row_[s + 1]; row < slot_row_[s + 2]; ++row) {
-        const int64_t i = row - slot_row_[s + 1];
-        const bool exists = i < rows(start + s);
-        const Storage* x = exists ? from + team_.schedule.offset(r_.input, t, sample(i)) : nullptr;
-        for (int64_t k = 0; k < r_.input_size; k += kLanes<T>)
-          store<T>(buffers_.inputs.at(row - slot_row_[1], k),
-                   exists ? load_converted(x + k, r_.input_size - k) : Vec<T>{});
-      }
+      const int64_t slot_rows = slot_row_[s + 2] - slot_row_[s + 1];
+      for (int64_t i = 0; i < slot_rows; ++i)
+        read_row(i < rows(s) ? x + team_.schedule.offset(r_.input, t, sample(i)) : nullptr,
+                 r_.input_size, buffers_.inputs, slot_row_[s + 1] - slot_row_[1] + i);
     }
   }
 
@@ -145,16 +191,18 @@ class Walker {
             team_.packed_input + r_.input_size * column, r_.input_size};
   }
 
-  void advance(int64_t step, int64_t s) {
-    for (int64_t p = share_.first_panel; p < share_.end_panel; ++p)
-      for_row_blocks(rows(step), team_.panels.vectors(p),
-                     [&](int64_t row, int64_t height) { advance_tile(step, s, p, row, height); });
+  void advance(const Step& step) {
+    for (int64_t p = share_.first_panel; p < share_.end_panel; ++p) {
+      const int64_t column = team_.panels.first_column(p);
+      const int vectors = team_.panels.vectors(p);
+      for_row_blocks(step.rows, vectors, [&](int64_t first, int64_t height) {
+        advance_tile(step, column, vectors, first, height);
+      });
+    }
   }
 
   // Rows [first, first + height) of a step, the columns of one panel.
-  void advance_tile(int64_t step, int64_t s, int64_t panel, int64_t first, int64_t height) {
-    const int64_t column = team_.panels.first_column(panel);
-    const int vectors = team_.panels.vectors(panel);
+  void advance_tile(const Step& step, int64_t column, int vectors, int64_t first, int64_t height) {
     const int64_t width = vectors * kLanes<T>;
     alignas(kVectorBytes) T sums[kMaxTileRows * kMaxPanelVectors * kLanes<T>];
 
@@ -162,9 +210,9 @@ class Walker {
     arguments.out = sums;
     arguments.out_stride = width;
     arguments.product_count = 0;
-    const int64_t input_row = slot_row_[s + 1] - slot_row_[1] + first;
-    const bool has_first = r_.first_addend != nullptr && first + height > rows(step - 1);
-    if (r_.addend.data != nullptr || has_first) {
+    const int64_t input_row = step.row - slot_row_[1] + first;
+    const bool has_first = step.first_addend.first != nullptr && first + height > step.rows_before;
+    if (step.addend.first != nullptr || has_first) {
       init_sums(step, column, width, first, height, sums);
       arguments.init = sums;
       arguments.init_stride = width;
@@ -178,22 +226,20 @@ class Walker {
     if (r_.input_size > 0 && !team_.projects_input)
       arguments.products[arguments.product_count++] = input_factors(input_row, column);
     arguments.products[arguments.product_count++] = {
-        buffers_.states.at(slot_row_[s] + first, 0), buffers_.states.stride,
+        buffers_.states.at(step.previous_row + first, 0), buffers_.states.stride,
         team_.packed_hidden + r_.hidden_size * column, r_.hidden_size};
+    prefetch(step, column, width, first, height);
     kTiles<T>[vectors - 1][height - 1](arguments);
-    finish(step, column, width, first, height, sums, slot_row_[s + 1] + first);
+    finish(step, column, width, first, height, sums);
   }
 
   // The addend, and what a sample gets on its first step.
-  void init_sums(int64_t step, int64_t column, int64_t width, int64_t first, int64_t height,
+  void init_sums(const Step& step, int64_t column, int64_t width, int64_t first, int64_t height,
                  T* sums) const {
-    const int64_t t = team_.schedule.time(step);
     for (int64_t i = first; i < first + height; ++i, sums += width) {
-      const Storage* addend = static_cast<const Storage*>(r_.addend.data);
-      if (addend != nullptr) addend += team_.schedule.offset(r_.addend, t, sample(i)) + column;
-      const Storage* more = nullptr;
-      if (r_.first_addend != nullptr && i >= rows(step - 1))
-        more = static_cast<const Storage*>(r_.first_addend) + sample(i) * r_.hidden_size + column;
+      const Storage* const addend = step.addend.row(i, column);
+      const Storage* const more =
+          i >= step.rows_before ? step.first_addend.row(i, column) : nullptr;
       for (int64_t j = 0; j < width; j += kLanes<T>) {
         const int64_t count = r_.hidden_size - column - j;
         Vec<T> sum = load(team_.bias + column + j);
@@ -204,31 +250,39 @@ class Walker {
     }
   }
 
-  void finish(int64_t step, int64_t column, int64_t width, int64_t first, int64_t height,
-              const T* sums, int64_t state_row) {
-    const int64_t t = team_.schedule.time(step);
-    T* state = buffers_.states.at(state_row, column);
+  // Asks for what `finish` will touch: while the products are summed, the memory can answer.
+  void prefetch(const Step& step, int64_t column, int64_t width, int64_t first,
+                int64_t height) const {
+    const int64_t bytes = std::min(width, r_.hidden_size - column) * sizeof(Storage);
+    for (int64_t i = first; i < first + height; ++i) {
+      const char* const out = reinterpret_cast<const char*>(step.output.row(i, column));
+      for (int64_t j = 0; out != nullptr && j < bytes; j += 64) __builtin_prefetch(out + j, 1);
+      if constexpr (Epilogue::kUsesOperand) {
+        const char* const operand = reinterpret_cast<const char*>(step.operand.row(i, column));
+        for (int64_t j = 0; j < bytes; j += 64) __builtin_prefetch(operand + j);
+      }
+    }
+  }
+
+  // The epilogue, and the new states to where they are wanted.
+  void finish(const Step& step, int64_t column, int64_t width, int64_t first, int64_t height,
+              const T* sums) {
+    const int64_t columns = std::min(width, r_.hidden_size - column);
     const int64_t strip_stride = buffers_.states.stride;
+    T* state = buffers_.states.at(step.row + first, column);
     for (int64_t i = first; i < first + height; ++i, sums += width, state += kLanes<T>) {
-      const int64_t b = sample(i);
-      Storage* out = static_cast<Storage*>(r_.output);
-      if (out != nullptr) out += team_.schedule.row(t, b) * r_.hidden_size + column;
-      const Storage* operand = nullptr;
-      if constexpr (Epilogue::kUsesOperand)
-        operand = static_cast<const Storage*>(r_.operand.data) +
-                  team_.schedule.offset(r_.operand, t, b) + column;
+      Storage* const out = step.output.row(i, column);
+      const Storage* const operand = step.operand.row(i, column);
       T* strip = state;
       for (int64_t j = 0; j < width; j += kLanes<T>, strip += strip_stride) {
-        const int64_t count = r_.hidden_size - column - j;
         Vec<T> e{};
-        if constexpr (Epilogue::kUsesOperand) e = load_converted(operand + j, count);
+        if constexpr (Epilogue::kUsesOperand) e = load_converted(operand + j, columns - j);
         Vec<T> v = Epilogue::apply(load(sums + j), e);
-        if (out != nullptr) v = store_converted(out + j, v, count);
+        if (out != nullptr) v = store_converted(out + j, v, columns - j);
         store<T>(strip, v);
       }
-      if (r_.last != nullptr && i >= rows(step + 1))
-        std::copy_n(out, std::min(width, r_.hidden_size - column),
-                    static_cast<Storage*>(r_.last) + b * r_.hidden_size + column);
+      if (i >= step.rows_after && step.last.first != nullptr)
+        std::copy_n(out, columns, step.last.row(i, column));
     }
   }
 
@@ -238,7 +292,7 @@ class Walker {
   const WalkBuffers<T> buffers_;
   const int64_t ld_;
   const int64_t first_column_, end_column_;
-  std::vector<int64_t> slot_row_;  // of the chunk
+  std::vector<int64_t> rows_, slot_row_;  // of the chunk
 };
 
 }  // namespace rnn_cuda::cpu
