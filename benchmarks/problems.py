@@ -1,0 +1,212 @@
+"""The tensors of a case, and the numbers that every contestant has to come to.
+
+What a contestant returns is brought into one form, a list of tensors:
+
+    forward  [output]
+    train    [output, gradient of each parameter in state_dict order, gradient of the input if any]
+    hvp      [the product's part for each parameter, in state_dict order]
+
+``output`` is (T, B, D * H), (B, T, D * H) with batch_first, or the (N, D * H) data of a packed
+sequence, D the number of directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from benchmarks.cases import Case
+from rnn_cuda import FusedRNN, backend
+
+TOLERANCE = {"float64": 1e-11, "float32": 1e-4, "bfloat16": 1.6e-2, "float16": 2e-3}
+"""Relative, norm-wise: two units in the last place for the half types; room for a thousand
+roundings in the others. Generous, because only a contestant that computes something else is
+to be found; how exact they are is what the accuracy suite measures."""
+
+
+class Problem:
+    """Weights, input and cotangent of a case, the same for each contestant and in every process."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.dtype: torch.dtype = getattr(torch, case.dtype)
+        generator = torch.Generator().manual_seed(0)
+        directions = 2 if case.bidirectional else 1
+        bound = case.H**-0.5
+
+        def uniform(*shape: int) -> Tensor:
+            values = torch.rand(shape, generator=generator, dtype=torch.float64)
+            return (bound * (2 * values - 1)).to(self.dtype)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(self.dtype)
+
+        self.weights: dict[str, Tensor] = {}
+        for layer in range(case.num_layers):
+            features = case.I if layer == 0 else directions * case.H
+            for suffix in ["", "_reverse"][:directions]:
+                self.weights[f"weight_ih_l{layer}{suffix}"] = uniform(case.H, features)
+                self.weights[f"weight_hh_l{layer}{suffix}"] = uniform(case.H, case.H)
+                self.weights[f"bias_ih_l{layer}{suffix}"] = uniform(case.H)
+                self.weights[f"bias_hh_l{layer}{suffix}"] = uniform(case.H)
+
+        self.lengths = torch.full((case.B,), case.T)
+        if case.packed:
+            self.lengths = torch.randint(1, case.T + 1, (case.B,), generator=generator)
+            self.lengths[0] = case.T
+        lead = (case.B, case.T) if case.batch_first else (case.T, case.B)
+        self.x: Tensor | PackedSequence = normal(*lead, case.I)
+        if case.packed:
+            self.x = pack_padded_sequence(self.x, self.lengths, enforce_sorted=False)
+        rows = self.x.data.shape[:1] if case.packed else lead
+        self.dy = normal(*rows, directions * case.H)
+        # What the Hessian is multiplied by.
+        self.direction = (
+            [normal(*w.shape) for w in self.weights.values()] if case.mode == "hvp" else []
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Return the number of (sample, time step) pairs."""
+        return int(self.lengths.sum())
+
+    @cached_property
+    def expected(self) -> list[Tensor]:
+        """The numbers of torch.nn.RNN in float32 (float64 for that dtype).
+
+        For a nonlinearity that it does not have, those of the reference, a Python loop.
+        """
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        if self.case.nonlinearity in ("tanh", "relu"):
+            return self._run_wide(nn.RNN, wide)
+        with backend.use("reference"):
+            return self._run_wide(FusedRNN, wide)
+
+    def _run_wide(self, kind: Callable[..., nn.Module], dtype: torch.dtype) -> list[Tensor]:
+        module = module_of(self, kind).to(dtype)
+        return module_work(self, module, dtype)()
+
+    @cached_property
+    def own_errors(self) -> list[float]:
+        """Errors of torch.nn.RNN in the case's dtype; zeros where it is the expected one."""
+        if self.dtype in (torch.float32, torch.float64):
+            return [0.0] * len(self.expected)
+        found = module_work(self, module_of(self, nn.RNN), self.dtype)()
+        return [relative_error(a, b) for a, b in zip(found, self.expected, strict=True)]
+
+    def disagreement(self, found: Sequence[Tensor]) -> str | None:
+        """Return how these results differ from those expected, or None.
+
+        A half precision may be as wrong as torch.nn.RNN is in it, twice over: it rounds sums over
+        all time steps, and which roundings those are is everyone's own affair.
+        """
+        names = self.result_names()
+        if len(found) != len(self.expected):
+            return f"{len(found)} results, expected {len(self.expected)}"
+        rows = zip(names, found, self.expected, self.own_errors, strict=True)
+        for name, actual, expected, own in rows:
+            if actual.shape != expected.shape:
+                return f"{name} has shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+            error, allowed = relative_error(actual, expected), TOLERANCE[self.case.dtype] + 2 * own
+            if not error <= allowed:  # also if it is not a number
+                return f"{name} differs by {error:.1e} of its norm, allowed {allowed:.1e}"
+        return None
+
+    def result_names(self) -> list[str]:
+        """Return a name for each entry of a result list."""
+        names = list(self.weights)
+        if self.case.mode == "hvp":
+            return names
+        names = ["output", *names] if self.case.mode == "train" else ["output"]
+        return [*names, "input"] if self.case.wants_input_gradient else names
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Return ``|actual - expected| / |expected|`` in the Euclidean norm, computed in float64.
+
+    An expected zero allows nothing but zeros: else the error is infinite.
+    """
+    actual, expected = actual.detach().double(), expected.detach().double()
+    difference, norm = torch.linalg.vector_norm(actual - expected), expected.norm()
+    if norm == 0:
+        return 0.0 if difference == 0 else float("inf")
+    return float(difference / norm)
+
+
+# ---- torch modules -------------------------------------------------------------------------------
+
+
+def module_of(problem: Problem, kind: Callable[..., nn.Module], **options: Any) -> nn.Module:
+    """Return an ``nn.RNN`` or a module like it, with the problem's weights."""
+    case = problem.case
+    module = kind(
+        case.I,
+        case.H,
+        num_layers=case.num_layers,
+        bidirectional=case.bidirectional,
+        batch_first=case.batch_first,
+        dtype=problem.dtype,
+        **{"nonlinearity": case.nonlinearity, **options},
+    )
+    module.load_state_dict(problem.weights)
+    return module
+
+
+def module_work(problem: Problem, module: nn.Module, dtype: torch.dtype | None = None) -> Any:
+    """Return :func:`torch_work` of a module that returns ``(output, state)``.
+
+    ``dtype`` converts input and cotangents.
+    """
+
+    def call(x: Any) -> Tensor:
+        output = module(x)[0]
+        return output.data if isinstance(output, PackedSequence) else output
+
+    return torch_work(problem, call, list(module.parameters()), dtype)
+
+
+def torch_work(
+    problem: Problem,
+    call: Callable[[Any], Tensor],
+    parameters: Sequence[Tensor],
+    dtype: torch.dtype | None = None,
+) -> Callable[[], list[Tensor]]:
+    """Return the work of a case for anything that autograd can differentiate.
+
+    Args:
+        problem: gives the mode, the input and the cotangent.
+        call: from the input to the output tensor.
+        parameters: what gradients are asked of; leaves that require them.
+        dtype: of input and cotangents, if not the problem's.
+
+    Returns:
+        A function that does all of the work once and returns the list described above.
+    """
+    case = problem.case
+    dtype = dtype or problem.dtype
+    x, dy = problem.x, problem.dy.to(dtype)
+    data = x.data.detach().to(dtype)
+    if case.wants_input_gradient:
+        data = data.clone().requires_grad_()
+    x = x._replace(data=data) if isinstance(x, PackedSequence) else data
+    wanted = [*parameters, data] if case.wants_input_gradient else list(parameters)
+
+    def forward() -> list[Tensor]:
+        with torch.no_grad():
+            return [call(x)]
+
+    def train() -> list[Tensor]:
+        output = call(x)
+        return [output, *torch.autograd.grad(output, wanted, dy)]
+
+    def hvp() -> list[Tensor]:
+        first = torch.autograd.grad(call(x), parameters, dy, create_graph=True)
+        return list(torch.autograd.grad(first, parameters, direction))
+
+    direction = [v.to(dtype) for v in problem.direction]
+    return {"forward": forward, "train": train, "hvp": hvp}[case.mode]
