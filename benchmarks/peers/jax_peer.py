@@ -59,7 +59,7 @@ class JaxPeer(Peer):
             return y, *pullback(dy)
 
         parameters = [
-            jnp.asarray(np.ascontiguousarray(w.T.numpy())) for w in problem.weights.values()
+            jnp.asarray(np.ascontiguousarray(w.t().numpy())) for w in problem.weights.values()
         ]
         x, dy = jnp.asarray(problem.x.numpy()), jnp.asarray(problem.dy.numpy())
         if case.mode == "forward":
@@ -75,7 +75,7 @@ class JaxPeer(Peer):
 
 def _tensors_of_training(result: Any) -> list[Tensor]:
     y, parameters, *rest = result
-    return [as_tensor(y), *(as_tensor(p).T for p in parameters), *map(as_tensor, rest)]
+    return [as_tensor(y), *(as_tensor(p).t() for p in parameters), *map(as_tensor, rest)]
 
 
 def as_tensor(array: Any) -> Tensor:
