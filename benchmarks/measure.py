@@ -44,6 +44,7 @@ def measure(case: Case, peers: Mapping[str, Peer], seconds: float) -> dict[str, 
             reason = f"failed: {type(error).__name__}: {_first_line(error)}"
         if reason is not None:
             outcome[name] = {"skipped": reason}
+    problem.forget_expected()
     load, calibration = None, machine.calibrate()
     if ready:
         watch = machine.LoadWatch()

@@ -21,7 +21,19 @@ FILE = "results.json"
 
 def save(found: dict[str, Any], folder: Path) -> None:
     """Write the results into a folder."""
-    write_text(folder / FILE, json.dumps(_strict(found), indent=1, allow_nan=False) + "\n")
+    write_text(folder / FILE, as_text(found))
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """Return strict JSON, a line for each measurement, so that a change of some can be read."""
+    fields = []
+    for key, value in _strict(found).items():
+        text = json.dumps(value, allow_nan=False)
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            lines = [json.dumps(item, allow_nan=False) for item in value]
+            text = "[\n" + ",\n".join(lines) + "\n]"
+        fields.append(f"{json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(fields) + "\n}\n"
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -44,11 +56,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _strict(value: Any) -> Any:
-    """Return the value with None for what JSON has no number for."""
+    """Return the value with six digits, and with None for what JSON has no number for."""
     if isinstance(value, dict):
         return {key: _strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_strict(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
