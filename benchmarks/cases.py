@@ -161,7 +161,13 @@ OVERHEAD_SHAPES: tuple[Shape, ...] = (
 
 SCALING_HIDDEN = (16, 32, 64, 128, 256, 512, 1024, 2048)
 SCALING_BATCHES = (1, 32)
-SCALING_T, SCALING_I = 256, 64
+SCALING_I = 64
+
+
+def scaling_length(hidden_size: int) -> int:
+    """Return T for the time per step: shorter for wide states, whose steps take milliseconds."""
+    return 256 if hidden_size < 1024 else 64
+
 
 HVP_SHAPE: Shape = (1000, 20, 10, 128)
 
@@ -229,7 +235,7 @@ def _scaling() -> Iterable[Case]:
     for B in SCALING_BATCHES:
         for H in SCALING_HIDDEN:
             for mode in _BOTH:
-                shape = (SCALING_T, B, SCALING_I, H)
+                shape = (scaling_length(H), B, SCALING_I, H)
                 yield Case(
                     "scaling", *shape, mode, contestants=SCALING_CONTESTANTS, with_floor=True
                 )

@@ -97,9 +97,10 @@ def time_per_step(found: Results) -> Figure | None:
     handles = [_handle(name, title_of(found, name)) for name in LOOKS if name in shown]
     handles.append(Line2D([], [], color="0.4", ls="--", lw=1.2, label="floor"))
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
-    first = timings[0][0]
+    lengths = " or ".join(str(T) for T in sorted({case.T for case, _ in timings}))
     figure.suptitle(
-        f"Time per step against H: T = {first.T}, I = {first.I}, float32, {threads_text(threads)}"
+        f"Time per step against H: T = {lengths}, I = {timings[0][0].I}, float32, "
+        f"{threads_text(threads)}"
     )
     return figure
 

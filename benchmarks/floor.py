@@ -43,7 +43,8 @@ def floor_of(case: Case, threads: int) -> dict[str, Any]:
         ``seconds`` and what it is made of: ``recurrent``, ``products`` (those that do not wait for
         the step before), ``bytes``, ``barriers``; ``cut`` says what the threads divide, "batch" or
         "hidden", whichever is faster. Only "batch" is possible where no barrier could be measured;
-        then ``barrier`` says why.
+        then ``barrier`` says why. ``at_peak`` is the time of all operations at the rate of a large
+        product, which nothing can be faster than.
     """
     T, B, I, H = case.shape
     passes = 2 if case.mode == "train" else 1  # h U^T forward, dz U backward
@@ -64,6 +65,7 @@ def floor_of(case: Case, threads: int) -> dict[str, Any]:
             if case.wants_input_gradient:
                 one_chunk += product_seconds(chunk, H, I)
         products = one_chunk * rows / chunk
+        at_peak = _operations(case) / (threads * _peak_rate())
     # Sequences read or written: x, y; and y, dy, x (for dW), dx on the way back.
     features = I + H
     if case.mode == "train":
@@ -76,9 +78,19 @@ def floor_of(case: Case, threads: int) -> dict[str, Any]:
         "products": products,
         "bytes": bytes_seconds,
         "barriers": barriers,
+        "at_peak": at_peak,
         "cut": cut,
         "barrier": why or barrier,
     }
+
+
+def _operations(case: Case) -> int:
+    """Return the operations of all products of the case."""
+    step_by_step, of_input = (2 * case.T * case.B * case.H * size for size in (case.H, case.I))
+    if case.mode == "forward":
+        return step_by_step + of_input
+    # Each weight is used forward and has a gradient; U is used backward too, W if dx is wanted.
+    return 3 * step_by_step + (3 if case.wants_input_gradient else 2) * of_input
 
 
 @contextmanager

@@ -157,7 +157,7 @@ def describe() -> dict[str, Any]:
         "cores": len(usable_cores()),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
         "load_average_before": os.getloadavg()[0],
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -64,7 +64,7 @@ class Problem:
             self.lengths = torch.randint(1, case.T + 1, (case.B,), generator=generator)
             self.lengths[0] = case.T
         lead = (case.B, case.T) if case.batch_first else (case.T, case.B)
-        self.x: Tensor | PackedSequence = normal(*lead, case.I)
+        self.x: Any = normal(*lead, case.I)  # a PackedSequence if packed
         if case.packed:
             self.x = pack_padded_sequence(self.x, self.lengths, enforce_sorted=False)
         rows = self.x.data.shape[:1] if case.packed else lead

@@ -68,18 +68,17 @@ def title_of(found: Results, contestant: str) -> str:
 
 
 def skipped(timings: Iterable[tuple[Case, Timing]], found: Results) -> str:
-    """Say who was not timed, and why."""
+    """Say which of the suite's contestants were not timed, and why."""
     reasons: dict[str, list[str]] = {}
-    for _, timing in timings:
-        for name, summary in timing["contestants"].items():
+    for case, timing in timings:
+        for name in case.contestants:
             known = reasons.setdefault(name, [])
-            if "skipped" in summary and summary["skipped"] not in known:
-                known.append(summary["skipped"])
+            why = found["peers"][name]["missing"]
+            why = why or timing["contestants"].get(name, {}).get("skipped")
+            if why and why not in known:
+                known.append(why)
     parts = [f"{title_of(found, name)}: {'; '.join(why)}" for name, why in reasons.items() if why]
-    missing = [
-        f"{peer['title']}: {peer['missing']}" for peer in found["peers"].values() if peer["missing"]
-    ]
-    return ". ".join(["Not timed: " + ". ".join(parts + missing)]) if parts + missing else ""
+    return f"Not timed: {'. '.join(parts)}." if parts else ""
 
 
 # ---- cells ---------------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ def progress_line(kind: str, result: Mapping[str, Any]) -> str:
     case = result["case"]
     shape = ", ".join(str(case[size]) for size in "TBIH")
     if kind == "accuracy":
-        verdict = {True: "within the gate", False: "outside the gate"}.get(result.get("passed"))
-        return f"accuracy {case['name']} ({shape}): {verdict or result['failed']}"
+        verdict = "within the gate" if result.get("passed") else "OUTSIDE the gate"
+        return f"accuracy {case['name']} ({shape}): {result.get('failed', verdict)}"
     start = f"{case['suite']} ({shape}) {case['mode']} {result['threads']}t"
     if kind == "memory":
         if "skipped" in result:

@@ -52,7 +52,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     cores = len(machine.usable_cores())
     suites = "; ".join(f"{name}: {what}" for name, what in SUITES.items())
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.run", description=__doc__.splitlines()[0]
+        prog="python -m benchmarks.run", description="Measure speed, accuracy and memory."
     )
     parser.add_argument(
         "--suite", default=",".join(SUITES), help=f"which, by commas (default: all). {suites}"
@@ -142,7 +142,8 @@ def _measure(options: argparse.Namespace, console: Console) -> tuple[dict[str, A
         results.save(found, folder)
     found["complete"] = True
     results.save(found, folder)
-    return found, folder
+    # What the file holds, so that rendering it again gives the same tables to the last digit.
+    return results.load(folder / results.FILE), folder
 
 
 def _everything(
@@ -150,8 +151,6 @@ def _everything(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the list a result belongs in, and the result."""
     available = [name for name in options.peers if not found["peers"][name]["missing"]]
-    if any(case_needs_own_tanh(suite) for suite in options.suites):
-        available.append("fused_rnn_tanh") if "fused_rnn_tanh" not in available else None
     cases = [
         case
         for suite in options.suites
@@ -176,11 +175,6 @@ def _everything(
             for name in case.contestants:
                 if name in available:
                     yield "memory", memory.peak_of(case, name, threads)
-
-
-def case_needs_own_tanh(suite: str) -> bool:
-    """Whether ratios of this suite have FusedRNN's tanh as a unit."""
-    return suite == "variants"
 
 
 def _render(found: dict[str, Any], folder: Path, page: Path | None, console: Console) -> None:

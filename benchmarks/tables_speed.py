@@ -38,6 +38,7 @@ def main_table(found: Results) -> Table:
                 number(target_of(case, timing["threads"])),
                 number(over_best(found, case, timing)),
                 number(ours / floor["seconds"] if ours is not None and floor else None),
+                number(floor["at_peak"] / ours if ours is not None and floor else None),
             )
         )
     return Table(
@@ -45,12 +46,15 @@ def main_table(found: Results) -> Table:
         (
             *("T, B, I, H", "mode", "threads", "torch.nn.RNN, ms", "FusedRNN, ms"),
             *("ratio (quartiles)", "target", "over torch's best", "time / floor"),
+            "share of peak",
         ),
         rows,
         "Ratio: torch.nn.RNN's time over FusedRNN's, median over rounds. Target: what a prototype "
         "reached on two cores with AVX-512. Over torch's best: torch.nn.RNN at the number of "
         "threads, of those measured, at which it is fastest. Floor: products at torch.mm's speed "
-        "for these sizes, bytes and barriers; without tanh and page faults." + _barrier_note(found),
+        "for these sizes, bytes and barriers, without tanh and page faults; below 1 are products "
+        "faster than torch.mm's. Share of peak: of the rate that torch.mm reaches on large ones."
+        + _barrier_note(found),
     )
 
 

@@ -62,11 +62,11 @@ def _timings(job: dict[str, Any], results: TextIO) -> None:
     from benchmarks.measure import measure
     from benchmarks.peers import make_peers
 
-    peers = make_peers(job["peers"], job["threads"])
     for index, fields in enumerate(job["cases"]):
         case = Case.from_json(fields)
         _write(results, {"started": index})
-        contestants = {name: peers[name] for name in case.contestants if name in peers}
+        wanted = [n for n in case.contestants if n in job["peers"] or n == case.baseline]
+        contestants = make_peers(wanted, job["threads"])
         _write(results, {"index": index, **measure(case, contestants, job["seconds"])})
 
 

@@ -384,7 +384,7 @@ def made_up_results() -> dict:
                         "contestants": contestants,
                         "load": {"others": 0.0, "stolen": 0.0},
                         "calibration": 1e-3,
-                        "floor": {"seconds": base / 4, "barrier": 1e-7},
+                        "floor": {"seconds": base / 4, "at_peak": base / 5, "barrier": 1e-7},
                     }
                 )
     error = dict.fromkeys(accuracy.QUANTITIES, 1e-7)
@@ -464,6 +464,7 @@ def test_tables_show_every_suite_and_why_someone_is_missing():
     first = dict(zip(main.columns, main.rows[0], strict=True))
     assert first["ratio (quartiles)"] == "2.00 (2.00 to 2.00)"
     assert (first["target"], first["time / floor"]) == ("2.00", "2.00")
+    assert first["share of peak"] == "0.40"
     assert "ONNX Runtime: has no gradients" in tables["Everyone against torch.nn.RNN"].note
     assert len(tables["Grid of shapes"].rows) == len(GRID_SHAPES)
     assert "Grid of shapes: slower than torch.nn.RNN" not in tables
