@@ -9,102 +9,23 @@ with matrix products between them, give derivatives of any order without Python 
 The derivation is in ``docs/differentiation.md``.
 
 Shape legend: T time steps, B batch, I input size, H hidden size, N = sum(batch_sizes) packed rows.
-"Rows" are a sequence flattened to (T * B, features), or the N rows of a packed one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
-from torch.nn.functional import pad
 
+from rnn_cuda._links import Links, add_at, outer_with_previous, rows_of, take, times_previous
 from rnn_cuda.reference import activation_derivative, compute_dtype
-
-# ---- how the rows of a sequence follow each other in time ----------------------------------------
-
-_Index = slice | Tensor
-
-
-@dataclasses.dataclass(frozen=True)
-class _Links:
-    """Row numbers: row ``current[i]`` comes right after row ``previous[i]`` of the same sample.
-
-    ``first`` and ``last`` are each sample's first and last row in the direction of processing, in
-    the order of the samples.
-    """
-
-    current: _Index
-    previous: _Index
-    first: _Index
-    last: _Index
-
-    @classmethod
-    def of(
-        cls, sequence: Tensor, reverse: bool, batch_sizes: Tensor | None, batch: int | None = None
-    ) -> _Links:
-        """``batch`` spares a packed sequence the look at batch_sizes[0]."""
-        if batch_sizes is None:
-            rows, batch = sequence.shape[0] * sequence.shape[1], sequence.shape[1]
-            later, earlier = slice(batch, rows), slice(0, rows - batch)
-            begin, end = slice(0, batch), slice(rows - batch, rows)
-        else:
-            rows = sequence.shape[0]
-            if batch is None:  # item(), because int() would ask torch.compile for a value
-                batch = cast(int, batch_sizes[0].item())
-            samples = torch.arange(batch)
-            lengths = batch_sizes.shape[0] - torch.searchsorted(
-                batch_sizes.flip(0).contiguous(), samples, right=True
-            )
-            first_rows = batch_sizes.cumsum(0) - batch_sizes
-            step_back = batch_sizes[:-1].repeat_interleave(
-                batch_sizes[1:], output_size=rows - batch
-            )
-            later = slice(batch, rows)
-            earlier = (torch.arange(batch, rows) - step_back).to(sequence.device)
-            begin = slice(0, batch)
-            end = (first_rows[lengths - 1] + samples).to(sequence.device)
-        if reverse:
-            return cls(current=earlier, previous=later, first=end, last=begin)
-        return cls(current=later, previous=earlier, first=begin, last=end)
-
-
-def _rows(sequence: Tensor) -> Tensor:
-    return sequence.reshape(math.prod(sequence.shape[:-1]), sequence.shape[-1])
-
-
-def _take(rows: Tensor, index: _Index) -> Tensor:
-    return rows[index] if isinstance(index, slice) else rows.index_select(0, index)
-
-
-def _add_at(rows: Tensor, index: _Index, values: Tensor) -> Tensor:
-    """``rows`` with ``values`` added at ``index``, out of place; no row is named twice."""
-    if isinstance(index, slice):
-        return rows + pad(values, (0, 0, index.start, rows.shape[0] - index.stop))
-    return rows.index_add(0, index, values)
-
-
-def _times_previous(states: Tensor, start: Tensor | None, m: Tensor, links: _Links) -> Tensor:
-    """Rows of ``M s_{t-1}``, zero at a sample's first step if it starts from None."""
-    product = _add_at(torch.zeros_like(states), links.current, _take(states, links.previous) @ m.mT)
-    return product if start is None else _add_at(product, links.first, start @ m.mT)
-
-
-def _outer_with_previous(
-    left: Tensor, states: Tensor, start: Tensor | None, links: _Links
-) -> Tensor:
-    """``sum_t left_t s_{t-1}^T``: the gradient of the matrix that multiplies s_{t-1}."""
-    total = _take(left, links.current).mT @ _take(states, links.previous)
-    return total if start is None else total + _take(left, links.first).mT @ start
 
 
 def _differentiable_again(jvp: Callable[..., Any]) -> Callable[..., Any]:
@@ -140,6 +61,16 @@ def _below_autograd() -> Iterator[None]:
         torch._C._AutoDispatchBelowAutograd(),
     ):
         yield
+
+
+def _are_differentiated(args: Sequence[Any]) -> bool:
+    """Whether autograd has to follow what is computed from ``args``, in either mode.
+
+    Forward mode counts as soon as somebody uses it: to look for tangents takes longer.
+    """
+    return forward_ad._current_level >= 0 or (
+        torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+    )
 
 
 class _OperatorFunction(_SingleLevelFunction):
@@ -186,42 +117,37 @@ class ElmanRNN(_OperatorFunction):
         if grad_output is None and grad_h_n is None:
             return nothing
         input, h0, weight_ih, weight_hh, output = ctx.saved_tensors
-        links = _Links.of(output, ctx.reverse, ctx.batch_sizes, ctx.batch)
-        delta = torch.ops.rnn_cuda.elman_backward(  # delta_t = dL/dz_t
+        wanted = ctx.needs_input_grad[:5]
+        gradients = elman_gradients(
             grad_output,
             grad_h_n,
-            output,
+            input,
+            h0,
+            weight_ih,
             weight_hh,
+            output,
             ctx.nonlinearity,
             ctx.reverse,
             ctx.batch_sizes,
+            wanted,
+            batch=ctx.batch,
         )
-
-        needs_input, needs_h0, needs_ih, needs_hh, needs_bias, *_ = ctx.needs_input_grad
-        delta_rows, output_rows = _rows(delta), _rows(output)
-        return (
-            delta @ weight_ih if needs_input else None,
-            _take(delta_rows, links.first) @ weight_hh if needs_h0 else None,
-            delta_rows.mT @ _rows(input) if needs_ih else None,
-            _outer_with_previous(delta_rows, output_rows, h0, links) if needs_hh else None,
-            delta_rows.sum(0, dtype=compute_dtype(delta.dtype)) if needs_bias else None,
-            *nothing[5:],
-        )
+        return (*(g if w else None for g, w in zip(gradients, wanted, strict=True)), *nothing[5:])
 
     @staticmethod
     @_differentiable_again
     def jvp(ctx: Any, saved: tuple[Any, ...], *tangents: Any) -> tuple[Tensor, Tensor]:
         d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, *_ = tangents
         input, h0, weight_ih, weight_hh, output = saved
-        links = _Links.of(output, ctx.reverse, ctx.batch_sizes, ctx.batch)
-        rows = _rows(output)
+        links = Links.of(output, ctx.reverse, ctx.batch_sizes, ctx.batch)
+        rows = rows_of(output)
         drive = torch.zeros_like(rows)
         if d_input is not None:
-            drive = drive + _rows(d_input) @ weight_ih.mT
+            drive = drive + rows_of(d_input) @ weight_ih.mT
         if d_weight_ih is not None:
-            drive = drive + _rows(input) @ d_weight_ih.mT
+            drive = drive + rows_of(input) @ d_weight_ih.mT
         if d_weight_hh is not None:
-            drive = drive + _times_previous(rows, h0, d_weight_hh, links)
+            drive = drive + times_previous(rows, h0, d_weight_hh, links)
         if d_bias is not None:
             drive = drive + d_bias.to(drive.dtype)
         tangent = torch.ops.rnn_cuda.linear_recurrence(
@@ -232,7 +158,54 @@ class ElmanRNN(_OperatorFunction):
             ctx.reverse,
             ctx.batch_sizes,
         )
-        return tangent, _take(_rows(tangent), links.last)
+        return tangent, take(rows_of(tangent), links.last)
+
+
+def elman_gradients_by_parts(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    h0: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    output: Tensor,
+    nonlinearity: str,
+    reverse: bool,
+    batch_sizes: Tensor | None,
+    wanted: Sequence[bool],
+    *,
+    batch: int | None = None,
+) -> tuple[Tensor, ...]:
+    """The gradients as products of delta_t = dL/dz_t, to be differentiated and mapped further.
+
+    ``batch`` as in `Links.of`.
+    """
+    links = Links.of(output, reverse, batch_sizes, batch)
+    delta = torch.ops.rnn_cuda.elman_backward(
+        grad_output, grad_h_n, output, weight_hh, nonlinearity, reverse, batch_sizes
+    )
+    delta_rows, output_rows = rows_of(delta), rows_of(output)
+    needs_input, needs_h0, needs_ih, needs_hh, needs_bias = wanted
+    gradients = (
+        delta @ weight_ih if needs_input else None,
+        take(delta_rows, links.first) @ weight_hh if needs_h0 else None,
+        delta_rows.mT @ rows_of(input) if needs_ih else None,
+        outer_with_previous(delta_rows, output_rows, h0, links) if needs_hh else None,
+        delta_rows.sum(0, dtype=compute_dtype(delta.dtype)) if needs_bias else None,
+    )
+    return tuple(output.new_empty(0) if g is None else g for g in gradients)
+
+
+def elman_gradients(*args: Any, batch: int | None = None) -> tuple[Tensor, ...]:
+    """The same by one operator, which keeps no delta, unless derivatives of it are asked for.
+
+    The operator's autograd kernel, and what ordinary training runs.
+    """
+    packed = args[9] is not None
+    if _are_differentiated(args) or packed:  # "or packed": until the kernel takes batch_sizes
+        return elman_gradients_by_parts(*args, batch=batch)
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.rnn_cuda.elman_gradients(*args)
 
 
 def elman_backward_by_p2(
@@ -247,8 +220,8 @@ def elman_backward_by_p2(
     """delta_t = f'(h_t) * (dL/dh_t + U^T delta_{t+1}), to be differentiated again."""
     direct = torch.zeros_like(output) if grad_output is None else grad_output
     if grad_h_n is not None:
-        last = _Links.of(output, reverse, batch_sizes, grad_h_n.shape[0]).last
-        direct = _add_at(_rows(direct), last, grad_h_n).view(output.shape)
+        last = Links.of(output, reverse, batch_sizes, grad_h_n.shape[0]).last
+        direct = add_at(rows_of(direct), last, grad_h_n).view(output.shape)
     return torch.ops.rnn_cuda.linear_recurrence(
         activation_derivative(output, nonlinearity),
         direct,
@@ -260,10 +233,7 @@ def elman_backward_by_p2(
 
 
 class ElmanBackward(_OperatorFunction):
-    """The same by one operator: it reads f' off the output and takes absent gradients as they are.
-
-    It is what ordinary training runs.
-    """
+    """The same by one operator: it reads f' off the output, and absent gradients are taken so."""
 
     operator = "elman_backward"
 
@@ -305,25 +275,25 @@ class LinearRecurrence(_OperatorFunction):
             return (None,) * 6
         d, g, m, y0, y = ctx.saved_tensors
         needs_d, needs_g, needs_m, needs_y0, *_ = ctx.needs_input_grad
-        links = _Links.of(y, ctx.reverse, ctx.batch_sizes)
+        links = Links.of(y, ctx.reverse, ctx.batch_sizes)
         # e_t, the adjoint of s_t = g_t + M y_{t-1}, is P2 against time:
         # e_t = d_t * (grad_t + M^T e_{t+1}).
         e = torch.ops.rnn_cuda.linear_recurrence(
             d, grad, m.mT, None, not ctx.reverse, ctx.batch_sizes
         )
-        e_rows, y_rows = _rows(e), _rows(y)
+        e_rows, y_rows = rows_of(e), rows_of(y)
         grad_d = None
         if needs_d:
             # s_t times the adjoint of y_t. Both are made anew: where d_t = 0 (a closed relu),
             # neither can be read off y_t = d_t s_t or e_t.
-            s = _rows(g) + _times_previous(y_rows, y0, m, links)
-            adjoint = _add_at(_rows(grad), links.previous, _take(e_rows, links.current) @ m)
+            s = rows_of(g) + times_previous(y_rows, y0, m, links)
+            adjoint = add_at(rows_of(grad), links.previous, take(e_rows, links.current) @ m)
             grad_d = (s * adjoint).view(d.shape)
         return (
             grad_d,
             e if needs_g else None,
-            _outer_with_previous(e_rows, y_rows, y0, links) if needs_m else None,
-            _take(e_rows, links.first) @ m if needs_y0 else None,
+            outer_with_previous(e_rows, y_rows, y0, links) if needs_m else None,
+            take(e_rows, links.first) @ m if needs_y0 else None,
             None,
             None,
         )
@@ -333,18 +303,18 @@ class LinearRecurrence(_OperatorFunction):
     def jvp(ctx: Any, saved: tuple[Any, ...], *tangents: Any) -> Tensor:
         d_d, d_g, d_m, d_y0, *_ = tangents
         d, g, m, y0, y = saved
-        links = _Links.of(y, ctx.reverse, ctx.batch_sizes)
-        y_rows = _rows(y)
+        links = Links.of(y, ctx.reverse, ctx.batch_sizes)
+        y_rows = rows_of(y)
         # y'_t = r_t + d_t * (g'_t + M' y_{t-1} + M y'_{t-1}) with r_t = d'_t s_t. In terms of
         # u_t = y'_t - r_t this is P2 again, whatever d_t is.
-        drive = torch.zeros_like(y_rows) if d_g is None else _rows(d_g)
+        drive = torch.zeros_like(y_rows) if d_g is None else rows_of(d_g)
         if d_m is not None:
-            drive = drive + _times_previous(y_rows, y0, d_m, links)
+            drive = drive + times_previous(y_rows, y0, d_m, links)
         r = None
         if d_d is not None:
-            s = _rows(g) + _times_previous(y_rows, y0, m, links)
-            r = _rows(d_d) * s
-            drive = drive + _times_previous(r, None, m, links)
+            s = rows_of(g) + times_previous(y_rows, y0, m, links)
+            r = rows_of(d_d) * s
+            drive = drive + times_previous(r, None, m, links)
         u = torch.ops.rnn_cuda.linear_recurrence(
             d, drive.view(y.shape), m, d_y0, ctx.reverse, ctx.batch_sizes
         )

@@ -12,18 +12,31 @@ Sequences are (T, B, features), or (N, features) with batch_sizes.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.utils.flop_counter import register_flop_formula
 
-from rnn_cuda._autograd import ElmanBackward, ElmanRNN, LinearRecurrence
+from rnn_cuda._autograd import (
+    ElmanBackward,
+    ElmanRNN,
+    LinearRecurrence,
+    elman_gradients,
+    elman_gradients_by_parts,
+)
 from rnn_cuda._vmap import vmap_rule
+from rnn_cuda.reference import compute_dtype
 
-_FUNCTIONS = (ElmanRNN, ElmanBackward, LinearRecurrence)
+_AUTOGRAD_KERNELS = {
+    "elman_forward": ElmanRNN.kernel,
+    "elman_backward": ElmanBackward.kernel,
+    "elman_gradients": elman_gradients,
+    "linear_recurrence": LinearRecurrence.kernel,
+}
 
 _library = torch.library.Library("rnn_cuda", "IMPL")
 
@@ -31,13 +44,16 @@ _library = torch.library.Library("rnn_cuda", "IMPL")
 @functools.cache
 def register() -> None:
     """Register everything below; to be called once, after the native library has been loaded."""
-    for function in _FUNCTIONS:
-        name = function.operator
+    for name, autograd_kernel in _AUTOGRAD_KERNELS.items():
         operator, qualified = getattr(torch.ops.rnn_cuda, name), f"rnn_cuda::{name}"
         torch.library.register_fake(qualified, globals()[f"_{name}_fake"])
-        _library.impl(name, function.kernel, "Autograd")
-        torch.library.register_vmap(qualified, functools.partial(vmap_rule, name, operator))
-        register_flop_formula(operator)(globals()[f"_{name}_flops"])
+        _library.impl(name, autograd_kernel, "Autograd")
+        if name == "elman_gradients":  # its parts are mapped one by one
+            _library.impl(name, elman_gradients_by_parts, "FuncTorchBatched")
+        else:
+            mapped = functools.partial(vmap_rule, name, operator)
+            torch.library.register_vmap(qualified, mapped)
+        register_flop_formula(operator, get_raw=True)(globals()[f"_{name}_flops"])
 
 
 # ---- fake kernels --------------------------------------------------------------------------------
@@ -54,15 +70,19 @@ def _elman_forward_fake(
     batch_sizes: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     hidden = weight_hh.shape[0]
-    if batch_sizes is None:
-        batch = input.shape[1]
-    elif h0 is not None:
-        batch = h0.shape[0]
-    elif not is_fake(batch_sizes):  # on the meta device
-        batch = int(batch_sizes[0])
-    else:
+    batch = _batch(input, h0, batch_sizes)
+    if batch is None:
         batch = torch.library.get_ctx().new_dynamic_size()
     return input.new_empty(*input.shape[:-1], hidden), input.new_empty(batch, hidden)
+
+
+def _batch(sequence: Tensor, state: Tensor | None, batch_sizes: Tensor | None) -> int | None:
+    """B, or None where it stands in batch_sizes alone and they have no data."""
+    if batch_sizes is None:
+        return sequence.shape[1]
+    if state is not None:
+        return state.shape[0]
+    return None if is_fake(batch_sizes) else int(batch_sizes[0])  # these have data on "meta" too
 
 
 def _elman_backward_fake(
@@ -75,6 +95,31 @@ def _elman_backward_fake(
     batch_sizes: Tensor | None,
 ) -> Tensor:
     return output.new_empty(output.shape)
+
+
+def _elman_gradients_fake(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    h0: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    output: Tensor,
+    nonlinearity: str,
+    reverse: bool,
+    batch_sizes: Tensor | None,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    wants_h0, hidden = wanted[1], weight_hh.shape[0]
+    batch = _batch(input, h0 if grad_h_n is None else grad_h_n, batch_sizes) if wants_h0 else 0
+    if batch is None:
+        batch = torch.library.get_ctx().new_dynamic_size()
+    shapes = (input.shape, (batch, hidden), weight_ih.shape, weight_hh.shape, (hidden,))
+    dtypes = (*[input.dtype] * 4, compute_dtype(input.dtype))
+    return tuple(
+        input.new_empty(shape if w else (0,), dtype=dtype)
+        for shape, dtype, w in zip(shapes, dtypes, wanted, strict=True)
+    )
 
 
 def _linear_recurrence_fake(
@@ -91,25 +136,45 @@ def _linear_recurrence_fake(
 # ---- FLOP counts: two per multiply-add of a matrix product, as torch counts them -----------------
 
 
-def _rows(sequence_shape: Sequence[int]) -> int:
-    rows = 1
-    for size in sequence_shape[:-1]:
-        rows *= size
-    return rows
+def _rows(sequence: Tensor) -> int:
+    return math.prod(sequence.shape[:-1])
 
 
-def _elman_forward_flops(
-    input: Sequence[int], h0: Any, weight_ih: Sequence[int], *_: Any, **__: Any
-) -> int:
-    hidden, features = weight_ih
+def _elman_forward_flops(input: Tensor, h0: Any, weight_ih: Tensor, *_: Any, **__: Any) -> int:
+    hidden, features = weight_ih.shape
     return 2 * _rows(input) * hidden * (hidden + features)
 
 
 def _elman_backward_flops(
-    grad_output: Any, grad_h_n: Any, output: Sequence[int], *_: Any, **__: Any
+    grad_output: Any, grad_h_n: Any, output: Tensor, *_: Any, **__: Any
 ) -> int:
-    return 2 * _rows(output) * output[-1] ** 2
+    return 2 * _rows(output) * output.shape[-1] ** 2
 
 
-def _linear_recurrence_flops(d: Any, g: Sequence[int], *_: Any, **__: Any) -> int:
-    return 2 * _rows(g) * g[-1] ** 2
+def _elman_gradients_flops(
+    grad_output: Any,
+    grad_h_n: Tensor | None,
+    input: Tensor,
+    h0: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    output: Tensor,
+    nonlinearity: str,
+    reverse: bool,
+    batch_sizes: Tensor | None,
+    wanted: Sequence[bool],
+    **_: Any,
+) -> int:
+    hidden, features = weight_ih.shape
+    rows = _rows(output)
+    batch = _batch(input, h0 if grad_h_n is None else grad_h_n, batch_sizes)
+    if batch is None:
+        batch = int(cast(Tensor, batch_sizes)[0])
+    wants_input, wants_h0, wants_ih, wants_hh, _bias = wanted
+    with_previous = rows - batch if h0 is None else rows
+    recurrent = rows + wants_h0 * batch + wants_hh * with_previous
+    return 2 * hidden * (recurrent * hidden + (wants_input + wants_ih) * rows * features)
+
+
+def _linear_recurrence_flops(d: Any, g: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * _rows(g) * g.shape[-1] ** 2

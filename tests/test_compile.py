@@ -83,7 +83,7 @@ def test_one_graph_serves_every_batch_size_and_length_and_holds_no_time_steps():
             torch.testing.assert_close(gradients(model, loss), gradients(model, expected))
     (forward,), (backward,) = recorder.fw_graphs, recorder.bw_graphs
     assert native_calls(forward) == ["elman_forward"] * 4
-    assert native_calls(backward) == ["elman_backward"] * 4
+    assert native_calls(backward) == ["elman_gradients"] * 4
     # About twenty nodes per layer and direction, however long the sequence is.
     assert len(forward.graph.nodes) < 100
     assert len(backward.graph.nodes) < 120
@@ -273,6 +273,7 @@ def operator_arguments(packed, with_state, requires_grad):
         return torch.randn(shape, requires_grad=requires_grad)
 
     W, U, b = leaf(H, I), leaf(H, H), leaf(H)
+    wanted = [True, with_state, True, not with_state, True]
     state = leaf(3, H) if with_state else None
     states, cotangent = leaf(*rows, H), leaf(*rows, H) if packed else None
     if cotangent is None and state is None:
@@ -280,6 +281,10 @@ def operator_arguments(packed, with_state, requires_grad):
     return [
         (operators.elman_forward, (leaf(*rows, I), state, W, U, b, "tanh", packed, sizes)),
         (operators.elman_backward, (cotangent, state, states, U, "sigmoid", packed, sizes)),
+        (
+            operators.elman_gradients,
+            (cotangent, state, leaf(*rows, I), state, W, U, states, "relu", packed, sizes, wanted),
+        ),
         (operators.linear_recurrence, (states, leaf(*rows, H), U, state, packed, sizes)),
     ]
 
