@@ -201,8 +201,7 @@ def elman_gradients(*args: Any, batch: int | None = None) -> tuple[Tensor, ...]:
 
     The operator's autograd kernel, and what ordinary training runs.
     """
-    packed = args[9] is not None
-    if _are_differentiated(args) or packed:  # "or packed": until the kernel takes batch_sizes
+    if _are_differentiated(args):
         return elman_gradients_by_parts(*args, batch=batch)
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.rnn_cuda.elman_gradients(*args)
