@@ -1,4 +1,5 @@
 // The operators' schemas, and their CPU side: checks, memory, and a Recurrence for the kernel.
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -11,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/output_pool.h"
 #include "recurrence.h"
 
 namespace rnn_cuda {
@@ -135,9 +137,8 @@ class RecurrenceBuilder {
 
   // Allocates and fills the states, and the last states if wanted.
   Tensor run(Tensor* last = nullptr) {
-    Tensor output = r_.batch_sizes != nullptr
-                        ? at::empty({total_rows_, r_.hidden_size}, options_)
-                        : at::empty({r_.time_steps, r_.batch, r_.hidden_size}, options_);
+    Tensor output = r_.batch_sizes != nullptr ? pooled({total_rows_, r_.hidden_size})
+                                              : pooled({r_.time_steps, r_.batch, r_.hidden_size});
     r_.output = output.mutable_data_ptr();
     if (last != nullptr) {
       *last = at::empty({r_.batch, r_.hidden_size}, options_);
@@ -166,9 +167,9 @@ class RecurrenceBuilder {
     const auto type = c10::typeMetaToScalarType(options_.dtype());
     const int64_t H = r_.hidden_size;
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gradients = {
-        allocate(wanted[0], x.sizes(), type), allocate(wanted[1], {r_.batch, H}, type),
-        allocate(wanted[2], {H, g.input_size}, type), allocate(wanted[3], {H, H}, type),
-        allocate(wanted[4], {H}, compute_type())};
+        wanted[0] ? pooled(x.sizes()) : at::empty({0}, options_),
+        allocate(wanted[1], {r_.batch, H}, type), allocate(wanted[2], {H, g.input_size}, type),
+        allocate(wanted[3], {H, H}, type), allocate(wanted[4], {H}, compute_type())};
     const auto data_of = [&](const Tensor& tensor, bool is_wanted) {
       return is_wanted ? tensor.mutable_data_ptr() : nullptr;
     };
@@ -183,6 +184,13 @@ class RecurrenceBuilder {
   }
 
  private:
+  // An empty tensor of the recurrence's dtype, for as many values as there are time steps.
+  Tensor pooled(at::IntArrayRef shape) const {
+    return at::detail::empty_generic(shape, cpu::output_allocator(),
+                                     c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                     c10::typeMetaToScalarType(options_.dtype()), std::nullopt);
+  }
+
   static int threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
   // Two half-precision biases are added in float32, so their sum comes in that; so does its

@@ -55,15 +55,15 @@ class Scratch {
   struct Block {
     Block() = default;
     explicit Block(int64_t bytes)
-        : data(static_cast<char*>(::operator new(bytes, std::align_val_t{kHugePage}))),
-          size(bytes) {
+        : size((bytes + kHugePage - 1) / kHugePage * kHugePage),
+          data(static_cast<char*>(::operator new(size, std::align_val_t{kHugePage}))) {
 #ifdef __linux__
-      // Walking a large matrix column by column would miss the translation cache at every row.
-      if (bytes >= kHugePage) madvise(data.get(), bytes, MADV_HUGEPAGE);
+      // Strips and panels are walked in large steps, which would miss the translation cache.
+      madvise(data.get(), size, MADV_HUGEPAGE);
 #endif
     }
-    std::unique_ptr<char, Free> data;
     int64_t size = 0;
+    std::unique_ptr<char, Free> data;
   };
   // One per thread, whichever file asks.
   static Block& kept() {

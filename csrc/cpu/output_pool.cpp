@@ -1,0 +1,102 @@
+#include "output_pool.h"
+
+#include <c10/core/CPUAllocator.h>
+
+#include <cstdlib>
+#include <iterator>
+#include <map>
+#include <mutex>
+#include <unordered_map>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace rnn_cuda::cpu {
+namespace {
+
+constexpr size_t kHugePage = 2 << 20;
+// malloc keeps smaller blocks itself.
+constexpr size_t kMinPooledBytes = 128 << 10;
+
+size_t capacity_from_environment() {
+  constexpr size_t kDefaultMebibytes = 128;
+  const char* const text = std::getenv("RNN_CUDA_CPU_POOL_MB");
+  char* end = nullptr;
+  const unsigned long long mebibytes =
+      text == nullptr ? kDefaultMebibytes : std::strtoull(text, &end, 10);
+  const bool readable = text == nullptr || (end != text && *end == '\0');
+  return static_cast<size_t>(readable ? mebibytes : kDefaultMebibytes) << 20;
+}
+
+class OutputPool final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(size_t bytes) override {
+    if (bytes < kMinPooledBytes || capacity_ == 0)
+      return c10::GetDefaultCPUAllocator()->allocate(bytes);
+    void* const block = take(bytes);
+    return {block, block, &OutputPool::release, c10::Device(c10::DeviceType::CPU)};
+  }
+
+  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
+
+  void copy_data(void* to, const void* from, std::size_t bytes) const override {
+    default_copy_data(to, from, bytes);
+  }
+
+  static OutputPool& instance() {
+    // Never destroyed: tensors may outlive everything static.
+    static OutputPool* const pool = new OutputPool;
+    return *pool;
+  }
+
+ private:
+  void* take(size_t bytes) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    // The smallest kept block that fits, unless it is far too large.
+    const auto kept = kept_.lower_bound(bytes);
+    if (kept != kept_.end() && kept->first <= bytes + bytes / 4) {
+      void* const block = kept->second;
+      kept_bytes_ -= kept->first;
+      kept_.erase(kept);
+      return block;
+    }
+    const size_t page = bytes >= kHugePage ? kHugePage : size_t{4096};
+    const size_t size = (bytes + page - 1) / page * page;
+    void* const block = ::operator new(size, std::align_val_t{page});
+#ifdef __linux__
+    if (page == kHugePage) madvise(block, size, MADV_HUGEPAGE);
+#endif
+    sizes_[block] = size;
+    return block;
+  }
+
+  static void release(void* block) {
+    OutputPool& pool = instance();
+    const std::lock_guard<std::mutex> guard(pool.mutex_);
+    const size_t size = pool.sizes_.at(block);
+    pool.kept_.emplace(size, block);
+    pool.kept_bytes_ += size;
+    // Make room: the largest blocks are the cheapest to be without, byte for byte.
+    while (pool.kept_bytes_ > pool.capacity_) {
+      const auto largest = std::prev(pool.kept_.end());
+      pool.kept_bytes_ -= largest->first;
+      pool.sizes_.erase(largest->second);
+      ::operator delete(largest->second,
+                        std::align_val_t{largest->first >= kHugePage ? kHugePage : 4096});
+      pool.kept_.erase(largest);
+    }
+  }
+
+  const size_t capacity_ = capacity_from_environment();
+  std::mutex mutex_;
+  std::multimap<size_t, void*> kept_;        // free blocks by size
+  std::unordered_map<void*, size_t> sizes_;  // of all blocks, free or not
+  size_t kept_bytes_ = 0;
+};
+
+}  // namespace
+
+c10::Allocator* output_allocator() { return &OutputPool::instance(); }
+
+}  // namespace rnn_cuda::cpu
