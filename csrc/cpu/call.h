@@ -19,11 +19,13 @@ template <class T>
 class Call {
  public:
   // Adds its pieces to `layout`; later pieces are the caller's own.
-  Call(const Recurrence& r, const Schedule& schedule, const Plan& plan, ScratchLayout& layout)
+  Call(const Recurrence& r, const Schedule& schedule, const Plan& plan, bool keeps_states,
+       ScratchLayout& layout)
       : r_(r),
         schedule_(schedule),
         plan_(plan),
         panels_(plan.panels<T>(r.hidden_size)),
+        keeps_states_(keeps_states),
         steps_per_chunk_(std::clamp<int64_t>(kRowsPerChunk / plan.rows, 1, r.time_steps)),
         projects_input_(r.input_size >= kProjectedInputSize && r.addend.data == nullptr &&
                         r.first_addend == nullptr) {
@@ -33,7 +35,8 @@ class Call {
     hidden_ = layout.add<T>(padded * r.hidden_size);
     input_ = layout.add<T>(padded * r.input_size);
     bias_ = layout.add<T>(padded);
-    states_size_ = Strips<T>::size_for(rows + plan.rows, padded);
+    state_rows_ = keeps_states ? rows + plan.rows : 2 * plan.rows;
+    states_size_ = Strips<T>::size_for(state_rows_, padded);
     states_ = layout.add<T>(states_size_ * teams);
     inputs_size_ = Strips<T>::size_for(rows, r.input_size);
     inputs_ = layout.add<T>(inputs_size_ * plan.threads);
@@ -70,6 +73,7 @@ class Call {
             plan_,
             panels_,
             steps_per_chunk_,
+            keeps_states_,
             projects_input_,
             at(scratch, hidden_),
             at(scratch, input_),
@@ -79,9 +83,8 @@ class Call {
 
   WalkBuffers<T> buffers(char* scratch, int thread) const {
     const int team = plan_.cut_hidden ? 0 : thread;
-    const int64_t rows = chunk_rows();
-    return {{at(scratch, states_) + states_size_ * team, Strips<T>::stride_for(rows + plan_.rows)},
-            {at(scratch, inputs_) + inputs_size_ * thread, Strips<T>::stride_for(rows)},
+    return {{at(scratch, states_) + states_size_ * team, Strips<T>::stride_for(state_rows_)},
+            {at(scratch, inputs_) + inputs_size_ * thread, Strips<T>::stride_for(chunk_rows())},
             at(scratch, projected_) + projected_size_ * team};
   }
 
@@ -92,11 +95,12 @@ class Call {
   const Schedule& schedule_;
   const Plan plan_;
   const Panels<T> panels_;
+  const bool keeps_states_;
   const int64_t steps_per_chunk_;
   const bool projects_input_;
   int64_t hidden_, input_, bias_;
   int64_t states_, inputs_, projected_;
-  int64_t states_size_, inputs_size_, projected_size_;
+  int64_t state_rows_, states_size_, inputs_size_, projected_size_;
 };
 
 }  // namespace rnn_cuda::cpu

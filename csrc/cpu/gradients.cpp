@@ -305,7 +305,7 @@ void run_typed(const Gradients& g, int threads) {
   for (;;) {
     const Plan plan = Plan::make<T>(g.backward, schedule.total_rows(), threads);
     ScratchLayout layout;
-    const Call<T> call(g.backward, schedule, plan, layout);
+    const Call<T> call(g.backward, schedule, plan, /*keeps_states=*/true, layout);
     GradientPieces<T> pieces(g, call, layout);
     const Scratch memory(layout);
     SpinBarrier barrier;

@@ -19,6 +19,7 @@
 #include <algorithm>
 #include <array>
 #include <utility>
+#include <vector>
 
 #include "../recurrence.h"
 #include "vector.h"
@@ -72,24 +73,22 @@ template <class T>
 class Panels {
  public:
   Panels() = default;
-  Panels(int64_t columns, int max_vectors, int64_t multiple = 1)
-      : vectors_((columns + kLanes<T> - 1) / kLanes<T>) {
-    const int64_t least = (vectors_ + max_vectors - 1) / max_vectors;
-    count_ = std::min(vectors_, (least + multiple - 1) / multiple * multiple);
+  Panels(int64_t columns, int max_vectors, int64_t multiple = 1) {
+    const int64_t vectors = (columns + kLanes<T> - 1) / kLanes<T>;
+    const int64_t least = (vectors + max_vectors - 1) / max_vectors;
+    const int64_t count = std::min(vectors, (least + multiple - 1) / multiple * multiple);
+    for (int64_t p = 1; p <= count; ++p) first_columns_.push_back(vectors * p / count * kLanes<T>);
   }
 
-  int64_t count() const { return count_; }
-  int64_t padded_columns() const { return vectors_ * kLanes<T>; }
-  int64_t first_column(int64_t panel) const {
-    return count_ == 0 ? 0 : vectors_ * panel / count_ * kLanes<T>;
-  }
+  int64_t count() const { return static_cast<int64_t>(first_columns_.size()) - 1; }
+  int64_t padded_columns() const { return first_columns_.back(); }
+  int64_t first_column(int64_t panel) const { return first_columns_[panel]; }
   int vectors(int64_t panel) const {
-    return static_cast<int>((first_column(panel + 1) - first_column(panel)) / kLanes<T>);
+    return static_cast<int>((first_columns_[panel + 1] - first_columns_[panel]) / kLanes<T>);
   }
 
  private:
-  int64_t vectors_ = 0;
-  int64_t count_ = 0;
+  std::vector<int64_t> first_columns_ = {0};  // and behind the last panel its end
 };
 
 // Few rows leave registers for wide panels; more rows reuse each panel element more often.
@@ -226,10 +225,14 @@ constexpr auto kTiles = all_tiles<T>(std::make_integer_sequence<int, kMaxPanelVe
 // Calls f(first row, rows) for blocks of rows as even as they can be, none above a tile's height.
 template <class F>
 void for_row_blocks(int64_t rows, int vectors, const F& f) {
+  if (rows == 0) return;
   const int64_t blocks = (rows + max_tile_rows(vectors) - 1) / max_tile_rows(vectors);
+  const int64_t least = rows / blocks, higher = rows % blocks;
+  int64_t row = 0;
   for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t row = rows * block / blocks;
-    f(row, rows * (block + 1) / blocks - row);
+    const int64_t height = least + (block < higher);
+    f(row, height);
+    row += height;
   }
 }
 

@@ -19,7 +19,7 @@ void run_typed(const Recurrence& r, int threads) {
   for (;;) {
     const Plan plan = Plan::make<T>(r, schedule.total_rows(), threads);
     ScratchLayout layout;
-    const Call<T> call(r, schedule, plan, layout);
+    const Call<T> call(r, schedule, plan, /*keeps_states=*/false, layout);
     const Scratch memory(layout);
     char* const scratch = memory.data();
     SpinBarrier barrier;

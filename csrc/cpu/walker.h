@@ -1,9 +1,9 @@
 // The loop over time, for one thread's share of a recurrence.
 //
-// A walk goes through time in chunks of steps. The states of a chunk lie one behind the other in
-// slots; slot 0 is the state before the chunk, slot s + 1 that of its step s. What does not depend
-// on a previous state (the input product, where it pays) is done for a chunk at once; then each
-// step is one pass of register tiles: init, products, epilogue, results out.
+// A walk goes through time in chunks of steps. Slot 0 is the state before the chunk, slot s + 1
+// that of its step s. What does not depend on a previous state (the input product, where it pays)
+// is done for a chunk at once; then each step is one pass of register tiles: init, products,
+// epilogue, results out.
 #pragma once
 
 #include <algorithm>
@@ -24,6 +24,8 @@ struct Team {
   const Plan& plan;
   Panels<T> panels;  // of the hidden dimension
   int64_t steps_per_chunk;
+  // A chunk's slots lie one behind the other until it ends; else two slots take turns.
+  bool keeps_states;
   bool projects_input;     // for a chunk at once; else x is one more factor of each step's tiles
   const T* packed_hidden;  // M
   const T* packed_input;   // W
@@ -37,7 +39,7 @@ struct Team {
 // The memory of a walk; where the hidden dimension is cut, `states` and `projected` are the team's.
 template <class T>
 struct WalkBuffers {
-  Strips<T> states;        // steps_per_chunk + 1 slots
+  Strips<T> states;        // steps_per_chunk + 1 slots, or two
   Strips<T> inputs;        // x of a chunk
   T* projected = nullptr;  // bias + W x of a chunk, rows of padded columns
 };
@@ -80,7 +82,7 @@ class Walker {
   int64_t rows(int64_t s) const { return rows_[s + 1]; }
   int64_t sample(int64_t row) const { return share_.first_sample + row * share_.sample_step; }
   const Strips<T>& states() const { return buffers_.states; }
-  // First row of a slot in `states`; of the slot after the last, the end.
+  // First row of a slot in `states`; of the slot after the last, the end (if states are kept).
   int64_t slot_row(int64_t slot) const { return slot_row_[slot]; }
 
  private:
@@ -99,6 +101,7 @@ class Walker {
   struct Step {
     int64_t rows, rows_before, rows_after;    // of this step and of those around it
     int64_t previous_row, row;                // first rows of the slots it reads and writes
+    int64_t input_row;                        // first row of its inputs
     StepRows<const Storage> addend, operand;  // of all rows
     StepRows<const Storage> first_addend;     // of rows rows_before and up
     StepRows<Storage> output;                 // of all rows
@@ -125,6 +128,7 @@ class Walker {
         rows(s + 1),
         slot_row_[s],
         slot_row_[s + 1],
+        input_row_[s],
         input_rows(r_.addend),
         input_rows(r_.operand),
         block_rows(static_cast<const Storage*>(r_.first_addend), share_.first_sample),
@@ -136,19 +140,29 @@ class Walker {
     rows_.resize(steps + 2);
     for (int64_t s = -1; s <= steps; ++s)
       rows_[s + 1] = share_.rows(team_.schedule.samples(start + s));
-    for (int64_t n = first_column_; n < end_column_ && start > 0; n += kLanes<T>)
-      std::copy_n(buffers_.states.at(slot_row_[team_.steps_per_chunk], n), rows(-1) * kLanes<T>,
-                  buffers_.states.at(0, n));
-    // Slot s + 1 holds the states of step s, and behind them the initial states of the samples that
-    // enter at the next step (packed, in reverse): both are "previous states" there.
-    slot_row_[0] = 0;
-    for (int64_t s = 0; s <= steps; ++s)
-      slot_row_[s + 1] = slot_row_[s] + std::max(rows(s - 1), rows(s));
+    place_slots(start, steps);
     for (int64_t s = 0; s < steps; ++s)
       for (int64_t i = rows(s - 1); i < rows(s); ++i) read_initial(sample(i), slot_row_[s] + i);
     if (r_.input_size == 0) return;
     read_inputs(start, steps);
-    if (team_.projects_input) project_inputs(slot_row_[steps + 1] - slot_row_[1]);
+    if (team_.projects_input) project_inputs(input_row_[steps]);
+  }
+
+  // A slot holds the states of a step, and behind them the initial states of the samples that enter
+  // at the next step (packed, in reverse): both are "previous states" there.
+  void place_slots(int64_t start, int64_t steps) {
+    input_row_.assign(1, 0);
+    for (int64_t s = 0; s < steps; ++s) input_row_.push_back(input_row_[s] + rows(s));
+    if (!team_.keeps_states) {
+      for (int64_t s = 0; s <= steps; ++s) slot_row_[s] = (start + s) % 2 * team_.plan.rows;
+      return;
+    }
+    for (int64_t n = first_column_; n < end_column_ && start > 0; n += kLanes<T>)
+      std::copy_n(buffers_.states.at(slot_row_[team_.steps_per_chunk], n), rows(-1) * kLanes<T>,
+                  buffers_.states.at(0, n));
+    slot_row_[0] = 0;
+    for (int64_t s = 0; s <= steps; ++s)
+      slot_row_[s + 1] = slot_row_[s] + std::max(rows(s - 1), rows(s));
   }
 
   void read_initial(int64_t b, int64_t row) {
@@ -159,15 +173,14 @@ class Walker {
                from == nullptr ? Vec<T>{} : load_converted(from + n, r_.hidden_size - n));
   }
 
-  // x of a chunk into strips, row by row as the slots have them.
+  // x of a chunk into strips, row by row.
   void read_inputs(int64_t start, int64_t steps) {
     const Storage* const x = static_cast<const Storage*>(r_.input.data);
     for (int64_t s = 0; s < steps; ++s) {
       const int64_t t = team_.schedule.time(start + s);
-      const int64_t slot_rows = slot_row_[s + 2] - slot_row_[s + 1];
-      for (int64_t i = 0; i < slot_rows; ++i)
-        read_row(i < rows(s) ? x + team_.schedule.offset(r_.input, t, sample(i)) : nullptr,
-                 r_.input_size, buffers_.inputs, slot_row_[s + 1] - slot_row_[1] + i);
+      for (int64_t i = 0; i < rows(s); ++i)
+        read_row(x + team_.schedule.offset(r_.input, t, sample(i)), r_.input_size, buffers_.inputs,
+                 input_row_[s] + i);
     }
   }
 
@@ -210,7 +223,7 @@ class Walker {
     arguments.out = sums;
     arguments.out_stride = width;
     arguments.product_count = 0;
-    const int64_t input_row = step.row - slot_row_[1] + first;
+    const int64_t input_row = step.input_row + first;
     const bool has_first = step.first_addend.first != nullptr && first + height > step.rows_before;
     if (step.addend.first != nullptr || has_first) {
       init_sums(step, column, width, first, height, sums);
@@ -292,7 +305,7 @@ class Walker {
   const WalkBuffers<T> buffers_;
   const int64_t ld_;
   const int64_t first_column_, end_column_;
-  std::vector<int64_t> rows_, slot_row_;  // of the chunk
+  std::vector<int64_t> rows_, slot_row_, input_row_;  // of the chunk
 };
 
 }  // namespace rnn_cuda::cpu
