@@ -3,7 +3,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
+#include <ATen/ops/zero.h>
 #include <torch/library.h>
 
 #include <array>
@@ -127,6 +127,7 @@ class RecurrenceBuilder {
 
   RecurrenceBuilder& initial(const OptionalTensor& s) {
     if (s) r_.initial = block(*s, "the initial state", {r_.batch, r_.hidden_size});
+    r_.multiplies_zero_initial = true;
     return *this;
   }
 
@@ -137,8 +138,10 @@ class RecurrenceBuilder {
 
   // Allocates and fills the states, and the last states if wanted.
   Tensor run(Tensor* last = nullptr) {
-    Tensor output = r_.batch_sizes != nullptr ? pooled({total_rows_, r_.hidden_size})
-                                              : pooled({r_.time_steps, r_.batch, r_.hidden_size});
+    const auto type = c10::typeMetaToScalarType(options_.dtype());
+    Tensor output = r_.batch_sizes != nullptr
+                        ? pooled({total_rows_, r_.hidden_size}, type)
+                        : pooled({r_.time_steps, r_.batch, r_.hidden_size}, type);
     r_.output = output.mutable_data_ptr();
     if (last != nullptr) {
       *last = at::empty({r_.batch, r_.hidden_size}, options_);
@@ -160,16 +163,16 @@ class RecurrenceBuilder {
     if (h0) g.initial = block(*h0, "h0", {r_.batch, r_.hidden_size});
     // A pass over no samples writes nothing; its sums are zero all the same.
     const auto allocate = [&](bool is_wanted, at::IntArrayRef shape, at::ScalarType type) {
-      const auto options = options_.dtype(type);
-      if (!is_wanted) return at::empty({0}, options);
-      return r_.batch == 0 ? at::zeros(shape, options) : at::empty(shape, options);
+      if (!is_wanted) return pooled({0}, type);
+      Tensor tensor = pooled(shape, type);
+      return r_.batch == 0 ? tensor.zero_() : tensor;
     };
     const auto type = c10::typeMetaToScalarType(options_.dtype());
     const int64_t H = r_.hidden_size;
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gradients = {
-        wanted[0] ? pooled(x.sizes()) : at::empty({0}, options_),
-        allocate(wanted[1], {r_.batch, H}, type), allocate(wanted[2], {H, g.input_size}, type),
-        allocate(wanted[3], {H, H}, type), allocate(wanted[4], {H}, compute_type())};
+        allocate(wanted[0], x.sizes(), type), allocate(wanted[1], {r_.batch, H}, type),
+        allocate(wanted[2], {H, g.input_size}, type), allocate(wanted[3], {H, H}, type),
+        allocate(wanted[4], {H}, compute_type())};
     const auto data_of = [&](const Tensor& tensor, bool is_wanted) {
       return is_wanted ? tensor.mutable_data_ptr() : nullptr;
     };
@@ -184,11 +187,10 @@ class RecurrenceBuilder {
   }
 
  private:
-  // An empty tensor of the recurrence's dtype, for as many values as there are time steps.
-  Tensor pooled(at::IntArrayRef shape) const {
+  static Tensor pooled(at::IntArrayRef shape, at::ScalarType type) {
     return at::detail::empty_generic(shape, cpu::output_allocator(),
-                                     c10::DispatchKeySet(c10::DispatchKey::CPU),
-                                     c10::typeMetaToScalarType(options_.dtype()), std::nullopt);
+                                     c10::DispatchKeySet(c10::DispatchKey::CPU), type,
+                                     std::nullopt);
   }
 
   static int threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }

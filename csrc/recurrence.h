@@ -57,13 +57,15 @@ struct Recurrence {
   int64_t hidden_size = 0;               // H
   const int64_t* batch_sizes = nullptr;  // (T), not increasing; null: every sample has every step
 
-  Matrix weight_hidden;                // M (H, H)
-  Matrix weight_input;                 // W (H, I)
-  Rows input;                          // x, I features; null if input_size is 0
-  const void* bias = nullptr;          // (H), in the type that halves compute in
-  Rows addend;                         // a, H features; null: zero
-  Rows operand;                        // e, H features; null for the epilogues of one argument
-  const void* initial = nullptr;       // s before a sample's first visited step, (B, H); null: zero
+  Matrix weight_hidden;           // M (H, H)
+  Matrix weight_input;            // W (H, I)
+  Rows input;                     // x, I features; null if input_size is 0
+  const void* bias = nullptr;     // (H), in the type that halves compute in
+  Rows addend;                    // a, H features; null: zero
+  Rows operand;                   // e, H features; null for the epilogues of one argument
+  const void* initial = nullptr;  // s before a sample's first visited step, (B, H); null: zero
+  // Whether M multiplies a null initial state too, so that an Inf in M spreads as in torch.nn.RNN.
+  bool multiplies_zero_initial = false;
   const void* first_addend = nullptr;  // added to a at a sample's first visited step, (B, H)
 
   // s, contiguous (T, B, H), or (sum of batch_sizes, H); null only within Gradients

@@ -14,6 +14,9 @@ constexpr int64_t kRowsPerChunk = 256;
 // Below this many inputs, x is cheaper as one more factor of each step's tiles.
 constexpr int64_t kProjectedInputSize = 64;
 
+// Up to here, with many inputs, W x is a few dot products.
+constexpr int64_t kDottedHiddenSize = 4;
+
 // How a recurrence is cut, and where its pieces lie in the scratch memory of the call.
 template <class T>
 class Call {
@@ -27,13 +30,19 @@ class Call {
         panels_(plan.panels<T>(r.hidden_size)),
         keeps_states_(keeps_states),
         steps_per_chunk_(std::clamp<int64_t>(kRowsPerChunk / plan.rows, 1, r.time_steps)),
-        projects_input_(r.input_size >= kProjectedInputSize && r.addend.data == nullptr &&
-                        r.first_addend == nullptr) {
+        streams_(plan.streams<T>(r)),
+        dots_input_(r.input_size >= kProjectedInputSize && r.hidden_size <= kDottedHiddenSize &&
+                    may_project()),
+        projects_input_(dots_input_ || (r.input_size >= (streams_ ? 1 : kProjectedInputSize) &&
+                                        r.time_steps > 1 && may_project())) {
     const int64_t padded = panels_.padded_columns();
     const int64_t rows = plan.rows * steps_per_chunk_;
     const int teams = plan.cut_hidden ? 1 : plan.threads;  // that have states of their own
-    hidden_ = layout.add<T>(padded * r.hidden_size);
-    input_ = layout.add<T>(padded * r.input_size);
+    hidden_ = layout.add<T>(streams_ ? 0 : padded * r.hidden_size);
+    input_ =
+        layout.add<T>(packs_input() ? std::max(padded * r.input_size,
+                                               r.hidden_size * padded_to_vectors<T>(r.input_size))
+                                    : 0);
     bias_ = layout.add<T>(padded);
     state_rows_ = keeps_states ? rows + plan.rows : 2 * plan.rows;
     states_size_ = Strips<T>::size_for(state_rows_, padded);
@@ -42,9 +51,18 @@ class Call {
     inputs_ = layout.add<T>(inputs_size_ * plan.threads);
     projected_size_ = projects_input_ ? rows * padded : 0;
     projected_ = layout.add<T>(projected_size_ * teams);
+    block_size_ = streams_ ? kStreamedDepth * plan.panel_vectors * kLanes<T> : 0;
+    blocks_ = layout.add<T>(block_size_ * plan.threads);
+    sums_size_ = streams_ ? plan.rows * plan.panel_vectors * kLanes<T> : 0;
+    sums_ = layout.add<T>(sums_size_ * plan.threads);
   }
 
   int64_t chunk_rows() const { return plan_.rows * steps_per_chunk_; }
+  // Whether all steps are one chunk, small enough to be worked on at once.
+  bool is_single_chunk() const {
+    return steps_per_chunk_ == r_.time_steps && chunk_rows() <= kRowsPerChunk;
+  }
+  bool streams() const { return streams_; }
   const Plan& plan() const { return plan_; }
   const Schedule& schedule() const { return schedule_; }
   const Panels<T>& panels() const { return panels_; }
@@ -57,10 +75,14 @@ class Call {
   void pack_weights(char* scratch, int thread) const {
     const int64_t first = panels_.count() * thread / plan_.threads;
     const int64_t end = panels_.count() * (thread + 1) / plan_.threads;
-    pack<Storage>(r_.weight_hidden, r_.hidden_size, r_.hidden_size, panels_, first, end,
-                  at(scratch, hidden_));
-    pack<Storage>(r_.weight_input, r_.hidden_size, r_.input_size, panels_, first, end,
-                  at(scratch, input_));
+    if (!streams_)
+      pack<Storage>(r_.weight_hidden, r_.hidden_size, r_.hidden_size, panels_, first, end,
+                    at(scratch, hidden_));
+    if (dots_input_) {
+      if (thread == 0) copy_rows_of_weight_input<Storage>(at(scratch, input_));
+    } else if (packs_input())
+      pack<Storage>(r_.weight_input, r_.hidden_size, r_.input_size, panels_, first, end,
+                    at(scratch, input_));
     const T* const bias = static_cast<const T*>(r_.bias);
     for (int64_t n = panels_.first_column(first); n < panels_.first_column(end); n += kLanes<T>)
       store<T>(at(scratch, bias_) + n,
@@ -75,6 +97,8 @@ class Call {
             steps_per_chunk_,
             keeps_states_,
             projects_input_,
+            dots_input_,
+            streams_,
             at(scratch, hidden_),
             at(scratch, input_),
             at(scratch, bias_),
@@ -85,10 +109,28 @@ class Call {
     const int team = plan_.cut_hidden ? 0 : thread;
     return {{at(scratch, states_) + states_size_ * team, Strips<T>::stride_for(state_rows_)},
             {at(scratch, inputs_) + inputs_size_ * thread, Strips<T>::stride_for(chunk_rows())},
-            at(scratch, projected_) + projected_size_ * team};
+            at(scratch, projected_) + projected_size_ * team,
+            at(scratch, sums_) + sums_size_ * thread,
+            at(scratch, blocks_) + block_size_ * thread};
   }
 
  private:
+  // The projection begins with the bias, and knows no addend.
+  bool may_project() const { return r_.addend.data == nullptr && r_.first_addend == nullptr; }
+
+  template <class Storage>
+  void copy_rows_of_weight_input(T* to) const {
+    const Storage* const from = static_cast<const Storage*>(r_.weight_input.data);
+    const int64_t padded = padded_to_vectors<T>(r_.input_size), stride = r_.weight_input.stride;
+    std::fill_n(to, r_.hidden_size * padded, T(0));
+    for (int64_t n = 0; n < r_.hidden_size; ++n)
+      for (int64_t k = 0; k < r_.input_size; ++k)
+        to[n * padded + k] = static_cast<T>(r_.weight_input.transposed ? from[k * stride + n]
+                                                                       : from[n * stride + k]);
+  }
+
+  bool packs_input() const { return projects_input_ || !streams_; }
+
   static T* at(char* scratch, int64_t offset) { return reinterpret_cast<T*>(scratch + offset); }
 
   const Recurrence& r_;
@@ -97,10 +139,12 @@ class Call {
   const Panels<T> panels_;
   const bool keeps_states_;
   const int64_t steps_per_chunk_;
+  const bool streams_;
+  const bool dots_input_;
   const bool projects_input_;
   int64_t hidden_, input_, bias_;
-  int64_t states_, inputs_, projected_;
-  int64_t state_rows_, states_size_, inputs_size_, projected_size_;
+  int64_t states_, inputs_, projected_, blocks_, sums_;
+  int64_t state_rows_, states_size_, inputs_size_, projected_size_, block_size_, sums_size_;
 };
 
 }  // namespace rnn_cuda::cpu

@@ -19,13 +19,16 @@ template <class T>
 struct GradientPieces {
   GradientPieces(const Gradients& g, const Call<T>& call, ScratchLayout& layout)
       : rows(std::min(call.chunk_rows(), kRowsPerChunk)),
+        sums_at_once(call.is_single_chunk() &&
+                     (call.plan().threads == 1 || call.plan().cut_hidden)),
+        streams_input(g.backward.time_steps == 1),
         input_panels(g.grad_input == nullptr ? 0 : g.input_size, call.plan().panel_vectors),
         // Columns of strips are padded to whole vectors: let the longer side be along them.
-        input_is_left(g.input_size * padded(g.backward.hidden_size) <
-                      g.backward.hidden_size * padded(g.input_size)) {
+        input_is_left(g.input_size * padded_to_vectors<T>(g.backward.hidden_size) <
+                      g.backward.hidden_size * padded_to_vectors<T>(g.input_size)) {
     const int threads = call.plan().threads;
     const int64_t hidden = g.backward.hidden_size;
-    packed_input = layout.add<T>(input_panels.padded_columns() * hidden);
+    packed_input = layout.add<T>(streams_input ? 0 : input_panels.padded_columns() * hidden);
     zeros = layout.add<T>(input_panels.padded_columns() + call.panels().padded_columns());
     previous_size = Strips<T>::size_for(rows, hidden);
     previous = layout.add<T>(previous_size * threads);
@@ -42,17 +45,15 @@ struct GradientPieces {
                                       : OuterProduct<T>(first, end, g.input_size);
       weight_hidden.push_back(hidden_product);
       weight_input.push_back(input_product);
-      weight_hidden_at.push_back(layout.add<T>(hidden_product.size()));
-      weight_input_at.push_back(layout.add<T>(input_product.size()));
+      weight_hidden_at.push_back(layout.add<T>(sums_at_once ? 0 : hidden_product.size()));
+      weight_input_at.push_back(layout.add<T>(sums_at_once ? 0 : input_product.size()));
       bias_at.push_back(layout.add<T>(call.panels().padded_columns()));
     }
   }
 
-  static int64_t padded(int64_t columns) {
-    return (columns + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
-  }
-
-  const int64_t rows;  // that are worked on at once
+  const int64_t rows;        // that are worked on at once
+  const bool sums_at_once;   // a weight gradient is one outer product and needs no adding up
+  const bool streams_input;  // W is used where it lies
   const Panels<T> input_panels;
   const bool input_is_left;
   int64_t packed_input, zeros, previous, previous_size, input, input_size;
@@ -90,14 +91,14 @@ class GradientWorker {
     const int threads = call_.plan().threads;
     call_.template pack_weights<Storage>(scratch_, thread_);
     const int64_t panels = pieces_.input_panels.count();
-    // dL/dx = W^T delta: the product with W's columns.
-    const Matrix columns_of_w = {g_.weight_input.data, g_.weight_input.stride,
-                                 !g_.weight_input.transposed};
-    pack<Storage>(columns_of_w, g_.input_size, r_.hidden_size, pieces_.input_panels,
-                  panels * thread_ / threads, panels * (thread_ + 1) / threads,
-                  at(pieces_.packed_input));
-    weight_hidden().start(at(pieces_.weight_hidden_at[thread_]));
-    weight_input().start(at(pieces_.weight_input_at[thread_]));
+    if (!pieces_.streams_input)
+      pack<Storage>(columns_of_w(), g_.input_size, r_.hidden_size, pieces_.input_panels,
+                    panels * thread_ / threads, panels * (thread_ + 1) / threads,
+                    at(pieces_.packed_input));
+    if (!pieces_.sums_at_once) {
+      weight_hidden().start(at(pieces_.weight_hidden_at[thread_]));
+      weight_input().start(at(pieces_.weight_input_at[thread_]));
+    }
     std::fill_n(bias_, call_.panels().padded_columns(), T(0));
     if (thread_ == 0)
       std::fill_n(at(pieces_.zeros),
@@ -112,6 +113,11 @@ class GradientWorker {
   T* at(int64_t offset) const { return reinterpret_cast<T*>(scratch_ + offset); }
   OuterProduct<T>& weight_hidden() { return pieces_.weight_hidden[thread_]; }
   OuterProduct<T>& weight_input() { return pieces_.weight_input[thread_]; }
+
+  // dL/dx = W^T delta: the product with W's columns.
+  Matrix columns_of_w() const {
+    return {g_.weight_input.data, g_.weight_input.stride, !g_.weight_input.transposed};
+  }
 
   // The time step and sample of a row of the chunk; time -1 where the row is empty.
   struct Place {
@@ -140,7 +146,8 @@ class GradientWorker {
     }
     if (g_.grad_initial != nullptr)
       for (int64_t s = 0; s < steps; ++s)
-        write_initial_gradient(s, walker_.rows(s + 1), walker_.rows(s));
+        if (walker_.rows(s + 1) < walker_.rows(s))
+          write_initial_gradient(s, walker_.rows(s + 1), walker_.rows(s));
     team_.wait_for_state();
   }
 
@@ -149,7 +156,12 @@ class GradientWorker {
     if (g_.grad_weight_hidden != nullptr) {
       for (int64_t i = 0; i < count; ++i)
         read_row(previous_state(places_[row + i]), r_.hidden_size, previous_, i);
-      weight_hidden().add(delta, previous_, count);
+      if (pieces_.sums_at_once)
+        weight_hidden().compute(delta, previous_, count, [&](int64_t n, int64_t k, Vec<T> sum) {
+          write_weight_hidden(n, k, sum);
+        });
+      else
+        weight_hidden().add(delta, previous_, count);
     }
     if (g_.grad_weight_input != nullptr) {
       for (int64_t i = 0; i < count; ++i) {
@@ -159,12 +171,15 @@ class GradientWorker {
               call_.schedule().offset(g_.input, places_[row + i].time, places_[row + i].sample);
         read_row(x, g_.input_size, input_, i);
       }
-      if (pieces_.input_is_left) {
-        const Strips<T> own = {delta.at(0, first_column_), delta.stride};
-        weight_input().add(input_, own, count);
-      } else {
-        weight_input().add(delta, input_, count);
-      }
+      const Strips<T> own = {delta.at(0, first_column_), delta.stride};
+      const Strips<T>& left = pieces_.input_is_left ? input_ : delta;
+      const Strips<T>& right = pieces_.input_is_left ? own : input_;
+      if (pieces_.sums_at_once)
+        weight_input().compute(left, right, count, [&](int64_t i, int64_t j, Vec<T> sum) {
+          write_weight_input(i, j, sum);
+        });
+      else
+        weight_input().add(left, right, count);
     }
     if (g_.grad_bias != nullptr)
       for (int64_t n = first_column_; n < end_column_; n += kLanes<T>) {
@@ -186,59 +201,87 @@ class GradientWorker {
     return static_cast<const Storage*>(g_.initial) + place.sample * r_.hidden_size;
   }
 
-  // Rows of delta times a panel, into rows of `width` values.
-  void multiply(const T* rows, int64_t strip_stride, const T* panel, int vectors, int64_t height,
-                T* out) const {
-    kTiles<T>[vectors - 1][height - 1]({at(pieces_.zeros),
-                                        0,
-                                        {{rows, strip_stride, panel, r_.hidden_size}},
-                                        1,
-                                        out,
-                                        vectors * kLanes<T>});
+  // Calls f(row, height, sums) with rows [first, end) of delta times a panel of a matrix, in
+  // blocks: of the packed panel, or of the matrix where it lies.
+  template <class F>
+  void multiply(const Strips<T>& delta, int64_t first, int64_t end, const Matrix& matrix,
+                int64_t columns, const Panels<T>& panels, int64_t p, const T* packed, bool streamed,
+                const F& f) {
+    const int vectors = panels.vectors(p);
+    const int64_t width = vectors * kLanes<T>;
+    const WalkBuffers<T>& buffers = walker_.buffers();
+    if (streamed) {
+      std::fill_n(buffers.sums, (end - first) * width, T(0));
+      add_streamed_product<Storage>(delta.from_row(first), end - first, matrix, columns,
+                                    r_.hidden_size, panels, p, buffers.block, buffers.sums);
+      f(first, end - first, buffers.sums);
+      return;
+    }
+    alignas(kVectorBytes) T sums[kMaxTileRows * kMaxPanelVectors * kLanes<T>];
+    for_row_blocks(end - first, vectors, [&](int64_t row, int64_t height) {
+      kTiles<T>[vectors - 1][height - 1](
+          {at(pieces_.zeros),
+           0,
+           {{delta.at(first + row, 0), delta.stride,
+             packed + r_.hidden_size * panels.first_column(p), r_.hidden_size}},
+           1,
+           sums,
+           width});
+      f(first + row, height, sums);
+    });
   }
 
   void write_input_gradient(const Strips<T>& delta, int64_t first, int64_t end) {
-    alignas(kVectorBytes) T sums[kMaxTileRows * kMaxPanelVectors * kLanes<T>];
-    for (int64_t p = 0; p < pieces_.input_panels.count(); ++p) {
-      const int64_t column = pieces_.input_panels.first_column(p);
-      const int vectors = pieces_.input_panels.vectors(p);
-      const T* const panel = at(pieces_.packed_input) + r_.hidden_size * column;
-      for_row_blocks(end - first, vectors, [&](int64_t row, int64_t height) {
-        row += first;
-        multiply(delta.at(row, 0), delta.stride, panel, vectors, height, sums);
-        for (int64_t i = 0; i < height; ++i) {
-          const Place& place = places_[row + i];
-          if (place.time < 0) continue;
-          Storage* const to = static_cast<Storage*>(g_.grad_input) + column +
-                              call_.schedule().row(place.time, place.sample) * g_.input_size;
-          for (int j = 0; j < vectors && column + j * kLanes<T> < g_.input_size; ++j)
-            store_converted(to + j * kLanes<T>, load(sums + (i * vectors + j) * kLanes<T>),
-                            g_.input_size - column - j * kLanes<T>);
-        }
-      });
-    }
+    const Panels<T>& panels = pieces_.input_panels;
+    for (int64_t p = 0; p < panels.count(); ++p)
+      multiply(delta, first, end, columns_of_w(), g_.input_size, panels, p,
+               at(pieces_.packed_input), pieces_.streams_input,
+               [&](int64_t row, int64_t height, const T* sums) {
+                 for (int64_t i = 0; i < height; ++i) {
+                   const Place& place = places_[row + i];
+                   if (place.time < 0) continue;
+                   const int64_t at = call_.schedule().row(place.time, place.sample);
+                   write_row(sums + i * panels.vectors(p) * kLanes<T>, panels, p, g_.input_size,
+                             static_cast<Storage*>(g_.grad_input) + at * g_.input_size);
+                 }
+               });
   }
 
   // Rows [first, end) of step s of the chunk are their samples' first steps: dL/dh_0 = U^T delta.
   void write_initial_gradient(int64_t s, int64_t first, int64_t end) {
-    alignas(kVectorBytes) T sums[kMaxTileRows * kMaxPanelVectors * kLanes<T>];
-    const int64_t slot = walker_.slot_row(s + 1);
-    for (int64_t p = share_.first_panel; p < share_.end_panel; ++p) {
-      const int64_t column = call_.panels().first_column(p);
-      const int vectors = call_.panels().vectors(p);
-      for_row_blocks(end - first, vectors, [&](int64_t row, int64_t height) {
-        row += first;
-        multiply(walker_.states().at(slot + row, 0), walker_.states().stride,
-                 team_.packed_hidden + r_.hidden_size * column, vectors, height, sums);
-        for (int64_t i = 0; i < height; ++i) {
-          Storage* const to = static_cast<Storage*>(g_.grad_initial) +
-                              walker_.sample(row + i) * r_.hidden_size + column;
-          for (int j = 0; j < vectors; ++j)
-            store_converted(to + j * kLanes<T>, load(sums + (i * vectors + j) * kLanes<T>),
-                            r_.hidden_size - column - j * kLanes<T>);
-        }
-      });
+    const Panels<T>& panels = call_.panels();
+    const Strips<T> delta = walker_.states().from_row(walker_.slot_row(s + 1));
+    for (int64_t p = share_.first_panel; p < share_.end_panel; ++p)
+      multiply(delta, first, end, r_.weight_hidden, r_.hidden_size, panels, p, team_.packed_hidden,
+               call_.streams(), [&](int64_t row, int64_t height, const T* sums) {
+                 for (int64_t i = 0; i < height; ++i)
+                   write_row(sums + i * panels.vectors(p) * kLanes<T>, panels, p, r_.hidden_size,
+                             static_cast<Storage*>(g_.grad_initial) +
+                                 walker_.sample(row + i) * r_.hidden_size);
+               });
+  }
+
+  // Writes the columns of a panel to a row that has `columns` of them.
+  static void write_row(const T* sums, const Panels<T>& panels, int64_t p, int64_t columns,
+                        Storage* row) {
+    for (int64_t n = panels.first_column(p); n < panels.first_column(p + 1); n += kLanes<T>)
+      store_converted(row + n, load(sums + n - panels.first_column(p)), columns - n);
+  }
+
+  void write_weight_hidden(int64_t n, int64_t k, Vec<T> sum) const {
+    store_converted(static_cast<Storage*>(g_.grad_weight_hidden) + n * r_.hidden_size + k, sum,
+                    r_.hidden_size - k);
+  }
+
+  void write_weight_input(int64_t left, int64_t right, Vec<T> sum) const {
+    Storage* const grad = static_cast<Storage*>(g_.grad_weight_input);
+    if (!pieces_.input_is_left) {
+      store_converted(grad + left * g_.input_size + right, sum, g_.input_size - right);
+      return;
     }
+    const int64_t n = first_column_ + right;
+    for (int64_t i = 0; i < kLanes<T> && n + i < end_column_; ++i)
+      grad[(n + i) * g_.input_size + left] = static_cast<Storage>(sum[i]);
   }
 
   // The sums of all threads: each adds up, over the threads, a part of the elements. Where the
@@ -260,22 +303,14 @@ class GradientWorker {
         sum += load(at(totals[other]) + offset);
       return sum;
     };
-    part(weight_hidden(), [&](int64_t n, int64_t k, int64_t offset) {
-      store_converted(static_cast<Storage*>(g_.grad_weight_hidden) + n * r_.hidden_size + k,
-                      sum_of(pieces_.weight_hidden_at, offset), r_.hidden_size - k);
-    });
-    Storage* const grad_weight_input = static_cast<Storage*>(g_.grad_weight_input);
-    part(weight_input(), [&](int64_t left, int64_t right, int64_t offset) {
-      const Vec<T> sum = sum_of(pieces_.weight_input_at, offset);
-      if (!pieces_.input_is_left) {
-        store_converted(grad_weight_input + left * g_.input_size + right, sum,
-                        g_.input_size - right);
-        return;
-      }
-      const int64_t n = first_column_ + right;
-      for (int64_t i = 0; i < kLanes<T> && n + i < end_column_; ++i)
-        grad_weight_input[(n + i) * g_.input_size + left] = static_cast<Storage>(sum[i]);
-    });
+    if (!pieces_.sums_at_once) {
+      part(weight_hidden(), [&](int64_t n, int64_t k, int64_t offset) {
+        write_weight_hidden(n, k, sum_of(pieces_.weight_hidden_at, offset));
+      });
+      part(weight_input(), [&](int64_t left, int64_t right, int64_t offset) {
+        write_weight_input(left, right, sum_of(pieces_.weight_input_at, offset));
+      });
+    }
     if (g_.grad_bias == nullptr || (!complete && thread_ > 0)) return;
     for (int64_t n = first_column_; n < end_column_; n += kLanes<T>)
       store_converted(static_cast<T*>(g_.grad_bias) + n, sum_of(pieces_.bias_at, n),

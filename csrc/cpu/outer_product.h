@@ -7,10 +7,11 @@
 
 namespace rnn_cuda::cpu {
 
-// One tile: adds sum_r left[r][i] * right[r][...] to Rows x Vectors elements. The sum over the rows
-// starts at zero each time and is added at the end: a long sum in pieces rounds less.
+// One tile: adds sum_r left[r][i] * right[r][...] to Rows x Vectors elements, or sets them. The sum
+// over the rows starts at zero each time and is added at the end: a long sum in pieces rounds less.
 template <class T, int Rows, int Vectors>
-void outer_tile(const T* left, const T* right, int64_t right_stride, int64_t rows, T* total) {
+void outer_tile(const T* left, const T* right, int64_t right_stride, int64_t rows, bool adds,
+                T* total) {
   constexpr int64_t kWidth = Vectors * kLanes<T>;
   Vec<T> sum[Rows][Vectors] = {};
 #pragma GCC unroll 4
@@ -32,7 +33,7 @@ void outer_tile(const T* left, const T* right, int64_t right_stride, int64_t row
 #pragma GCC unroll 4
     for (int j = 0; j < Vectors; ++j) {
       T* const to = total + i * kWidth + j * kLanes<T>;
-      store(to, load(to) + sum[i][j]);
+      store(to, adds ? load(to) + sum[i][j] : sum[i][j]);
     }
 }
 
@@ -54,19 +55,28 @@ class OuterProduct {
 
   // Adds the first `rows` rows.
   void add(const Strips<T>& left, const Strips<T>& right, int64_t rows) {
-    for (int64_t p = 0; p < panels_.count(); ++p) {
-      const int64_t column = panels_.first_column(p);
-      const int vectors = panels_.vectors(p);
-      const T* const b = right.at(0, column);
-      T* const total = total_ + left_ * column;
-      for (int64_t n = 0; n < left_;) {
-        const int64_t lane = (first_left_ + n) % kLanes<T>;
-        const int rows_of_tile = fitting(std::min(left_ - n, kLanes<T> - lane));
-        const T* const a = left.at(0, first_left_ + n - lane) + lane;
-        add_tile(rows_of_tile, vectors, a, b, right.stride, rows, total + n * vectors * kLanes<T>);
-        n += rows_of_tile;
-      }
-    }
+    for_each_tile(left, right, /*row_major=*/false,
+                  [&](int64_t p, int64_t n, int height, const Operands& operands) {
+                    const int vectors = panels_.vectors(p);
+                    add_tile(height, vectors, operands, rows, /*adds=*/true,
+                             total_ + left_ * panels_.first_column(p) + n * vectors * kLanes<T>);
+                  });
+  }
+
+  // Calls f(left column, right column, sum) for every vector of the first `rows` rows' sum, which
+  // is kept nowhere.
+  template <class F>
+  void compute(const Strips<T>& left, const Strips<T>& right, int64_t rows, const F& f) const {
+    alignas(kVectorBytes) T sums[kRows * kVectors * kLanes<T>];
+    for_each_tile(left, right, /*row_major=*/true,
+                  [&](int64_t p, int64_t n, int height, const Operands& operands) {
+                    const int vectors = panels_.vectors(p);
+                    add_tile(height, vectors, operands, rows, /*adds=*/false, sums);
+                    for (int i = 0; i < height; ++i)
+                      for (int j = 0; j < vectors; ++j)
+                        f(first_left_ + n + i, panels_.first_column(p) + j * kLanes<T>,
+                          load(sums + (i * vectors + j) * kLanes<T>));
+                  });
   }
 
   // Calls f(left column, right column, where in `total`) for the vectors of left columns
@@ -90,6 +100,34 @@ class OuterProduct {
   static constexpr int kVectors = 3;
   static constexpr int kRows = kVectorRegisters == 32 ? 8 : 4;
 
+  struct Operands {
+    const T* left;
+    const T* right;
+    int64_t right_stride;
+  };
+
+  // Calls f(right panel, first left column - first_left, left columns, operands) for all tiles:
+  // panel by panel as the totals lie in memory, or as a row-major matrix does.
+  template <class F>
+  void for_each_tile(const Strips<T>& left, const Strips<T>& right, bool row_major,
+                     const F& f) const {
+    const auto tile_at = [&](int64_t p, int64_t n) {
+      const int64_t lane = (first_left_ + n) % kLanes<T>;
+      const int height = fitting(std::min(left_ - n, kLanes<T> - lane));
+      f(p, n, height,
+        Operands{left.at(0, first_left_ + n - lane) + lane, right.at(0, panels_.first_column(p)),
+                 right.stride});
+      return height;
+    };
+    if (row_major) {
+      for (int64_t n = 0, height = 0; n < left_; n += height)
+        for (int64_t p = 0; p < panels_.count(); ++p) height = tile_at(p, n);
+    } else {
+      for (int64_t p = 0; p < panels_.count(); ++p)
+        for (int64_t n = 0; n < left_;) n += tile_at(p, n);
+    }
+  }
+
   // Tiles have 1, 2, 4 or 8 rows.
   static int fitting(int64_t rows) {
     int fit = kRows;
@@ -98,22 +136,22 @@ class OuterProduct {
   }
 
   template <int Vectors>
-  static void add_tile_of_width(int rows_of_tile, const T* a, const T* b, int64_t stride,
-                                int64_t rows, T* total) {
-    switch (rows_of_tile) {
-      case 1: return outer_tile<T, 1, Vectors>(a, b, stride, rows, total);
-      case 2: return outer_tile<T, 2, Vectors>(a, b, stride, rows, total);
-      case 4: return outer_tile<T, 4, Vectors>(a, b, stride, rows, total);
-      default: return outer_tile<T, kRows, Vectors>(a, b, stride, rows, total);
+  static void add_tile_of_width(int height, const Operands& o, int64_t rows, bool adds, T* total) {
+    switch (height) {
+      case 1: return outer_tile<T, 1, Vectors>(o.left, o.right, o.right_stride, rows, adds, total);
+      case 2: return outer_tile<T, 2, Vectors>(o.left, o.right, o.right_stride, rows, adds, total);
+      case 4: return outer_tile<T, 4, Vectors>(o.left, o.right, o.right_stride, rows, adds, total);
+      default:
+        return outer_tile<T, kRows, Vectors>(o.left, o.right, o.right_stride, rows, adds, total);
     }
   }
 
-  static void add_tile(int rows_of_tile, int vectors, const T* a, const T* b, int64_t stride,
-                       int64_t rows, T* total) {
+  static void add_tile(int height, int vectors, const Operands& operands, int64_t rows, bool adds,
+                       T* total) {
     switch (vectors) {
-      case 1: return add_tile_of_width<1>(rows_of_tile, a, b, stride, rows, total);
-      case 2: return add_tile_of_width<2>(rows_of_tile, a, b, stride, rows, total);
-      default: return add_tile_of_width<3>(rows_of_tile, a, b, stride, rows, total);
+      case 1: return add_tile_of_width<1>(height, operands, rows, adds, total);
+      case 2: return add_tile_of_width<2>(height, operands, rows, adds, total);
+      default: return add_tile_of_width<3>(height, operands, rows, adds, total);
     }
   }
 

@@ -91,11 +91,37 @@ class Panels {
   std::vector<int64_t> first_columns_ = {0};  // and behind the last panel its end
 };
 
+template <class T>
+int64_t padded_to_vectors(int64_t columns) {
+  return (columns + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+}
+
+// A row as a tensor stores it times one padded to whole vectors.
+template <class Storage, class T>
+T dot(const Storage* x, const T* padded, int64_t columns) {
+  constexpr int64_t kSums = 4;
+  Vec<T> sums[kSums] = {};
+  int64_t k = 0;
+  for (; k + kSums * kLanes<T> <= columns; k += kSums * kLanes<T>)
+    for (int64_t j = 0; j < kSums; ++j)
+      sums[j] +=
+          load_converted(x + k + j * kLanes<T>, kLanes<T>) * load(padded + k + j * kLanes<T>);
+  for (; k < columns; k += kLanes<T>)
+    sums[0] += load_converted(x + k, columns - k) * load(padded + k);
+  const Vec<T> total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  T sum = 0;
+  for (int lane = 0; lane < kLanes<T>; ++lane) sum += total[lane];
+  return sum;
+}
+
 // Few rows leave registers for wide panels; more rows reuse each panel element more often.
 inline int panel_vectors_for_rows(int64_t rows) {
   const int narrow = kVectorRegisters == 32 ? 4 : 2;
   return rows < 4 ? kMaxPanelVectors : narrow;
 }
+
+// How many values ahead a matrix is asked for while it is packed.
+constexpr int64_t kPrefetched = 128;
 
 // Packs panels [first, end) of the matrix (columns n, depth k).
 template <class Storage, class T>
@@ -116,10 +142,11 @@ void pack(const Matrix& matrix, int64_t columns, int64_t depth, const Panels<T>&
       }
       for (int64_t k = 0; k < depth; k += kSide) {
         Vec<T> square[kSide];
-        for (int64_t i = 0; i < kSide; ++i)
-          square[i] = n + i < columns
-                          ? load_converted(from + (n + i) * matrix.stride + k, depth - k)
-                          : Vec<T>{};
+        for (int64_t i = 0; i < kSide; ++i) {
+          const Storage* const row = from + (n + i) * matrix.stride + k;
+          __builtin_prefetch(row + kPrefetched);
+          square[i] = n + i < columns ? load_converted(row, depth - k) : Vec<T>{};
+        }
         transpose<T>(square);
         for (int64_t i = 0; i < std::min(kSide, depth - k); ++i)
           store<T>(block + (k + i) * (n1 - n0), square[i]);
@@ -225,7 +252,7 @@ constexpr auto kTiles = all_tiles<T>(std::make_integer_sequence<int, kMaxPanelVe
 // Calls f(first row, rows) for blocks of rows as even as they can be, none above a tile's height.
 template <class F>
 void for_row_blocks(int64_t rows, int vectors, const F& f) {
-  if (rows == 0) return;
+  if (rows <= 0) return;
   const int64_t blocks = (rows + max_tile_rows(vectors) - 1) / max_tile_rows(vectors);
   const int64_t least = rows / blocks, higher = rows % blocks;
   int64_t row = 0;
@@ -233,6 +260,33 @@ void for_row_blocks(int64_t rows, int vectors, const F& f) {
     const int64_t height = least + (block < higher);
     f(row, height);
     row += height;
+  }
+}
+
+// Rows of a matrix that is not packed are packed in blocks of so many, and used from the
+// first-level cache.
+constexpr int64_t kStreamedDepth = 256;
+
+// sums (rows, width of panel p) += left * panel p of a matrix that is used too seldom to be packed
+// as a whole. `block` has room for kStreamedDepth rows of the panel.
+template <class Storage, class T>
+void add_streamed_product(const Strips<T>& left, int64_t rows, const Matrix& matrix,
+                          int64_t columns, int64_t depth, const Panels<T>& panels, int64_t p,
+                          T* block, T* sums) {
+  const int64_t column = panels.first_column(p);
+  const int vectors = panels.vectors(p);
+  const int64_t width = vectors * kLanes<T>;
+  for (int64_t k = 0; k < depth; k += kStreamedDepth) {
+    const int64_t block_depth = std::min(kStreamedDepth, depth - k);
+    const Matrix part = {
+        static_cast<const Storage*>(matrix.data) + k * (matrix.transposed ? matrix.stride : 1),
+        matrix.stride, matrix.transposed};
+    pack<Storage>(part, columns, block_depth, panels, p, p + 1, block - block_depth * column);
+    for_row_blocks(rows, vectors, [&](int64_t row, int64_t height) {
+      T* const out = sums + row * width;
+      kTiles<T>[vectors - 1][height - 1](
+          {out, width, {{left.at(row, k), left.stride, block, block_depth}}, 1, out, width});
+    });
   }
 }
 

@@ -27,8 +27,10 @@ struct Team {
   // A chunk's slots lie one behind the other until it ends; else two slots take turns.
   bool keeps_states;
   bool projects_input;     // for a chunk at once; else x is one more factor of each step's tiles
+  bool dots_input;         // projects by dot products: too few columns for tiles
+  bool streams;            // M, and W unless it is projected, are used where they lie, not packed
   const T* packed_hidden;  // M
-  const T* packed_input;   // W
+  const T* packed_input;   // W; for dot products its rows, padded to whole vectors
   const T* bias;           // of all padded columns, zeros where there is none
   SpinBarrier& barrier;
 
@@ -42,6 +44,8 @@ struct WalkBuffers {
   Strips<T> states;        // steps_per_chunk + 1 slots, or two
   Strips<T> inputs;        // x of a chunk
   T* projected = nullptr;  // bias + W x of a chunk, rows of padded columns
+  T* sums = nullptr;       // of a panel of all rows, and
+  T* block = nullptr;      // a part of a panel, where matrices are streamed
 };
 
 template <class Storage, template <class> class EpilogueOf>
@@ -82,6 +86,7 @@ class Walker {
   int64_t rows(int64_t s) const { return rows_[s + 1]; }
   int64_t sample(int64_t row) const { return share_.first_sample + row * share_.sample_step; }
   const Strips<T>& states() const { return buffers_.states; }
+  const WalkBuffers<T>& buffers() const { return buffers_; }
   // First row of a slot in `states`; of the slot after the last, the end (if states are kept).
   int64_t slot_row(int64_t slot) const { return slot_row_[slot]; }
 
@@ -102,6 +107,7 @@ class Walker {
     int64_t rows, rows_before, rows_after;    // of this step and of those around it
     int64_t previous_row, row;                // first rows of the slots it reads and writes
     int64_t input_row;                        // first row of its inputs
+    bool has_previous;                        // a state to be multiplied
     StepRows<const Storage> addend, operand;  // of all rows
     StepRows<const Storage> first_addend;     // of rows rows_before and up
     StepRows<Storage> output;                 // of all rows
@@ -129,6 +135,7 @@ class Walker {
         slot_row_[s],
         slot_row_[s + 1],
         input_row_[s],
+        start + s > 0 || r_.initial != nullptr || r_.multiplies_zero_initial,
         input_rows(r_.addend),
         input_rows(r_.operand),
         block_rows(static_cast<const Storage*>(r_.first_addend), share_.first_sample),
@@ -144,6 +151,7 @@ class Walker {
     for (int64_t s = 0; s < steps; ++s)
       for (int64_t i = rows(s - 1); i < rows(s); ++i) read_initial(sample(i), slot_row_[s] + i);
     if (r_.input_size == 0) return;
+    if (team_.dots_input) return dot_inputs(start, steps);
     read_inputs(start, steps);
     if (team_.projects_input) project_inputs(input_row_[steps]);
   }
@@ -184,6 +192,22 @@ class Walker {
     }
   }
 
+  // Hidden sizes far below a vector: the vectors go along x instead.
+  void dot_inputs(int64_t start, int64_t steps) {
+    const int64_t padded = padded_to_vectors<T>(r_.input_size);
+    const Storage* const inputs = static_cast<const Storage*>(r_.input.data);
+    for (int64_t s = 0; s < steps; ++s) {
+      const int64_t t = team_.schedule.time(start + s);
+      for (int64_t i = 0; i < rows(s); ++i) {
+        const Storage* const x = inputs + team_.schedule.offset(r_.input, t, sample(i));
+        T* const to = buffers_.projected + (input_row_[s] + i) * ld_;
+        std::copy_n(team_.bias, ld_, to);
+        for (int64_t n = 0; n < r_.hidden_size; ++n)
+          to[n] += dot(x, team_.packed_input + n * padded, r_.input_size);
+      }
+    }
+  }
+
   void project_inputs(int64_t chunk_rows) {
     for (int64_t p = share_.first_panel; p < share_.end_panel; ++p) {
       const int64_t column = team_.panels.first_column(p);
@@ -206,6 +230,10 @@ class Walker {
 
   void advance(const Step& step) {
     for (int64_t p = share_.first_panel; p < share_.end_panel; ++p) {
+      if (team_.streams) {
+        advance_streamed(step, p);
+        continue;
+      }
       const int64_t column = team_.panels.first_column(p);
       const int vectors = team_.panels.vectors(p);
       for_row_blocks(step.rows, vectors, [&](int64_t first, int64_t height) {
@@ -238,12 +266,34 @@ class Walker {
     }
     if (r_.input_size > 0 && !team_.projects_input)
       arguments.products[arguments.product_count++] = input_factors(input_row, column);
-    arguments.products[arguments.product_count++] = {
-        buffers_.states.at(step.previous_row + first, 0), buffers_.states.stride,
-        team_.packed_hidden + r_.hidden_size * column, r_.hidden_size};
+    if (step.has_previous)
+      arguments.products[arguments.product_count++] = {
+          buffers_.states.at(step.previous_row + first, 0), buffers_.states.stride,
+          team_.packed_hidden + r_.hidden_size * column, r_.hidden_size};
     prefetch(step, column, width, first, height);
     kTiles<T>[vectors - 1][height - 1](arguments);
     finish(step, column, width, first, height, sums);
+  }
+
+  // All rows of a step, one panel.
+  void advance_streamed(const Step& step, int64_t p) {
+    const int64_t column = team_.panels.first_column(p);
+    const int64_t width = team_.panels.vectors(p) * kLanes<T>;
+    if (team_.projects_input)
+      for (int64_t i = 0; i < step.rows; ++i)
+        std::copy_n(buffers_.projected + (step.input_row + i) * ld_ + column, width,
+                    buffers_.sums + i * width);
+    else
+      init_sums(step, column, width, 0, step.rows, buffers_.sums);
+    if (r_.input_size > 0 && !team_.projects_input)
+      add_streamed_product<Storage>(buffers_.inputs.from_row(step.input_row), step.rows,
+                                    r_.weight_input, r_.hidden_size, r_.input_size, team_.panels, p,
+                                    buffers_.block, buffers_.sums);
+    if (step.has_previous)
+      add_streamed_product<Storage>(buffers_.states.from_row(step.previous_row), step.rows,
+                                    r_.weight_hidden, r_.hidden_size, r_.hidden_size, team_.panels,
+                                    p, buffers_.block, buffers_.sums);
+    finish(step, column, width, 0, step.rows, buffers_.sums);
   }
 
   // The addend, and what a sample gets on its first step.
