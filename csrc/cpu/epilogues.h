@@ -9,7 +9,7 @@ namespace rnn_cuda::cpu {
 template <class T>
 struct Tanh {
   static constexpr bool kUsesOperand = false;
-  static Vec<T> apply(Vec<T> z, Vec<T>) { return tanh(z); }
+  static Vec<T> apply(Vec<T> z, Vec<T>) { return tanh_of<T>(z); }
 };
 
 template <class T>
@@ -22,7 +22,7 @@ struct Relu {
 template <class T>
 struct Sigmoid {
   static constexpr bool kUsesOperand = false;
-  static Vec<T> apply(Vec<T> z, Vec<T>) { return sigmoid(z); }
+  static Vec<T> apply(Vec<T> z, Vec<T>) { return sigmoid_of<T>(z); }
 };
 
 template <class T>

@@ -6,9 +6,9 @@
 #include <c10/util/Half.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #if defined(__AVX2__)
@@ -233,72 +233,81 @@ inline void transpose(Vec<T> (&rows)[kLanes<T>]) {
 
 // ---- nonlinearities -----------------------------------------------------------------------------
 
-// e^u = scale * (1 + e), scale a power of two, for |u| < 87. Keeping e apart spares expm1 the
-// cancellation. A NaN in u comes out as a NaN in e.
-struct SplitExp {
-  Vec<float> scale, e;
+template <class T>
+struct ExpConstants;
+
+template <>
+struct ExpConstants<float> {
+  using Bits = int32_t;
+  static constexpr float kShift = 12582912.0f;  // 1.5 * 2^23
+  static constexpr float kLogTwoHigh = 0.693359375f, kLogTwoLow = -2.12194440e-4f;
+  static constexpr int kTerms = 7, kMantissaBits = 23;
+  static constexpr int32_t kOne = 0x3f800000;
+  static constexpr float kTanhIsOne = 9.1f, kLargest = 87.0f;
 };
 
-inline SplitExp split_exp(Vec<float> u) {
-  typedef int32_t Int __attribute__((vector_size(kVectorBytes)));
-  // Adding 1.5 * 2^23 rounds to the nearest integer, which is then found in the low mantissa bits.
-  const Vec<float> shift = broadcast(12582912.0f);
-  const Vec<float> shifted = u * 1.44269504088896341f + shift;
-  const Vec<float> n = shifted - shift;
+template <>
+struct ExpConstants<double> {
+  using Bits = int64_t;
+  static constexpr double kShift = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double kLogTwoHigh = 0x1.62e42fee00000p-1, kLogTwoLow = 0x1.a39ef35793c76p-33;
+  static constexpr int kTerms = 13, kMantissaBits = 52;
+  static constexpr int64_t kOne = 0x3ff0000000000000;
+  static constexpr double kTanhIsOne = 19.1, kLargest = 708.0;
+};
+
+// e^u = scale * (1 + e), scale a power of two, for |u| up to kLargest. Keeping e apart spares expm1
+// the cancellation. A NaN in u comes out as a NaN in e.
+template <class T>
+struct SplitExp {
+  Vec<T> scale, e;
+};
+
+template <class T>
+inline SplitExp<T> split_exp(Vec<T> u) {
+  using C = ExpConstants<T>;
+  using Bits = Vec<typename C::Bits>;
+  // Adding the shift rounds to the nearest integer, which is then found in the low mantissa bits.
+  const Vec<T> shift = broadcast(C::kShift);
+  const Vec<T> shifted = u * T(1.44269504088896340736) + shift;
+  const Vec<T> n = shifted - shift;
   // u - n ln 2 in two parts; |r| <= ln(2) / 2. The first part has few bits, so n times it is exact.
-  const Vec<float> r = (u - n * 0.693359375f) + n * 2.12194440e-4f;
-  // Taylor series of e^r - 1; the first term left out is below 2^-25 of the sum.
-  Vec<float> p = broadcast(1.0f / 5040);
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  Int bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits << 23) + 0x3f800000;
-  SplitExp result;
-  std::memcpy(&result.scale, &bits, sizeof bits);
-  result.e = p * r;
-  return result;
+  const Vec<T> r = (u - n * C::kLogTwoHigh) - n * C::kLogTwoLow;
+  // Taylor series of (e^r - 1) / r; the first term left out is below half an ulp of the sum.
+  T factorial = 1;
+  for (int i = 2; i <= C::kTerms; ++i) factorial *= i;
+  Vec<T> p = broadcast(T(1) / factorial);
+#pragma GCC unroll 16
+  for (int i = C::kTerms; i > 1; --i) {
+    factorial /= i;
+    p = p * r + T(1) / factorial;
+  }
+  const Bits exponent = (bit_cast<Bits>(shifted) << C::kMantissaBits) + C::kOne;
+  return {bit_cast<Vec<T>>(exponent), p * r};
 }
 
-// The comparisons are written so that a NaN falls through them unchanged.
-inline Vec<float> clamp(Vec<float> x, float low, float high) {
-  x = x > high ? broadcast(high) : x;
-  return x < low ? broadcast(low) : x;
-}
-
-// tanh(x) = expm1(2x) / (expm1(2x) + 2) for x >= 0, odd; beyond 9.1 it is 1 in float.
-inline Vec<float> tanh(Vec<float> x) {
-  const WordBits sign = bit_cast<WordBits>(x) & 0x80000000u;
-  Vec<float> magnitude = bit_cast<Vec<float>>(bit_cast<WordBits>(x) ^ sign);
-  magnitude = magnitude > 9.1f ? broadcast(9.1f) : magnitude;  // a NaN falls through
-  const SplitExp exp = split_exp(2.0f * magnitude);
-  const Vec<float> expm1 = exp.scale * exp.e + (exp.scale - 1.0f);
-  return bit_cast<Vec<float>>(bit_cast<WordBits>(expm1 / (expm1 + 2.0f)) | sign);
+// tanh(x) = expm1(2x) / (expm1(2x) + 2) for x >= 0, odd; from kTanhIsOne on it is 1.
+template <class T>
+inline Vec<T> tanh_of(Vec<T> x) {
+  using C = ExpConstants<T>;
+  using Bits = Vec<typename C::Bits>;
+  const Bits sign = bit_cast<Bits>(x) & std::numeric_limits<typename C::Bits>::min();
+  Vec<T> magnitude = bit_cast<Vec<T>>(bit_cast<Bits>(x) ^ sign);
+  magnitude = magnitude > C::kTanhIsOne ? broadcast(C::kTanhIsOne) : magnitude;  // NaN falls through
+  const SplitExp<T> exp = split_exp<T>(T(2) * magnitude);
+  const Vec<T> expm1 = exp.scale * exp.e + (exp.scale - T(1));
+  return bit_cast<Vec<T>>(bit_cast<Bits>(expm1 / (expm1 + T(2))) | sign);
 }
 
 // 1 / (1 + e^-x)
-inline Vec<float> sigmoid(Vec<float> x) {
-  const SplitExp exp = split_exp(clamp(-x, -87.0f, 87.0f));
-  return 1.0f / (1.0f + (exp.scale * exp.e + exp.scale));
-}
-
-// float64 serves gradient checks: exact before fast.
-template <class F>
-inline Vec<double> per_lane(Vec<double> x, F f) {
-  for (int i = 0; i < kLanes<double>; ++i) x[i] = f(x[i]);
-  return x;
-}
-
-inline Vec<double> tanh(Vec<double> x) {
-  return per_lane(x, [](double v) { return std::tanh(v); });
-}
-
-inline Vec<double> sigmoid(Vec<double> x) {
-  return per_lane(x, [](double v) { return 1.0 / (1.0 + std::exp(-v)); });
+template <class T>
+inline Vec<T> sigmoid_of(Vec<T> x) {
+  using C = ExpConstants<T>;
+  // Comparisons so written that a NaN falls through them.
+  Vec<T> u = -x > C::kLargest ? broadcast(C::kLargest) : -x;
+  u = u < -C::kLargest ? broadcast(-C::kLargest) : u;
+  const SplitExp<T> exp = split_exp<T>(u);
+  return T(1) / (T(1) + (exp.scale * exp.e + exp.scale));
 }
 
 }  // namespace rnn_cuda::cpu
