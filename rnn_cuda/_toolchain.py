@@ -106,7 +106,12 @@ class Toolchain:
         Never ``-march=native``: a cache folder may be shared by unequal machines, and the cache key
         knows the capability but not the processor.
         """
-        return _SIMD_FLAGS.get(self.cpu_capability, ())
+        flags = _SIMD_FLAGS.get(self.cpu_capability, ())
+        # torch names the instruction apart from the capabilities, and not in every version.
+        has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        if self.cpu_capability == "AVX512" and has_bf16():
+            flags += ("-mavx512bf16",)
+        return flags
 
     @property
     def openmp_link_flags(self) -> list[str]:

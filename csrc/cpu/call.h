@@ -18,19 +18,22 @@ constexpr int64_t kProjectedInputSize = 64;
 constexpr int64_t kDottedHiddenSize = 4;
 
 // How a recurrence is cut, and where its pieces lie in the scratch memory of the call.
-template <class T>
+template <class Storage>
 class Call {
  public:
+  using T = typename ComputeOf<Storage>::type;
+  using E = typename OperandOf<Storage>::type;
+
   // Adds its pieces to `layout`; later pieces are the caller's own.
   Call(const Recurrence& r, const Schedule& schedule, const Plan& plan, bool keeps_states,
        ScratchLayout& layout)
       : r_(r),
         schedule_(schedule),
         plan_(plan),
-        panels_(plan.panels<T>(r.hidden_size)),
+        panels_(plan.template panels<T>(r.hidden_size)),
         keeps_states_(keeps_states),
         steps_per_chunk_(std::clamp<int64_t>(kRowsPerChunk / plan.rows, 1, r.time_steps)),
-        streams_(plan.streams<T>(r)),
+        streams_(plan.template streams<Storage>(r)),
         dots_input_(r.input_size >= kProjectedInputSize && r.hidden_size <= kDottedHiddenSize &&
                     may_project()),
         projects_input_(dots_input_ || (r.input_size >= (streams_ ? 1 : kProjectedInputSize) &&
@@ -38,21 +41,22 @@ class Call {
     const int64_t padded = panels_.padded_columns();
     const int64_t rows = plan.rows * steps_per_chunk_;
     const int teams = plan.cut_hidden ? 1 : plan.threads;  // that have states of their own
-    hidden_ = layout.add<T>(streams_ ? 0 : padded * r.hidden_size);
-    input_ =
-        layout.add<T>(packs_input() ? std::max(padded * r.input_size,
-                                               r.hidden_size * padded_to_vectors<T>(r.input_size))
-                                    : 0);
+    hidden_ = layout.add<E>(streams_ ? 0 : padded * operands<E>(r.hidden_size));
+    input_ = layout.add<E>(packs_input() ? padded * operands<E>(r.input_size) : 0);
+    input_rows_ =
+        layout.add<T>(dots_input_ ? r.hidden_size * padded_to_vectors<T>(r.input_size) : 0);
     bias_ = layout.add<T>(padded);
     state_rows_ = keeps_states ? rows + plan.rows : 2 * plan.rows;
-    states_size_ = Strips<T>::size_for(state_rows_, padded);
-    states_ = layout.add<T>(states_size_ * teams);
-    inputs_size_ = Strips<T>::size_for(rows, r.input_size);
-    inputs_ = layout.add<T>(inputs_size_ * plan.threads);
+    states_size_ = Strips<E>::size_for(state_rows_, padded);
+    states_ = layout.add<E>(states_size_ * teams);
+    values_size_ = kHasValues && keeps_states ? Strips<T>::size_for(state_rows_, padded) : 0;
+    values_ = layout.add<T>(values_size_ * teams);
+    inputs_size_ = Strips<E>::size_for(rows, r.input_size);
+    inputs_ = layout.add<E>(inputs_size_ * plan.threads);
     projected_size_ = projects_input_ ? rows * padded : 0;
     projected_ = layout.add<T>(projected_size_ * teams);
     block_size_ = streams_ ? kStreamedDepth * plan.panel_vectors * kLanes<T> : 0;
-    blocks_ = layout.add<T>(block_size_ * plan.threads);
+    blocks_ = layout.add<E>(block_size_ * plan.threads);
     sums_size_ = streams_ ? plan.rows * plan.panel_vectors * kLanes<T> : 0;
     sums_ = layout.add<T>(sums_size_ * plan.threads);
   }
@@ -71,25 +75,25 @@ class Call {
   }
 
   // Packs this thread's part of what all threads read; to be followed by a wait.
-  template <class Storage>
   void pack_weights(char* scratch, int thread) const {
     const int64_t first = panels_.count() * thread / plan_.threads;
     const int64_t end = panels_.count() * (thread + 1) / plan_.threads;
     if (!streams_)
       pack<Storage>(r_.weight_hidden, r_.hidden_size, r_.hidden_size, panels_, first, end,
-                    at(scratch, hidden_));
+                    at<E>(scratch, hidden_));
     if (dots_input_) {
-      if (thread == 0) copy_rows_of_weight_input<Storage>(at(scratch, input_));
-    } else if (packs_input())
+      if (thread == 0) copy_rows_of_weight_input(at<T>(scratch, input_rows_));
+    } else if (packs_input()) {
       pack<Storage>(r_.weight_input, r_.hidden_size, r_.input_size, panels_, first, end,
-                    at(scratch, input_));
+                    at<E>(scratch, input_));
+    }
     const T* const bias = static_cast<const T*>(r_.bias);
     for (int64_t n = panels_.first_column(first); n < panels_.first_column(end); n += kLanes<T>)
-      store<T>(at(scratch, bias_) + n,
+      store<T>(at<T>(scratch, bias_) + n,
                bias == nullptr ? Vec<T>{} : load_converted(bias + n, r_.hidden_size - n));
   }
 
-  Team<T> team(char* scratch, SpinBarrier& barrier) const {
+  Team<Storage> team(char* scratch, SpinBarrier& barrier) const {
     return {r_,
             schedule_,
             plan_,
@@ -99,26 +103,37 @@ class Call {
             projects_input_,
             dots_input_,
             streams_,
-            at(scratch, hidden_),
-            at(scratch, input_),
-            at(scratch, bias_),
+            at<E>(scratch, hidden_),
+            at<E>(scratch, input_),
+            at<T>(scratch, input_rows_),
+            at<T>(scratch, bias_),
             barrier};
   }
 
-  WalkBuffers<T> buffers(char* scratch, int thread) const {
+  WalkBuffers<Storage> buffers(char* scratch, int thread) const {
     const int team = plan_.cut_hidden ? 0 : thread;
-    return {{at(scratch, states_) + states_size_ * team, Strips<T>::stride_for(state_rows_)},
-            {at(scratch, inputs_) + inputs_size_ * thread, Strips<T>::stride_for(chunk_rows())},
-            at(scratch, projected_) + projected_size_ * team,
-            at(scratch, sums_) + sums_size_ * thread,
-            at(scratch, blocks_) + block_size_ * thread};
+    const Strips<E> states = {at<E>(scratch, states_) + states_size_ * team,
+                              Strips<E>::stride_for(state_rows_)};
+    Strips<T> values;
+    if constexpr (kHasValues)
+      values = {at<T>(scratch, values_) + values_size_ * team, Strips<T>::stride_for(state_rows_)};
+    else
+      values = states;
+    return {states,
+            values,
+            {at<E>(scratch, inputs_) + inputs_size_ * thread, Strips<E>::stride_for(chunk_rows())},
+            at<T>(scratch, projected_) + projected_size_ * team,
+            at<T>(scratch, sums_) + sums_size_ * thread,
+            at<E>(scratch, blocks_) + block_size_ * thread};
   }
 
  private:
+  // Operands are not the values themselves.
+  static constexpr bool kHasValues = kValuesPer<E> > 1;
+
   // The projection begins with the bias, and knows no addend.
   bool may_project() const { return r_.addend.data == nullptr && r_.first_addend == nullptr; }
 
-  template <class Storage>
   void copy_rows_of_weight_input(T* to) const {
     const Storage* const from = static_cast<const Storage*>(r_.weight_input.data);
     const int64_t padded = padded_to_vectors<T>(r_.input_size), stride = r_.weight_input.stride;
@@ -131,7 +146,10 @@ class Call {
 
   bool packs_input() const { return projects_input_ || !streams_; }
 
-  static T* at(char* scratch, int64_t offset) { return reinterpret_cast<T*>(scratch + offset); }
+  template <class Value>
+  static Value* at(char* scratch, int64_t offset) {
+    return reinterpret_cast<Value*>(scratch + offset);
+  }
 
   const Recurrence& r_;
   const Schedule& schedule_;
@@ -142,9 +160,10 @@ class Call {
   const bool streams_;
   const bool dots_input_;
   const bool projects_input_;
-  int64_t hidden_, input_, bias_;
-  int64_t states_, inputs_, projected_, blocks_, sums_;
-  int64_t state_rows_, states_size_, inputs_size_, projected_size_, block_size_, sums_size_;
+  int64_t hidden_, input_, input_rows_, bias_;
+  int64_t states_, values_, inputs_, projected_, blocks_, sums_;
+  int64_t state_rows_, states_size_, values_size_, inputs_size_, projected_size_, block_size_,
+      sums_size_;
 };
 
 }  // namespace rnn_cuda::cpu

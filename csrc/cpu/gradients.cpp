@@ -15,9 +15,12 @@ namespace rnn_cuda::cpu {
 namespace {
 
 // What a call adds to that of its backward recurrence.
-template <class T>
+template <class Storage>
 struct GradientPieces {
-  GradientPieces(const Gradients& g, const Call<T>& call, ScratchLayout& layout)
+  using T = typename ComputeOf<Storage>::type;
+  using E = typename OperandOf<Storage>::type;
+
+  GradientPieces(const Gradients& g, const Call<Storage>& call, ScratchLayout& layout)
       : rows(std::min(call.chunk_rows(), kRowsPerChunk)),
         sums_at_once(call.is_single_chunk() &&
                      (call.plan().threads == 1 || call.plan().cut_hidden)),
@@ -28,7 +31,8 @@ struct GradientPieces {
                       g.backward.hidden_size * padded_to_vectors<T>(g.input_size)) {
     const int threads = call.plan().threads;
     const int64_t hidden = g.backward.hidden_size;
-    packed_input = layout.add<T>(streams_input ? 0 : input_panels.padded_columns() * hidden);
+    packed_input =
+        layout.add<E>(streams_input ? 0 : input_panels.padded_columns() * operands<E>(hidden));
     zeros = layout.add<T>(input_panels.padded_columns() + call.panels().padded_columns());
     previous_size = Strips<T>::size_for(rows, hidden);
     previous = layout.add<T>(previous_size * threads);
@@ -66,10 +70,11 @@ struct GradientPieces {
 template <class Storage, template <class> class EpilogueOf>
 class GradientWorker {
   using T = typename ComputeOf<Storage>::type;
+  using E = typename OperandOf<Storage>::type;
 
  public:
-  GradientWorker(const Gradients& g, const Call<T>& call, GradientPieces<T>& pieces, char* scratch,
-                 SpinBarrier& barrier, int thread)
+  GradientWorker(const Gradients& g, const Call<Storage>& call, GradientPieces<Storage>& pieces,
+                 char* scratch, SpinBarrier& barrier, int thread)
       : g_(g),
         r_(g.backward),
         call_(call),
@@ -89,12 +94,12 @@ class GradientWorker {
 
   void run() {
     const int threads = call_.plan().threads;
-    call_.template pack_weights<Storage>(scratch_, thread_);
+    call_.pack_weights(scratch_, thread_);
     const int64_t panels = pieces_.input_panels.count();
     if (!pieces_.streams_input)
       pack<Storage>(columns_of_w(), g_.input_size, r_.hidden_size, pieces_.input_panels,
                     panels * thread_ / threads, panels * (thread_ + 1) / threads,
-                    at(pieces_.packed_input));
+                    operands_at(pieces_.packed_input));
     if (!pieces_.sums_at_once) {
       weight_hidden().start(at(pieces_.weight_hidden_at[thread_]));
       weight_input().start(at(pieces_.weight_input_at[thread_]));
@@ -111,6 +116,7 @@ class GradientWorker {
 
  private:
   T* at(int64_t offset) const { return reinterpret_cast<T*>(scratch_ + offset); }
+  E* operands_at(int64_t offset) const { return reinterpret_cast<E*>(scratch_ + offset); }
   OuterProduct<T>& weight_hidden() { return pieces_.weight_hidden[thread_]; }
   OuterProduct<T>& weight_input() { return pieces_.weight_input[thread_]; }
 
@@ -135,14 +141,14 @@ class GradientWorker {
         places_.push_back(i < filled ? Place{t, walker_.sample(i)} : Place{-1, 0});
     }
     const int64_t rows = static_cast<int64_t>(places_.size());
-    const Strips<T> delta = walker_.states().from_row(walker_.slot_row(1));
+    const Strips<T> delta = walker_.buffers().values.from_row(walker_.slot_row(1));
     for (int64_t row = 0; row < rows; row += pieces_.rows)
       add_rows(delta.from_row(row), row, std::min(pieces_.rows, rows - row));
     if (g_.grad_input != nullptr) {
       // Samples are the thread's own; where all threads have all samples, share the rows.
       const int parts = call_.plan().cut_hidden ? call_.plan().threads : 1;
       const int part = call_.plan().cut_hidden ? thread_ : 0;
-      write_input_gradient(delta, rows * part / parts, rows * (part + 1) / parts);
+      write_input_gradient(rows * part / parts, rows * (part + 1) / parts);
     }
     if (g_.grad_initial != nullptr)
       for (int64_t s = 0; s < steps; ++s)
@@ -204,12 +210,12 @@ class GradientWorker {
   // Calls f(row, height, sums) with rows [first, end) of delta times a panel of a matrix, in
   // blocks: of the packed panel, or of the matrix where it lies.
   template <class F>
-  void multiply(const Strips<T>& delta, int64_t first, int64_t end, const Matrix& matrix,
-                int64_t columns, const Panels<T>& panels, int64_t p, const T* packed, bool streamed,
+  void multiply(const Strips<E>& delta, int64_t first, int64_t end, const Matrix& matrix,
+                int64_t columns, const Panels<T>& panels, int64_t p, const E* packed, bool streamed,
                 const F& f) {
     const int vectors = panels.vectors(p);
     const int64_t width = vectors * kLanes<T>;
-    const WalkBuffers<T>& buffers = walker_.buffers();
+    const WalkBuffers<Storage>& buffers = walker_.buffers();
     if (streamed) {
       std::fill_n(buffers.sums, (end - first) * width, T(0));
       add_streamed_product<Storage>(delta.from_row(first), end - first, matrix, columns,
@@ -219,11 +225,12 @@ class GradientWorker {
     }
     alignas(kVectorBytes) T sums[kMaxTileRows * kMaxPanelVectors * kLanes<T>];
     for_row_blocks(end - first, vectors, [&](int64_t row, int64_t height) {
-      kTiles<T>[vectors - 1][height - 1](
+      kTiles<E>[vectors - 1][height - 1](
           {at(pieces_.zeros),
            0,
            {{delta.at(first + row, 0), delta.stride,
-             packed + r_.hidden_size * panels.first_column(p), r_.hidden_size}},
+             packed + operands<E>(r_.hidden_size) * panels.first_column(p),
+             operands<E>(r_.hidden_size)}},
            1,
            sums,
            width});
@@ -231,11 +238,12 @@ class GradientWorker {
     });
   }
 
-  void write_input_gradient(const Strips<T>& delta, int64_t first, int64_t end) {
+  void write_input_gradient(int64_t first, int64_t end) {
+    const Strips<E> delta = walker_.buffers().states.from_row(walker_.slot_row(1));
     const Panels<T>& panels = pieces_.input_panels;
     for (int64_t p = 0; p < panels.count(); ++p)
       multiply(delta, first, end, columns_of_w(), g_.input_size, panels, p,
-               at(pieces_.packed_input), pieces_.streams_input,
+               operands_at(pieces_.packed_input), pieces_.streams_input,
                [&](int64_t row, int64_t height, const T* sums) {
                  for (int64_t i = 0; i < height; ++i) {
                    const Place& place = places_[row + i];
@@ -250,7 +258,7 @@ class GradientWorker {
   // Rows [first, end) of step s of the chunk are their samples' first steps: dL/dh_0 = U^T delta.
   void write_initial_gradient(int64_t s, int64_t first, int64_t end) {
     const Panels<T>& panels = call_.panels();
-    const Strips<T> delta = walker_.states().from_row(walker_.slot_row(s + 1));
+    const Strips<E> delta = walker_.buffers().states.from_row(walker_.slot_row(s + 1));
     for (int64_t p = share_.first_panel; p < share_.end_panel; ++p)
       multiply(delta, first, end, r_.weight_hidden, r_.hidden_size, panels, p, team_.packed_hidden,
                call_.streams(), [&](int64_t row, int64_t height, const T* sums) {
@@ -319,12 +327,12 @@ class GradientWorker {
 
   const Gradients& g_;
   const Recurrence& r_;
-  const Call<T>& call_;
-  GradientPieces<T>& pieces_;
+  const Call<Storage>& call_;
+  GradientPieces<Storage>& pieces_;
   char* const scratch_;
   SpinBarrier& barrier_;
   const int thread_;
-  const Team<T> team_;
+  const Team<Storage> team_;
   const Share share_;
   const int64_t first_column_, end_column_;  // that this thread computes
   Walker<Storage, EpilogueOf> walker_;
@@ -340,8 +348,8 @@ void run_typed(const Gradients& g, int threads) {
   for (;;) {
     const Plan plan = Plan::make<T>(g.backward, schedule.total_rows(), threads);
     ScratchLayout layout;
-    const Call<T> call(g.backward, schedule, plan, /*keeps_states=*/true, layout);
-    GradientPieces<T> pieces(g, call, layout);
+    const Call<Storage> call(g.backward, schedule, plan, /*keeps_states=*/true, layout);
+    GradientPieces<Storage> pieces(g, call, layout);
     const Scratch memory(layout);
     SpinBarrier barrier;
     threads = run_team(plan.threads, [&](int thread) {

@@ -26,31 +26,33 @@
 
 namespace rnn_cuda::cpu {
 
-template <class T>
+template <class E>
 struct Strips {
-  T* data = nullptr;
+  E* data = nullptr;
   int64_t stride = 0;
 
   // An odd number of vectors apart, strips do not crowd into the same cache sets.
-  static int64_t stride_for(int64_t rows) { return (rows | 1) * kLanes<T>; }
+  static int64_t stride_for(int64_t rows) { return (rows | 1) * kLanes<E>; }
+  // Of so many values.
   static int64_t size_for(int64_t rows, int64_t columns) {
-    return (columns + kLanes<T> - 1) / kLanes<T> * stride_for(rows);
+    return (operands<E>(columns) + kLanes<E> - 1) / kLanes<E> * stride_for(rows);
   }
 
-  Strips from_row(int64_t row) const { return {data + row * kLanes<T>, stride}; }
+  Strips from_row(int64_t row) const { return {data + row * kLanes<E>, stride}; }
 
-  // `column` is the first of a vector.
-  T* at(int64_t row, int64_t column) const {
-    return data + column / kLanes<T> * stride + row * kLanes<T>;
+  // `column` is the first of a vector of values.
+  E* at(int64_t row, int64_t column) const {
+    const int64_t operand = column / kValuesPer<E>;
+    return data + operand / kLanes<E> * stride + row * kLanes<E> + operand % kLanes<E>;
   }
 };
 
 // Copies a row as a tensor stores it, or zeros where there is none, to a row of strips.
-template <class Storage, class T>
-void read_row(const Storage* from, int64_t columns, const Strips<T>& to, int64_t row) {
-  T* strip = to.at(row, 0);
-  for (int64_t k = 0; k < columns; k += kLanes<T>, strip += to.stride)
-    store<T>(strip, from == nullptr ? Vec<T>{} : load_converted(from + k, columns - k));
+template <class Storage, class E>
+void read_row(const Storage* from, int64_t columns, const Strips<E>& to, int64_t row) {
+  E* strip = to.at(row, 0);
+  for (int64_t k = 0; k < columns; k += kValuesPer<E> * kLanes<E>, strip += to.stride)
+    store<E>(strip, from == nullptr ? Vec<E>{} : load_operands<E>(from + k, columns - k));
 }
 
 constexpr int kMaxPanelVectors = kVectorRegisters == 32 ? 8 : 4;
@@ -124,87 +126,88 @@ inline int panel_vectors_for_rows(int64_t rows) {
 constexpr int64_t kPrefetched = 128;
 
 // Packs panels [first, end) of the matrix (columns n, depth k).
-template <class Storage, class T>
-void pack(const Matrix& matrix, int64_t columns, int64_t depth, const Panels<T>& panels,
-          int64_t first, int64_t end, T* packed) {
-  constexpr int64_t kSide = kLanes<T>;
+template <class Storage, class E>
+void pack(const Matrix& matrix, int64_t columns, int64_t depth, const Panels<SumOf<E>>& panels,
+          int64_t first, int64_t end, E* packed) {
+  constexpr int64_t kSide = kLanes<E>, kValues = kValuesPer<E>;
   const Storage* const from = static_cast<const Storage*>(matrix.data);
   for (int64_t p = first; p < end; ++p) {
-    const int64_t n0 = panels.first_column(p), n1 = panels.first_column(p + 1);
-    T* const to = packed + depth * n0;
-    for (int64_t n = n0; n < n1; n += kSide) {
-      T* const block = to + n - n0;
+    const int64_t n0 = panels.first_column(p), width = panels.first_column(p + 1) - n0;
+    E* const to = packed + operands<E>(depth) * n0;
+    for (int64_t n = n0; n < n0 + width; n += kSide) {
+      E* block = to + n - n0;
       if (matrix.transposed) {
-        for (int64_t k = 0; k < depth; ++k)
-          store<T>(block + k * (n1 - n0),
-                   load_converted(from + k * matrix.stride + n, columns - n));
+        for (int64_t k = 0; k < depth; k += kValues, block += width)
+          store<E>(block, load_operands_across<E>(from + k * matrix.stride + n, matrix.stride,
+                                                  depth - k, columns - n));
         continue;
       }
-      for (int64_t k = 0; k < depth; k += kSide) {
-        Vec<T> square[kSide];
+      for (int64_t k = 0; k < depth; k += kValues * kSide) {
+        Vec<E> square[kSide];
         for (int64_t i = 0; i < kSide; ++i) {
           const Storage* const row = from + (n + i) * matrix.stride + k;
           __builtin_prefetch(row + kPrefetched);
-          square[i] = n + i < columns ? load_converted(row, depth - k) : Vec<T>{};
+          square[i] = n + i < columns ? load_operands<E>(row, depth - k) : Vec<E>{};
         }
-        transpose<T>(square);
-        for (int64_t i = 0; i < std::min(kSide, depth - k); ++i)
-          store<T>(block + (k + i) * (n1 - n0), square[i]);
+        transpose<E>(square);
+        for (int64_t i = 0; i < std::min(kSide, operands<E>(depth - k)); ++i, block += width)
+          store<E>(block, square[i]);
       }
     }
   }
 }
 
 // A product inside a tile: rows of strips from `rows` on, times a panel.
-template <class T>
+template <class E>
 struct Factors {
-  const T* rows;
+  const E* rows;
   int64_t strip_stride;
-  const T* panel;
-  int64_t depth;
+  const E* panel;
+  int64_t depth;  // in operands
 };
 
 // out = init + the sum of the products.
-template <class T>
+template <class E>
 struct TileArguments {
-  const T* init;
+  const SumOf<E>* init;
   int64_t init_stride;
-  Factors<T> products[2];
+  Factors<E> products[2];
   int product_count;
-  T* out;
+  SumOf<E>* out;
   int64_t out_stride;
 };
 
 // One step of the innermost loop: sum += (column of a) * (row k of the panel).
-template <class T, int Rows, int Vectors>
-inline __attribute__((always_inline)) void multiply_add(Vec<T> (&sum)[Rows][Vectors], const T* a,
-                                                        const T* panel) {
+template <class E, int Rows, int Vectors>
+inline __attribute__((always_inline)) void add_outer(Vec<SumOf<E>> (&sum)[Rows][Vectors],
+                                                     const E* a, const E* panel) {
   if constexpr (Rows >= Vectors) {
-    Vec<T> b[Vectors];
+    Vec<E> b[Vectors];
 #pragma GCC unroll 8
-    for (int j = 0; j < Vectors; ++j) b[j] = load(panel + j * kLanes<T>);
+    for (int j = 0; j < Vectors; ++j) b[j] = load(panel + j * kLanes<E>);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
-      const Vec<T> ai = broadcast(a[i * kLanes<T>]);
+      const Vec<E> ai = broadcast(a[i * kLanes<E>]);
 #pragma GCC unroll 8
-      for (int j = 0; j < Vectors; ++j) sum[i][j] += ai * b[j];
+      for (int j = 0; j < Vectors; ++j) sum[i][j] = multiply_add(sum[i][j], ai, b[j]);
     }
   } else {
-    Vec<T> ai[Rows];
+    Vec<E> ai[Rows];
 #pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) ai[i] = broadcast(a[i * kLanes<T>]);
+    for (int i = 0; i < Rows; ++i) ai[i] = broadcast(a[i * kLanes<E>]);
 #pragma GCC unroll 8
     for (int j = 0; j < Vectors; ++j) {
-      const Vec<T> b = load(panel + j * kLanes<T>);
+      const Vec<E> b = load(panel + j * kLanes<E>);
 #pragma GCC unroll 16
-      for (int i = 0; i < Rows; ++i) sum[i][j] += ai[i] * b;
+      for (int i = 0; i < Rows; ++i) sum[i][j] = multiply_add(sum[i][j], ai[i], b);
     }
   }
 }
 
-template <class T, int Rows, int Vectors>
-void tile(const TileArguments<T>& arguments) {
-  constexpr int64_t kWidth = Vectors * kLanes<T>;
+template <class E, int Rows, int Vectors>
+void tile(const TileArguments<E>& arguments) {
+  using T = SumOf<E>;
+  constexpr int64_t kWidth = Vectors * kLanes<E>;
   Vec<T> sum[Rows][Vectors];
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i)
@@ -213,14 +216,14 @@ void tile(const TileArguments<T>& arguments) {
       sum[i][j] = load(arguments.init + i * arguments.init_stride + j * kLanes<T>);
   for (int p = 0; p < arguments.product_count; ++p) {
     const auto [rows, strip_stride, first_row, depth] = arguments.products[p];
-    const T* a = rows;
-    const T* panel = first_row;
-    for (int64_t strip = depth / kLanes<T>; strip > 0; --strip, a += strip_stride)
+    const E* a = rows;
+    const E* panel = first_row;
+    for (int64_t strip = depth / kLanes<E>; strip > 0; --strip, a += strip_stride)
 #pragma GCC unroll 4
-      for (int64_t k = 0; k < kLanes<T>; ++k, panel += kWidth)
-        multiply_add<T, Rows, Vectors>(sum, a + k, panel);
-    for (int64_t k = 0; k < depth % kLanes<T>; ++k, panel += kWidth)
-      multiply_add<T, Rows, Vectors>(sum, a + k, panel);
+      for (int64_t k = 0; k < kLanes<E>; ++k, panel += kWidth)
+        add_outer<E, Rows, Vectors>(sum, a + k, panel);
+    for (int64_t k = 0; k < depth % kLanes<E>; ++k, panel += kWidth)
+      add_outer<E, Rows, Vectors>(sum, a + k, panel);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i)
@@ -269,23 +272,29 @@ constexpr int64_t kStreamedDepth = 256;
 
 // sums (rows, width of panel p) += left * panel p of a matrix that is used too seldom to be packed
 // as a whole. `block` has room for kStreamedDepth rows of the panel.
-template <class Storage, class T>
-void add_streamed_product(const Strips<T>& left, int64_t rows, const Matrix& matrix,
-                          int64_t columns, int64_t depth, const Panels<T>& panels, int64_t p,
-                          T* block, T* sums) {
+template <class Storage, class E>
+void add_streamed_product(const Strips<E>& left, int64_t rows, const Matrix& matrix,
+                          int64_t columns, int64_t depth, const Panels<SumOf<E>>& panels, int64_t p,
+                          E* block, SumOf<E>* sums) {
   const int64_t column = panels.first_column(p);
   const int vectors = panels.vectors(p);
-  const int64_t width = vectors * kLanes<T>;
+  const int64_t width = vectors * kLanes<E>;
   for (int64_t k = 0; k < depth; k += kStreamedDepth) {
     const int64_t block_depth = std::min(kStreamedDepth, depth - k);
     const Matrix part = {
         static_cast<const Storage*>(matrix.data) + k * (matrix.transposed ? matrix.stride : 1),
         matrix.stride, matrix.transposed};
-    pack<Storage>(part, columns, block_depth, panels, p, p + 1, block - block_depth * column);
+    pack<Storage>(part, columns, block_depth, panels, p, p + 1,
+                  block - operands<E>(block_depth) * column);
     for_row_blocks(rows, vectors, [&](int64_t row, int64_t height) {
-      T* const out = sums + row * width;
-      kTiles<T>[vectors - 1][height - 1](
-          {out, width, {{left.at(row, k), left.stride, block, block_depth}}, 1, out, width});
+      SumOf<E>* const out = sums + row * width;
+      kTiles<E>[vectors - 1][height - 1](
+          {out,
+           width,
+           {{left.at(row, k), left.stride, block, operands<E>(block_depth)}},
+           1,
+           out,
+           width});
     });
   }
 }

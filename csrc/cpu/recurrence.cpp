@@ -19,14 +19,14 @@ void run_typed(const Recurrence& r, int threads) {
   for (;;) {
     const Plan plan = Plan::make<T>(r, schedule.total_rows(), threads);
     ScratchLayout layout;
-    const Call<T> call(r, schedule, plan, /*keeps_states=*/false, layout);
+    const Call<Storage> call(r, schedule, plan, /*keeps_states=*/false, layout);
     const Scratch memory(layout);
     char* const scratch = memory.data();
     SpinBarrier barrier;
     threads = run_team(plan.threads, [&](int thread) {
-      call.template pack_weights<Storage>(scratch, thread);
+      call.pack_weights(scratch, thread);
       barrier.wait(plan.threads);
-      const Team<T> team = call.team(scratch, barrier);
+      const Team<Storage> team = call.team(scratch, barrier);
       Walker<Storage, EpilogueOf>(team, call.share(thread), call.buffers(scratch, thread))
           .run([](int64_t, int64_t) {});
     });

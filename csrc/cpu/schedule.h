@@ -91,11 +91,11 @@ struct Plan {
 
   // Whether matrices are used where they lie. Packing pays by being read often: not in a single
   // step, and not where the memory takes longer to deliver a matrix than it takes to rearrange it.
-  template <class T>
+  template <class Storage>
   bool streams(const Recurrence& r) const {
     constexpr int64_t kCoreCacheBytes = 1 << 20, kRearrangedRows = 2, kStreamedSteps = 2;
-    const int64_t matrix_bytes = r.hidden_size * r.hidden_size * static_cast<int64_t>(sizeof(T)) /
-                                 (cut_hidden ? threads : 1);
+    const int64_t matrix_bytes = r.hidden_size * r.hidden_size *
+                                 static_cast<int64_t>(sizeof(Storage)) / (cut_hidden ? threads : 1);
     return r.time_steps == 1 || (matrix_bytes > kCoreCacheBytes && rows <= kRearrangedRows &&
                                  r.time_steps <= kStreamedSteps);
   }

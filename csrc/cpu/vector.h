@@ -198,6 +198,83 @@ inline Vec<T> store_converted(Storage* to, Vec<T> v, int64_t count) {
   }
 }
 
+// ---- operands of products -----------------------------------------------------------------------
+
+// What products multiply: values in compute type; or, where the machine has an instruction for
+// that, pairs of bfloat16 values, whose two products are added to one float.
+typedef uint32_t BFloat16Pair;
+
+template <class Storage>
+struct OperandOf {
+  using type = typename ComputeOf<Storage>::type;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct OperandOf<c10::BFloat16> {
+  using type = BFloat16Pair;
+};
+#endif
+
+template <class E>
+constexpr int kValuesPer = std::is_same_v<E, BFloat16Pair> ? 2 : 1;
+
+template <class E>
+using SumOf = std::conditional_t<std::is_same_v<E, BFloat16Pair>, float, E>;
+
+// How many operands `values` values are.
+template <class E>
+constexpr int64_t operands(int64_t values) {
+  return (values + kValuesPer<E> - 1) / kValuesPer<E>;
+}
+
+inline Vec<float> multiply_add(Vec<float> sum, Vec<float> a, Vec<float> b) { return sum + a * b; }
+inline Vec<double> multiply_add(Vec<double> sum, Vec<double> a, Vec<double> b) {
+  return sum + a * b;
+}
+#if defined(__AVX512BF16__)
+inline Vec<float> multiply_add(Vec<float> sum, Vec<BFloat16Pair> a, Vec<BFloat16Pair> b) {
+  return _mm512_dpbf16_ps(sum, bit_cast<__m512bh>(a), bit_cast<__m512bh>(b));
+}
+#endif
+
+// Reads the first `count` values of a row (as many as a vector of operands holds, if there are
+// more); the others are zero.
+template <class E, class Storage>
+inline Vec<E> load_operands(const Storage* from, int64_t count) {
+  if constexpr (kValuesPer<E> == 1) {
+    return load_converted(from, count);
+  } else {
+    Vec<E> pairs{};
+    if (count >= 2 * kLanes<E>)
+      std::memcpy(&pairs, from, sizeof pairs);
+    else
+      std::memcpy(&pairs, from, count * sizeof(Storage));
+    return pairs;
+  }
+}
+
+// Reads one operand for each of the first `count` columns of a matrix of which `rows` rows are
+// left, a stride apart: a row, or pairs out of two.
+template <class E, class Storage>
+inline Vec<E> load_operands_across(const Storage* from, int64_t stride, int64_t rows,
+                                   int64_t count) {
+  if constexpr (kValuesPer<E> == 1) {
+    return load_converted(from, count);
+  } else {
+    const Vec<float> first = load_converted(from, count);
+    const Vec<float> second = rows > 1 ? load_converted(from + stride, count) : Vec<float>{};
+    return bit_cast<Vec<E>>(first) >> 16 | bit_cast<Vec<E>>(second);
+  }
+}
+
+// Writes a vector of values as operands.
+inline void store_operands(float* to, Vec<float> v) { store<float>(to, v); }
+inline void store_operands(double* to, Vec<double> v) { store<double>(to, v); }
+inline void store_operands(BFloat16Pair* to, Vec<float> v) {
+  const HalfBits bits = narrow(v, c10::BFloat16());
+  std::memcpy(to, &bits, sizeof bits);
+}
+
 // Picks lanes out of a (numbers below kLanes) and b (the following numbers).
 template <class T, class Lanes>
 inline Vec<T> shuffle(Vec<T> a, Vec<T> b, Lanes lanes) {
@@ -293,7 +370,8 @@ inline Vec<T> tanh_of(Vec<T> x) {
   using Bits = Vec<typename C::Bits>;
   const Bits sign = bit_cast<Bits>(x) & std::numeric_limits<typename C::Bits>::min();
   Vec<T> magnitude = bit_cast<Vec<T>>(bit_cast<Bits>(x) ^ sign);
-  magnitude = magnitude > C::kTanhIsOne ? broadcast(C::kTanhIsOne) : magnitude;  // NaN falls through
+  magnitude =
+      magnitude > C::kTanhIsOne ? broadcast(C::kTanhIsOne) : magnitude;  // NaN falls through
   const SplitExp<T> exp = split_exp<T>(T(2) * magnitude);
   const Vec<T> expm1 = exp.scale * exp.e + (exp.scale - T(1));
   return bit_cast<Vec<T>>(bit_cast<Bits>(expm1 / (expm1 + T(2))) | sign);

@@ -17,8 +17,11 @@
 namespace rnn_cuda::cpu {
 
 // What all threads of a call share.
-template <class T>
+template <class Storage>
 struct Team {
+  using T = typename ComputeOf<Storage>::type;
+  using E = typename OperandOf<Storage>::type;
+
   const Recurrence& recurrence;
   const Schedule& schedule;
   const Plan& plan;
@@ -29,8 +32,9 @@ struct Team {
   bool projects_input;     // for a chunk at once; else x is one more factor of each step's tiles
   bool dots_input;         // projects by dot products: too few columns for tiles
   bool streams;            // M, and W unless it is projected, are used where they lie, not packed
-  const T* packed_hidden;  // M
-  const T* packed_input;   // W; for dot products its rows, padded to whole vectors
+  const E* packed_hidden;  // M
+  const E* packed_input;   // W
+  const T* input_rows;     // for dot products: W's rows, padded to whole vectors
   const T* bias;           // of all padded columns, zeros where there is none
   SpinBarrier& barrier;
 
@@ -39,22 +43,27 @@ struct Team {
 };
 
 // The memory of a walk; where the hidden dimension is cut, `states` and `projected` are the team's.
-template <class T>
+template <class Storage>
 struct WalkBuffers {
-  Strips<T> states;        // steps_per_chunk + 1 slots, or two
-  Strips<T> inputs;        // x of a chunk
+  using T = typename ComputeOf<Storage>::type;
+  using E = typename OperandOf<Storage>::type;
+
+  Strips<E> states;        // steps_per_chunk + 1 slots, or two
+  Strips<T> values;        // the same in compute type, if states are kept
+  Strips<E> inputs;        // x of a chunk
   T* projected = nullptr;  // bias + W x of a chunk, rows of padded columns
   T* sums = nullptr;       // of a panel of all rows, and
-  T* block = nullptr;      // a part of a panel, where matrices are streamed
+  E* block = nullptr;      // a part of a panel, where matrices are streamed
 };
 
 template <class Storage, template <class> class EpilogueOf>
 class Walker {
  public:
   using T = typename ComputeOf<Storage>::type;
+  using E = typename OperandOf<Storage>::type;
   using Epilogue = EpilogueOf<T>;
 
-  Walker(const Team<T>& team, const Share& share, const WalkBuffers<T>& buffers)
+  Walker(const Team<Storage>& team, const Share& share, const WalkBuffers<Storage>& buffers)
       : team_(team),
         r_(team.recurrence),
         share_(share),
@@ -85,8 +94,7 @@ class Walker {
   // around it, none outside the sequence.
   int64_t rows(int64_t s) const { return rows_[s + 1]; }
   int64_t sample(int64_t row) const { return share_.first_sample + row * share_.sample_step; }
-  const Strips<T>& states() const { return buffers_.states; }
-  const WalkBuffers<T>& buffers() const { return buffers_; }
+  const WalkBuffers<Storage>& buffers() const { return buffers_; }
   // First row of a slot in `states`; of the slot after the last, the end (if states are kept).
   int64_t slot_row(int64_t slot) const { return slot_row_[slot]; }
 
@@ -165,9 +173,11 @@ class Walker {
       for (int64_t s = 0; s <= steps; ++s) slot_row_[s] = (start + s) % 2 * team_.plan.rows;
       return;
     }
+    const int64_t last_slot = slot_row_[team_.steps_per_chunk];
     for (int64_t n = first_column_; n < end_column_ && start > 0; n += kLanes<T>)
-      std::copy_n(buffers_.states.at(slot_row_[team_.steps_per_chunk], n), rows(-1) * kLanes<T>,
-                  buffers_.states.at(0, n));
+      for (int64_t i = 0; i < rows(-1); ++i)
+        std::copy_n(buffers_.states.at(last_slot + i, n), kLanes<T> / kValuesPer<E>,
+                    buffers_.states.at(i, n));
     slot_row_[0] = 0;
     for (int64_t s = 0; s <= steps; ++s)
       slot_row_[s + 1] = slot_row_[s] + std::max(rows(s - 1), rows(s));
@@ -177,8 +187,13 @@ class Walker {
     const Storage* from = static_cast<const Storage*>(r_.initial);
     if (from != nullptr) from += b * r_.hidden_size;
     for (int64_t n = first_column_; n < end_column_; n += kLanes<T>)
-      store<T>(buffers_.states.at(row, n),
-               from == nullptr ? Vec<T>{} : load_converted(from + n, r_.hidden_size - n));
+      set_state(row, n, from == nullptr ? Vec<T>{} : load_converted(from + n, r_.hidden_size - n));
+  }
+
+  void set_state(int64_t row, int64_t column, Vec<T> v) const {
+    store_operands(buffers_.states.at(row, column), v);
+    if constexpr (kValuesPer<E> > 1)
+      if (team_.keeps_states) store<T>(buffers_.values.at(row, column), v);
   }
 
   // x of a chunk into strips, row by row.
@@ -203,7 +218,7 @@ class Walker {
         T* const to = buffers_.projected + (input_row_[s] + i) * ld_;
         std::copy_n(team_.bias, ld_, to);
         for (int64_t n = 0; n < r_.hidden_size; ++n)
-          to[n] += dot(x, team_.packed_input + n * padded, r_.input_size);
+          to[n] += dot(x, team_.input_rows + n * padded, r_.input_size);
       }
     }
   }
@@ -213,7 +228,7 @@ class Walker {
       const int64_t column = team_.panels.first_column(p);
       const int vectors = team_.panels.vectors(p);
       for_row_blocks(chunk_rows, vectors, [&](int64_t row, int64_t height) {
-        kTiles<T>[vectors - 1][height - 1]({team_.bias + column,
+        kTiles<E>[vectors - 1][height - 1]({team_.bias + column,
                                             0,
                                             {input_factors(row, column)},
                                             1,
@@ -223,9 +238,10 @@ class Walker {
     }
   }
 
-  Factors<T> input_factors(int64_t row, int64_t column) const {
-    return {buffers_.inputs.at(row, 0), buffers_.inputs.stride,
-            team_.packed_input + r_.input_size * column, r_.input_size};
+  Factors<E> input_factors(int64_t row, int64_t column) const {
+    const int64_t depth = operands<E>(r_.input_size);
+    return {buffers_.inputs.at(row, 0), buffers_.inputs.stride, team_.packed_input + depth * column,
+            depth};
   }
 
   void advance(const Step& step) {
@@ -247,7 +263,7 @@ class Walker {
     const int64_t width = vectors * kLanes<T>;
     alignas(kVectorBytes) T sums[kMaxTileRows * kMaxPanelVectors * kLanes<T>];
 
-    TileArguments<T> arguments;
+    TileArguments<E> arguments;
     arguments.out = sums;
     arguments.out_stride = width;
     arguments.product_count = 0;
@@ -269,9 +285,9 @@ class Walker {
     if (step.has_previous)
       arguments.products[arguments.product_count++] = {
           buffers_.states.at(step.previous_row + first, 0), buffers_.states.stride,
-          team_.packed_hidden + r_.hidden_size * column, r_.hidden_size};
+          team_.packed_hidden + operands<E>(r_.hidden_size) * column, operands<E>(r_.hidden_size)};
     prefetch(step, column, width, first, height);
-    kTiles<T>[vectors - 1][height - 1](arguments);
+    kTiles<E>[vectors - 1][height - 1](arguments);
     finish(step, column, width, first, height, sums);
   }
 
@@ -331,28 +347,25 @@ class Walker {
   void finish(const Step& step, int64_t column, int64_t width, int64_t first, int64_t height,
               const T* sums) {
     const int64_t columns = std::min(width, r_.hidden_size - column);
-    const int64_t strip_stride = buffers_.states.stride;
-    T* state = buffers_.states.at(step.row + first, column);
-    for (int64_t i = first; i < first + height; ++i, sums += width, state += kLanes<T>) {
+    for (int64_t i = first; i < first + height; ++i, sums += width) {
       Storage* const out = step.output.row(i, column);
       const Storage* const operand = step.operand.row(i, column);
-      T* strip = state;
-      for (int64_t j = 0; j < width; j += kLanes<T>, strip += strip_stride) {
+      for (int64_t j = 0; j < width; j += kLanes<T>) {
         Vec<T> e{};
         if constexpr (Epilogue::kUsesOperand) e = load_converted(operand + j, columns - j);
         Vec<T> v = Epilogue::apply(load(sums + j), e);
         if (out != nullptr) v = store_converted(out + j, v, columns - j);
-        store<T>(strip, v);
+        set_state(step.row + i, column + j, v);
       }
       if (i >= step.rows_after && step.last.first != nullptr)
         std::copy_n(out, columns, step.last.row(i, column));
     }
   }
 
-  const Team<T>& team_;
+  const Team<Storage>& team_;
   const Recurrence& r_;
   const Share share_;
-  const WalkBuffers<T> buffers_;
+  const WalkBuffers<Storage> buffers_;
   const int64_t ld_;
   const int64_t first_column_, end_column_;
   std::vector<int64_t> rows_, slot_row_, input_row_;  // of the chunk
