@@ -188,24 +188,23 @@ FORK = """
     import torch
     from rnn_cuda import FusedRNN
 
-    torch.set_num_threads(2)
     torch.manual_seed(0)
     rnn = FusedRNN(16, 128)
     x = torch.randn(20, 16, 16)
 
-    def step():
+    def step(threads):
+        torch.set_num_threads(threads)
         rnn.zero_grad()
         rnn(x)[0].sum().backward()
         return rnn.weight_hh_l0.grad.clone()
 
-    in_parent = step()
+    on_one, on_two = step(1), step(2)
     for _ in range(3):
         child = os.fork()
         if child == 0:  # exits with 0 only if it gets through and finds the same
-            torch.set_num_threads(1)  # as the workers of a DataLoader do
-            os._exit(0 if torch.allclose(step(), in_parent) else 1)
+            os._exit(0 if torch.equal(step(1), on_one) else 1)  # one, as in a DataLoader's workers
         assert os.waitpid(child, 0)[1] == 0
-    assert torch.equal(step(), in_parent)
+    assert torch.equal(step(2), on_two)
     print("done")
 """
 
