@@ -13,13 +13,13 @@ Shape legend: T time steps, B batch, I input size, H hidden size, N = sum(batch_
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._C._functorch import unwrap_if_dead
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
@@ -49,28 +49,22 @@ def _differentiable_again(jvp: Callable[..., Any]) -> Callable[..., Any]:
     return rule
 
 
-@contextlib.contextmanager
-def _below_autograd() -> Iterator[None]:
-    """Inside, an operator runs its native kernel, or the next level of ``torch.func`` if any.
+def plain_eager_mode() -> bool:
+    """Whether what runs now is eager code, under no transform of torch.func and no forward mode.
 
-    Those levels want both modes of differentiation, which autograd switches off for its own level.
+    Then only reverse mode can follow, and `_OperatorFunction.call` does for the dispatcher, whose
+    way to an autograd kernel in Python and back takes longer than a small RNN.
     """
-    with (
-        torch.enable_grad(),
-        forward_ad._set_fwd_grad_enabled(True),
-        torch._C._AutoDispatchBelowAutograd(),
-    ):
-        yield
-
-
-def _are_differentiated(args: Sequence[Any]) -> bool:
-    """Whether autograd has to follow what is computed from ``args``, in either mode.
-
-    Forward mode counts as soon as somebody uses it: to look for tangents takes longer.
-    """
-    return forward_ad._current_level >= 0 or (
-        torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
     )
+
+
+def _needs_graph(args: Sequence[Any]) -> bool:
+    """Whether reverse mode has to follow what is computed from ``args``."""
+    return torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
 
 
 class _OperatorFunction(_SingleLevelFunction):
@@ -88,58 +82,149 @@ class _OperatorFunction(_SingleLevelFunction):
     @classmethod
     def kernel(cls, *args: Any) -> Any:
         with enable_single_level_autograd_function():
-            return cls.apply(*args)  # pyright: ignore[reportAttributeAccessIssue]
+            return cls._differentiable(*args)
 
     @classmethod
-    def forward(cls, *args: Any) -> Any:
-        with _below_autograd():
+    def call(cls, *args: Any) -> Any:
+        """Call the operator, in `plain_eager_mode`."""
+        if torch.is_grad_enabled():
+            # As the dispatcher does with tensors that were leaked out of a torch.func transform.
+            args = tuple([unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in args])
+            if _needs_graph(args):
+                return cls._differentiable(*args)
+        return cls.below_autograd(*args)
+
+    @classmethod
+    def _differentiable(cls, *args: Any) -> Any:
+        # In a tuple the outputs are hidden from apply(), which takes tensors for inputs.
+        outputs = (cls.below_autograd(*args),)
+        return cls.apply(*args, outputs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @classmethod
+    def below_autograd(cls, *args: Any) -> Any:
+        """Call the native kernel, or the next level of torch.func if any.
+
+        Not from `forward`: there, both modes of differentiation are off, and the next level wants
+        the caller's.
+        """
+        with torch._C._AutoDispatchBelowAutograd():
             return getattr(torch.ops.rnn_cuda, cls.operator)(*args)
+
+    @staticmethod
+    def forward(*args: Any) -> Any:
+        return args[-1][0]  # the outputs, see _differentiable
+
+
+class _Shortcut(_OperatorFunction):
+    """The autograd kernel of an operator that computes what a composition of others does, faster.
+
+    Derivatives are those of the composition.
+    """
+
+    composition: ClassVar[Callable[..., Any]]
+    tensors: ClassVar[int]  # how many of the arguments are tensors to differentiate
+
+    @classmethod
+    def _differentiable(cls, *args: Any) -> Any:
+        if _needs_graph(args):
+            return cls.composition(*args)
+        return super()._differentiable(*args)
+
+    @classmethod
+    def setup_context(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, ctx: Any, inputs: tuple[Any, ...], output: Any
+    ) -> None:
+        ctx.save_for_forward(*inputs[: cls.tensors])
+        ctx.options = inputs[cls.tensors : -1]
+
+    @classmethod
+    def jvp(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, ctx: Any, *_: Any
+    ) -> Any:
+        def tangent_of(output: Tensor) -> Tensor:
+            primal, tangent = forward_ad.unpack_dual(output, level=0)
+            return torch.zeros_like(primal) if tangent is None else tangent
+
+        with forward_ad._set_fwd_grad_enabled(True):  # the saved tensors still have their tangents
+            outputs = cls.composition(*ctx.saved_tensors, *ctx.options)
+            if isinstance(outputs, tuple):
+                return tuple(map(tangent_of, outputs))
+            return tangent_of(outputs)
 
 
 # ---- P1 ------------------------------------------------------------------------------------------
 
 
+def total_bias(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | None:
+    """Add what there is in compute precision: a sum in half precision would round once more."""
+    first = bias_hh if bias_ih is None else bias_ih
+    if first is None:
+        return None
+    wide = compute_dtype(first.dtype)
+    if wide != first.dtype:
+        bias_ih = None if bias_ih is None else bias_ih.to(wide)
+        bias_hh = None if bias_hh is None else bias_hh.to(wide)
+    if bias_ih is None or bias_hh is None:
+        return bias_hh if bias_ih is None else bias_ih
+    return bias_ih + bias_hh
+
+
 class ElmanRNN(_OperatorFunction):
+    """The operator takes bias_ih + bias_hh; the Function both, so that their sum has no node."""
+
     operator = "elman_forward"
+
+    @classmethod
+    def kernel(cls, *args: Any) -> Any:
+        return super().kernel(*args[:5], None, *args[5:])
+
+    @classmethod
+    def below_autograd(cls, *args: Any) -> Any:
+        input, h0, weight_ih, weight_hh, bias_ih, bias_hh, *options = args
+        with torch._C._AutoDispatchBelowAutograd():
+            bias = total_bias(bias_ih, bias_hh)
+            return torch.ops.rnn_cuda.elman_forward(input, h0, weight_ih, weight_hh, bias, *options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        input, h0, weight_ih, weight_hh, _, ctx.nonlinearity, ctx.reverse, ctx.batch_sizes = inputs
-        ctx.set_materialize_grads(False)
+        input, h0, weight_ih, weight_hh, *_ = inputs
+        ctx.options = inputs[6:9]  # nonlinearity, reverse, batch_sizes
         ctx.batch = output[1].shape[0]
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(input, h0, weight_ih, weight_hh, output[0])
         ctx.save_for_forward(input, h0, weight_ih, weight_hh, output[0])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad_output, grad_h_n = grads
-        nothing = (None,) * 8
-        if grad_output is None and grad_h_n is None:
-            return nothing
-        input, h0, weight_ih, weight_hh, output = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:5]
-        gradients = elman_gradients(
-            grad_output,
-            grad_h_n,
-            input,
-            h0,
-            weight_ih,
-            weight_hh,
-            output,
-            ctx.nonlinearity,
-            ctx.reverse,
-            ctx.batch_sizes,
-            wanted,
-            batch=ctx.batch,
+        if grads[0] is None and grads[1] is None:
+            return (None,) * 10
+        needs = ctx.needs_input_grad
+        wanted = (*needs[:4], needs[4] or needs[5])
+        arguments: Any = (*grads, *ctx.saved_tensors, *ctx.options, wanted)
+        if _needs_graph(arguments):
+            gradients = elman_gradients_by_parts(*arguments, batch=ctx.batch)
+        elif plain_eager_mode():
+            gradients = ElmanGradients.below_autograd(*arguments)
+        else:
+            gradients = torch.ops.rnn_cuda.elman_gradients(*arguments)
+        of_input, of_h0, of_weight_ih, of_weight_hh, of_bias = gradients
+        return (
+            of_input if needs[0] else None,
+            of_h0 if needs[1] else None,
+            of_weight_ih if needs[2] else None,
+            of_weight_hh if needs[3] else None,
+            of_bias if needs[4] else None,
+            of_bias if needs[5] else None,
+            *(None,) * 4,
         )
-        return (*(g if w else None for g, w in zip(gradients, wanted, strict=True)), *nothing[5:])
 
     @staticmethod
     @_differentiable_again
     def jvp(ctx: Any, saved: tuple[Any, ...], *tangents: Any) -> tuple[Tensor, Tensor]:
-        d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, *_ = tangents
+        d_input, d_h0, d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh, *_ = tangents
         input, h0, weight_ih, weight_hh, output = saved
-        links = Links.of(output, ctx.reverse, ctx.batch_sizes, ctx.batch)
+        nonlinearity, reverse, batch_sizes = ctx.options
+        links = Links.of(output, reverse, batch_sizes, ctx.batch)
         rows = rows_of(output)
         drive = torch.zeros_like(rows)
         if d_input is not None:
@@ -148,15 +233,16 @@ class ElmanRNN(_OperatorFunction):
             drive = drive + rows_of(input) @ d_weight_ih.mT
         if d_weight_hh is not None:
             drive = drive + times_previous(rows, h0, d_weight_hh, links)
+        d_bias = total_bias(d_bias_ih, d_bias_hh)
         if d_bias is not None:
             drive = drive + d_bias.to(drive.dtype)
         tangent = torch.ops.rnn_cuda.linear_recurrence(
-            activation_derivative(output, ctx.nonlinearity),
+            activation_derivative(output, nonlinearity),
             drive.view(output.shape),
             weight_hh,
             d_h0,
-            ctx.reverse,
-            ctx.batch_sizes,
+            reverse,
+            batch_sizes,
         )
         return tangent, take(rows_of(tangent), links.last)
 
@@ -186,25 +272,23 @@ def elman_gradients_by_parts(
     )
     delta_rows, output_rows = rows_of(delta), rows_of(output)
     needs_input, needs_h0, needs_ih, needs_hh, needs_bias = wanted
+    wide = compute_dtype(output.dtype)
     gradients = (
         delta @ weight_ih if needs_input else None,
         take(delta_rows, links.first) @ weight_hh if needs_h0 else None,
         delta_rows.mT @ rows_of(input) if needs_ih else None,
         outer_with_previous(delta_rows, output_rows, h0, links) if needs_hh else None,
-        delta_rows.sum(0, dtype=compute_dtype(delta.dtype)) if needs_bias else None,
+        delta_rows.sum(0, dtype=wide) if needs_bias else output.new_empty(0, dtype=wide),
     )
     return tuple(output.new_empty(0) if g is None else g for g in gradients)
 
 
-def elman_gradients(*args: Any, batch: int | None = None) -> tuple[Tensor, ...]:
-    """The same by one operator, which keeps no delta, unless derivatives of it are asked for.
+class ElmanGradients(_Shortcut):
+    """The same by one operator, which keeps no delta. It is what ordinary training runs."""
 
-    The operator's autograd kernel, and what ordinary training runs.
-    """
-    if _are_differentiated(args):
-        return elman_gradients_by_parts(*args, batch=batch)
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.rnn_cuda.elman_gradients(*args)
+    operator = "elman_gradients"
+    composition = staticmethod(elman_gradients_by_parts)
+    tensors = 7
 
 
 def elman_backward_by_p2(
@@ -231,27 +315,12 @@ def elman_backward_by_p2(
     )
 
 
-class ElmanBackward(_OperatorFunction):
-    """The same by one operator: it reads f' off the output, and absent gradients are taken so."""
+class ElmanBackward(_Shortcut):
+    """The same by one operator, which reads f' off the output."""
 
     operator = "elman_backward"
-
-    @classmethod
-    def kernel(cls, *args: Any) -> Tensor:
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-            return elman_backward_by_p2(*args)
-        return super().kernel(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_forward(*inputs[:4])
-        ctx.options = inputs[4:]
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
-        with forward_ad._set_fwd_grad_enabled(True):  # the saved tensors still have their tangents
-            delta = elman_backward_by_p2(*(*ctx.saved_tensors, *ctx.options))
-            return forward_ad.unpack_dual(delta, level=0).tangent
+    composition = staticmethod(elman_backward_by_p2)
+    tensors = 4
 
 
 # ---- P2 ------------------------------------------------------------------------------------------
@@ -262,7 +331,7 @@ class LinearRecurrence(_OperatorFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        d, g, m, y0, ctx.reverse, ctx.batch_sizes = inputs
+        d, g, m, y0, ctx.reverse, ctx.batch_sizes, _ = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(d, g, m, y0, output)
         ctx.save_for_forward(d, g, m, y0, output)
@@ -271,7 +340,7 @@ class LinearRecurrence(_OperatorFunction):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         if grad is None:
-            return (None,) * 6
+            return (None,) * 7
         d, g, m, y0, y = ctx.saved_tensors
         needs_d, needs_g, needs_m, needs_y0, *_ = ctx.needs_input_grad
         links = Links.of(y, ctx.reverse, ctx.batch_sizes)
@@ -293,8 +362,7 @@ class LinearRecurrence(_OperatorFunction):
             e if needs_g else None,
             outer_with_previous(e_rows, y_rows, y0, links) if needs_m else None,
             take(e_rows, links.first) @ m if needs_y0 else None,
-            None,
-            None,
+            *(None,) * 3,
         )
 
     @staticmethod

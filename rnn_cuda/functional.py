@@ -11,13 +11,13 @@ Shape legend: T time steps, B batch, I input size, H hidden size, N = sum(batch_
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rnn_cuda import backend, reference
+from rnn_cuda._autograd import ElmanRNN, LinearRecurrence, plain_eager_mode, total_bias
 from rnn_cuda.reference import NONLINEARITIES
 
 __all__ = ["NONLINEARITIES", "elman_rnn", "linear_recurrence"]
@@ -75,36 +75,31 @@ def elman_rnn(
         raise ValueError(
             f"nonlinearity: expected one of {', '.join(NONLINEARITIES)}; got {nonlinearity!r}"
         )
-    if weight_hh.ndim != 2 or weight_hh.shape[0] != weight_hh.shape[1] or weight_hh.shape[0] == 0:
-        raise ValueError(
-            f"weight_hh: expected shape (H, H) with H > 0, got {tuple(weight_hh.shape)}"
-        )
-    hidden = weight_hh.shape[0]
-    if weight_ih.ndim != 2 or weight_ih.shape[0] != hidden:
-        raise ValueError(
-            f"weight_ih: expected shape (H, I) with H = {hidden} as in weight_hh, "
-            f"got {tuple(weight_ih.shape)}"
-        )
+    hidden = _check_square("weight_hh", weight_hh)
+    features = _check_weight_ih(weight_ih, hidden)
     _check_bool("reverse", reverse)
+    kind = (input.dtype, input.device)
     batched = batch_sizes is not None or input.ndim != 2
     if not batched:
         input = input.unsqueeze(1)
-        _check_like(input, h0, "h0", (hidden,))
+        _check_like(kind, h0, "h0", (hidden,))
         h0 = None if h0 is None else h0.unsqueeze(0)
-    batch = _check_sequence("input", input, weight_ih.shape[1], batch_sizes)
+    batch = _check_sequence("input", input, features, batch_sizes)
     if batch is None and isinstance(h0, Tensor):
         batch = h0.shape[0]
-    _check_like(input, h0, "h0", (batch, hidden))
-    _check_like(input, weight_ih, "weight_ih", weight_ih.shape)
-    _check_like(input, weight_hh, "weight_hh", weight_hh.shape)
-    _check_like(input, bias_ih, "bias_ih", (hidden,))
-    _check_like(input, bias_hh, "bias_hh", (hidden,))
+    _check_like(kind, h0, "h0", (batch, hidden))
+    _check_kind(kind, weight_ih, "weight_ih")
+    _check_kind(kind, weight_hh, "weight_hh")
+    _check_like(kind, bias_ih, "bias_ih", (hidden,))
+    _check_like(kind, bias_hh, "bias_hh", (hidden,))
 
     if backend.use_native(input.device.type, input.dtype):
-        bias = _total_bias(bias_ih, bias_hh)
-        output, h_n = torch.ops.rnn_cuda.elman_forward(
-            input, h0, weight_ih, weight_hh, bias, nonlinearity, reverse, batch_sizes
-        )
+        weights, options = (weight_ih, weight_hh), (nonlinearity, reverse, batch_sizes)
+        if plain_eager_mode():
+            output, h_n = ElmanRNN.call(input, h0, *weights, bias_ih, bias_hh, *options)
+        else:
+            bias = total_bias(bias_ih, bias_hh)
+            output, h_n = torch.ops.rnn_cuda.elman_forward(input, h0, *weights, bias, *options)
     else:
         output, h_n = reference.elman_rnn(
             input,
@@ -152,25 +147,23 @@ def linear_recurrence(
     _check_tensor("d", d)
     _check_tensor("g", g)
     _check_tensor("m", m)
-    if m.ndim != 2 or m.shape[0] != m.shape[1] or m.shape[0] == 0:
-        raise ValueError(f"m: expected shape (H, H) with H > 0, got {tuple(m.shape)}")
+    hidden = _check_square("m", m)
     _check_bool("reverse", reverse)
-    batch = _check_sequence("g", g, m.shape[0], batch_sizes)
-    _check_like(g, d, "d", g.shape)
-    _check_like(g, m, "m", m.shape)
-    _check_like(g, y0, "y0", (batch, m.shape[0]))
+    batch = _check_sequence("g", g, hidden, batch_sizes)
+    kind = (g.dtype, g.device)
+    _check_like(kind, d, "d", g.shape)
+    _check_kind(kind, m, "m")
+    _check_like(kind, y0, "y0", (batch, hidden))
     if backend.use_native(g.device.type, g.dtype):
-        return torch.ops.rnn_cuda.linear_recurrence(d, g, m, y0, reverse, batch_sizes)
+        operator = torch.ops.rnn_cuda.linear_recurrence
+        call = LinearRecurrence.call if plain_eager_mode() else operator
+        return call(d, g, m, y0, reverse, batch_sizes)
     return reference.linear_recurrence(d, g, m, y0, reverse=reverse, batch_sizes=batch_sizes)
 
 
-def _total_bias(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | None:
-    """Add what there is in compute precision: a sum in half precision would round once more."""
-    wide = [b.to(reference.compute_dtype(b.dtype)) for b in (bias_ih, bias_hh) if b is not None]
-    return wide[0] + wide[1] if len(wide) == 2 else next(iter(wide), None)
-
-
 # ---- checks --------------------------------------------------------------------------------------
+
+_Kind = tuple[torch.dtype, torch.device]  # the sequence's, which every other tensor shares
 
 
 def _check_tensor(name: str, value: object) -> None:
@@ -183,6 +176,25 @@ def _check_bool(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
 
 
+def _check_square(name: str, matrix: Tensor) -> int:
+    """Check a recurrent matrix; return H."""
+    shape = matrix.shape
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
+        raise ValueError(f"{name}: expected shape (H, H) with H > 0, got {tuple(shape)}")
+    return shape[0]
+
+
+def _check_weight_ih(weight_ih: Tensor, hidden: int) -> int:
+    """Check the shape of ``weight_ih``; return I."""
+    shape = weight_ih.shape
+    if len(shape) != 2 or shape[0] != hidden:
+        raise ValueError(
+            f"weight_ih: expected shape (H, I) with H = {hidden} as in weight_hh, "
+            f"got {tuple(shape)}"
+        )
+    return shape[1]
+
+
 def _check_sequence(
     name: str, sequence: Tensor, features: int, batch_sizes: Tensor | None
 ) -> int | None:
@@ -190,16 +202,21 @@ def _check_sequence(
     if sequence.dtype not in _SUPPORTED_DTYPES:
         expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in _SUPPORTED_DTYPES)
         raise ValueError(f"{name}: expected a dtype among {expected}; got {sequence.dtype}")
-    expected = f"(T, B, {features})" if batch_sizes is None else f"(N, {features})"
-    if sequence.ndim != (3 if batch_sizes is None else 2) or sequence.shape[-1] != features:
-        raise ValueError(
-            f"{name}: expected shape {expected}"
-            f"{'' if batch_sizes is None else ' with batch_sizes'}, got {tuple(sequence.shape)}"
+    shape = sequence.shape
+    if len(shape) != (3 if batch_sizes is None else 2) or shape[-1] != features:
+        expected = (
+            f"(T, B, {features})" if batch_sizes is None else f"(N, {features}) with batch_sizes"
         )
-    if sequence.shape[0] == 0 and batch_sizes is None:
-        raise ValueError(f"{name}: expected at least one time step, got {tuple(sequence.shape)}")
-    if batch_sizes is None:
-        return sequence.shape[1]
+        raise ValueError(f"{name}: expected shape {expected}, got {tuple(shape)}")
+    if batch_sizes is not None:
+        return _check_batch_sizes(batch_sizes, name, shape[0])
+    if shape[0] == 0:
+        raise ValueError(f"{name}: expected at least one time step, got {tuple(shape)}")
+    return shape[1]
+
+
+def _check_batch_sizes(batch_sizes: Tensor, name: str, rows: int) -> int | None:
+    """Check the batch_sizes of ``rows`` packed rows; return B, or None while tracing."""
     _check_tensor("batch_sizes", batch_sizes)
     if batch_sizes.device.type != "cpu" or batch_sizes.dtype != torch.int64:
         raise ValueError(
@@ -210,28 +227,33 @@ def _check_sequence(
         # No look at values while tracing: the operator checks them each time it runs.
         return None
     sizes = batch_sizes.tolist() if batch_sizes.ndim == 1 else []
-    if not sizes or sizes[-1] < 1 or any(b > a for a, b in itertools.pairwise(sizes)):
+    if not sizes or sizes[-1] < 1 or sizes != sorted(sizes, reverse=True):
         raise ValueError(
             "batch_sizes: expected one dimension of positive, not increasing counts, as in a "
             f"PackedSequence; got {batch_sizes}"
         )
-    if sum(sizes) != sequence.shape[0]:
+    if sum(sizes) != rows:
         raise ValueError(
-            f"batch_sizes: expected counts that add up to the {sequence.shape[0]} rows of {name}, "
+            f"batch_sizes: expected counts that add up to the {rows} rows of {name}, "
             f"got a sum of {sum(sizes)}"
         )
     return sizes[0]
 
 
-def _check_like(sequence: Tensor, value: Any, name: str, shape: Any) -> None:
+def _check_like(kind: _Kind, value: Any, name: str, shape: Any) -> None:
     """Check that ``value`` is None or a tensor of ``shape``, on the sequence's dtype and device."""
     if value is None:
         return
     _check_tensor(name, value)
-    if value.shape != torch.Size(shape):
+    if value.shape != shape:
         raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(value.shape)}")
-    if value.dtype != sequence.dtype or value.device != sequence.device:
+    _check_kind(kind, value, name)
+
+
+def _check_kind(kind: _Kind, value: Tensor, name: str) -> None:
+    dtype, device = kind
+    if value.dtype != dtype or value.device != device:
         raise ValueError(
-            f"{name}: expected {sequence.dtype} on {sequence.device} as the sequence has, "
+            f"{name}: expected {dtype} on {device} as the sequence has, "
             f"got {value.dtype} on {value.device}"
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +141,15 @@ class FusedRNN(nn.Module):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
 
-        for index, names in enumerate(self._weight_names()):
+        # The parameter names of each layer and direction, in the order of ``hx``.
+        kinds = ["weight_ih", "weight_hh"] + (["bias_ih", "bias_hh"] if bias else [])
+        suffixes = ["", "_reverse"][: self._num_directions]
+        self._weight_names = [
+            [f"{kind}_l{layer}{suffix}" for kind in kinds]
+            for layer in range(num_layers)
+            for suffix in suffixes
+        ]
+        for index, names in enumerate(self._weight_names):
             layer_input = input_size if index < self._num_directions else self._output_size
             shapes = [(hidden_size, layer_input), (hidden_size, hidden_size)]
             shapes += [(hidden_size,), (hidden_size,)] if bias else []
@@ -167,20 +175,16 @@ class FusedRNN(nn.Module):
     def _output_size(self) -> int:
         return self._num_directions * self.hidden_size
 
-    def _weight_names(self) -> list[list[str]]:
-        """Return the parameter names of each layer and direction, in the order of ``hx``."""
-        kinds = ["weight_ih", "weight_hh"] + (["bias_ih", "bias_hh"] if self.bias else [])
-        suffixes = ["", "_reverse"][: self._num_directions]
-        return [
-            [f"{kind}_l{layer}{suffix}" for kind in kinds]
-            for layer in range(self.num_layers)
-            for suffix in suffixes
-        ]
-
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The weights of each layer and direction: ``[weight_ih, weight_hh, bias_ih, bias_hh]``."""
-        return [[getattr(self, name) for name in names] for names in self._weight_names()]
+        # Module.__getattr__ would look for a parameter in several places. It still finds those that
+        # are none any more: parametrized, pruned, weight-normalised.
+        registered: dict[str, Any] = self._parameters
+        return [
+            [registered[name] if name in registered else getattr(self, name) for name in names]
+            for names in self._weight_names
+        ]
 
     def reset_parameters(self) -> None:
         """Draw every parameter anew from ``U(-1/sqrt(H), 1/sqrt(H))``, in order of creation."""
@@ -224,10 +228,10 @@ class FusedRNN(nn.Module):
         """Run the layers over ``input`` from the state ``hx``; shapes and errors: see the class."""
         if hx is not None:
             check_tensor("hx", hx)
-        if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx)
         if isinstance(input, Tensor):
             return self._forward_dense(input, hx)
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx)
         raise TypeError(f"input should be a Tensor or a PackedSequence, got: {type_name(input)}")
 
     def _forward_dense(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -282,34 +286,46 @@ class FusedRNN(nn.Module):
         self, sequence: Tensor, hx: Tensor | None, batch_sizes: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Run every layer and direction; ``sequence`` is ``(T, B, I)``, or ``(N, I)`` packed."""
+        weights = self.all_weights  # once: reading a parametrized weight computes it
         device_type = sequence.device.type
         dtype = autocast.active_dtype(device_type)
-        # Each weight is read once: reading a parametrized weight computes it.
-        weights = [[autocast.cast(w, dtype) for w in group] for group in self.all_weights]
-        sequence = autocast.cast(sequence, dtype)
-        hx = autocast.cast(hx, dtype)
-        self._check_fit(sequence, hx, weights[0][0])
-        h0 = [None] * len(weights) if hx is None else hx.unbind(0)
-
-        final_states = []
+        if dtype is None:
+            return self._compute(sequence, hx, weights, batch_sizes)
+        weights = [[autocast.cast(w, dtype) for w in group] for group in weights]
+        sequence, hx = autocast.cast(sequence, dtype), autocast.cast(hx, dtype)
         with autocast.disabled(device_type, dtype):
-            for layer in range(self.num_layers):
-                outputs = []
-                for direction in range(self._num_directions):
-                    index = layer * self._num_directions + direction
-                    output, h_n = elman_rnn(
-                        sequence,
-                        h0[index],
-                        *weights[index],
-                        nonlinearity=self.nonlinearity,
-                        reverse=direction == 1,
-                        batch_sizes=batch_sizes,
-                    )
-                    outputs.append(output)
-                    final_states.append(h_n)
-                sequence = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
-                if layer + 1 < self.num_layers:
-                    sequence = nn.functional.dropout(sequence, self.dropout, self.training)
+            return self._compute(sequence, hx, weights, batch_sizes)
+
+    def _compute(
+        self,
+        sequence: Tensor,
+        hx: Tensor | None,
+        weights: list[list[Tensor]],
+        batch_sizes: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        self._check_fit(sequence, hx, weights[0][0])
+        if hx is None:
+            h0 = [None] * len(weights)
+        else:
+            h0 = hx.unbind(0) if len(weights) > 1 else [hx.squeeze(0)]
+        final_states = []
+        for layer in range(self.num_layers):
+            outputs = []
+            for direction in range(self._num_directions):
+                index = layer * self._num_directions + direction
+                output, h_n = elman_rnn(
+                    sequence,
+                    h0[index],
+                    *weights[index],
+                    nonlinearity=self.nonlinearity,
+                    reverse=direction == 1,
+                    batch_sizes=batch_sizes,
+                )
+                outputs.append(output)
+                final_states.append(h_n)
+            sequence = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
+            if self.dropout and layer + 1 < self.num_layers:
+                sequence = nn.functional.dropout(sequence, self.dropout, self.training)
         return sequence, torch.stack(final_states)
 
     def _check_hx_shape(self, hx: Tensor, batch: tuple[int, ...]) -> None:

@@ -21,22 +21,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.utils.flop_counter import register_flop_formula
 
-from rnn_cuda._autograd import (
-    ElmanBackward,
-    ElmanRNN,
-    LinearRecurrence,
-    elman_gradients,
-    elman_gradients_by_parts,
-)
+from rnn_cuda._autograd import ElmanBackward, ElmanGradients, ElmanRNN, LinearRecurrence
 from rnn_cuda._vmap import vmap_rule
 from rnn_cuda.reference import compute_dtype
 
-_AUTOGRAD_KERNELS = {
-    "elman_forward": ElmanRNN.kernel,
-    "elman_backward": ElmanBackward.kernel,
-    "elman_gradients": elman_gradients,
-    "linear_recurrence": LinearRecurrence.kernel,
-}
+_FUNCTIONS = (ElmanRNN, ElmanGradients, ElmanBackward, LinearRecurrence)
 
 _library = torch.library.Library("rnn_cuda", "IMPL")
 
@@ -44,12 +33,13 @@ _library = torch.library.Library("rnn_cuda", "IMPL")
 @functools.cache
 def register() -> None:
     """Register everything below; to be called once, after the native library has been loaded."""
-    for name, autograd_kernel in _AUTOGRAD_KERNELS.items():
+    for function in _FUNCTIONS:
+        name = function.operator
         operator, qualified = getattr(torch.ops.rnn_cuda, name), f"rnn_cuda::{name}"
         torch.library.register_fake(qualified, globals()[f"_{name}_fake"])
-        _library.impl(name, autograd_kernel, "Autograd")
-        if name == "elman_gradients":  # its parts are mapped one by one
-            _library.impl(name, elman_gradients_by_parts, "FuncTorchBatched")
+        _library.impl(name, function.kernel, "Autograd")
+        if function is ElmanGradients:  # its parts are mapped one by one
+            _library.impl(name, function.composition, "FuncTorchBatched")
         else:
             mapped = functools.partial(vmap_rule, name, operator)
             torch.library.register_vmap(qualified, mapped)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import AotEagerAndRecordGraphs, CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.export import Dim, export
 from torch.func import grad, hessian, jvp, vmap
 from torch.library import opcheck
@@ -170,6 +171,20 @@ def test_transforms_inside_a_compiled_function_equal_eager_ones(transform):
     torch.testing.assert_close(compiled(U), run(U))
 
 
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_dual_numbers_inside_a_compiled_function_keep_their_tangents(compiler):
+    x, W = torch.randn(4, 3, I), torch.randn(H, I)
+    U, tangent = torch.randn(H, H), torch.randn(H, H)
+
+    def run(U, tangent):
+        with forward_ad.dual_level():
+            output, _ = elman_rnn(x, None, W, forward_ad.make_dual(U, tangent))
+            return forward_ad.unpack_dual(output).tangent
+
+    compiled = torch.compile(run, fullgraph=True, backend=compiler)
+    torch.testing.assert_close(compiled(U, tangent), run(U, tangent))
+
+
 def test_a_second_derivative_of_a_compiled_function_is_refused_by_torch_not_wrong():
     x, W = torch.randn(4, 3, I), torch.randn(H, I)
     U = torch.randn(H, H, requires_grad=True)
@@ -273,7 +288,7 @@ def operator_arguments(packed, with_state, requires_grad):
         return torch.randn(shape, requires_grad=requires_grad)
 
     W, U, b = leaf(H, I), leaf(H, H), leaf(H)
-    wanted = [True, with_state, True, not with_state, True]
+    wanted = [packed, with_state, True, not packed, not with_state]
     state = leaf(3, H) if with_state else None
     states, cotangent = leaf(*rows, H), leaf(*rows, H) if packed else None
     if cotangent is None and state is None:

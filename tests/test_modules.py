@@ -285,6 +285,15 @@ def test_gradient_through_one_result_alone(used):
         torch.testing.assert_close(fused.get_parameter(name).grad, parameter.grad)
 
 
+@pytest.mark.parametrize("options", CONFIGURATIONS, ids=str)
+def test_results_can_be_detached_in_place_as_torchs(options):
+    # Truncated backpropagation through time does this to h_n; it is refused for views.
+    fused, oracle = _pair(3, 5, **options)
+    for rnn in (fused, oracle):
+        _, h_n = rnn(_normal(4, 2, 3).float())
+        assert not h_n.detach_().requires_grad
+
+
 def test_backward_in_eval_mode():
     fused, oracle = _pair(3, 5, 2, dropout=0.5, dtype=torch.float64)
     for rnn in (fused, oracle):

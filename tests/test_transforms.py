@@ -166,6 +166,32 @@ def test_a_gradient_taken_without_a_graph_carries_tangents():
     assert_equal(tangent_of_gradient(elman_rnn), tangent_of_gradient(reference.elman_rnn))
 
 
+def test_a_tensor_leaked_out_of_a_transform_is_differentiated_as_itself():
+    x, W, U, b, h0 = problem(None)
+    U.requires_grad_()
+    gradients = []
+    for run in (elman_rnn, reference.elman_rnn):
+        leaked = []
+        grad(lambda U, leaked=leaked: leaked.append(2 * U) or U.sum())(U)
+        value = loss(run, None)(x, W, leaked[0], b, h0)
+        gradients.append(torch.autograd.grad(value, U)[0])
+    assert_equal(*gradients)
+
+
+def test_no_grad_inside_nested_transforms_holds_at_every_level():
+    x, W, U, b, h0 = problem(None)
+
+    def outer(run):
+        def inner(U):
+            with torch.no_grad():
+                constant = loss(run, None)(x, W, U, b, h0)
+            return U.pow(3).sum() * constant
+
+        return lambda U: grad(inner)(U).pow(2).sum()
+
+    assert_equal(grad(outer(elman_rnn))(U), grad(outer(reference.elman_rnn))(U))
+
+
 # ---- vmap ----------------------------------------------------------------------------------------
 
 IN_DIMS = {
