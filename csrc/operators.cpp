@@ -3,7 +3,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zero.h>
 #include <torch/library.h>
 
 #include <array>
@@ -161,11 +160,8 @@ class RecurrenceBuilder {
     g.input = rows(x, "input", g.input_size);
     g.weight_input = matrix(weight, "weight_ih", g.input_size);
     if (h0) g.initial = block(*h0, "h0", {r_.batch, r_.hidden_size});
-    // A pass over no samples writes nothing; its sums are zero all the same.
-    const auto allocate = [&](bool is_wanted, at::IntArrayRef shape, at::ScalarType type) {
-      if (!is_wanted) return pooled({0}, type);
-      Tensor tensor = pooled(shape, type);
-      return r_.batch == 0 ? tensor.zero_() : tensor;
+    const auto allocate = [](bool is_wanted, at::IntArrayRef shape, at::ScalarType type) {
+      return is_wanted ? pooled(shape, type) : pooled({0}, type);
     };
     const auto type = c10::typeMetaToScalarType(options_.dtype());
     const int64_t H = r_.hidden_size;
@@ -182,7 +178,7 @@ class RecurrenceBuilder {
     g.grad_weight_hidden = data_of(std::get<3>(gradients), wanted[3]);
     g.grad_bias = data_of(std::get<4>(gradients), wanted[4]);
     g.backward = r_;
-    if (r_.batch > 0) cpu::run(g, threads());
+    cpu::run(g, threads());
     return gradients;
   }
 

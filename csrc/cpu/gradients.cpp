@@ -4,6 +4,7 @@
 // the weight gradients grow by the chunk's outer products, and the chunk's part of the input's
 // gradient is written. So delta never lives longer than a chunk.
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <vector>
 
@@ -370,9 +371,26 @@ void run_stored(const Gradients& g, int threads) {
   }
 }
 
+// The gradients of a pass over nothing.
+void write_zeros(const Gradients& g) {
+  const int64_t H = g.backward.hidden_size;
+  int64_t bytes = 4, bias_bytes = 4;
+  if (g.backward.dtype == ScalarType::Float64) bytes = bias_bytes = 8;
+  if (g.backward.dtype == ScalarType::BFloat16 || g.backward.dtype == ScalarType::Float16)
+    bytes = 2;
+  const auto clear = [](void* to, int64_t size) {
+    if (to != nullptr) std::memset(to, 0, size);
+  };
+  clear(g.grad_initial, g.backward.batch * H * bytes);
+  clear(g.grad_weight_input, H * g.input_size * bytes);
+  clear(g.grad_weight_hidden, H * H * bytes);
+  clear(g.grad_bias, H * bias_bytes);
+}
+
 }  // namespace
 
 void run(const Gradients& g, int threads) {
+  if (g.backward.time_steps == 0 || g.backward.batch == 0) return write_zeros(g);
   switch (g.backward.dtype) {
     case ScalarType::Float32: return run_stored<float>(g, threads);
     case ScalarType::Float64: return run_stored<double>(g, threads);

@@ -53,7 +53,7 @@ int run_team(int wanted, const Body& body) {
     return came;
   }
 #endif
-  body(0);
+  if (wanted == 1) body(0);
   return 1;
 }
 
