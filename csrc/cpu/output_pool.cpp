@@ -1,7 +1,9 @@
 #include "output_pool.h"
 
 #include <c10/core/CPUAllocator.h>
+#include <c10/util/Exception.h>
 
+#include <cctype>
 #include <cstdlib>
 #include <iterator>
 #include <map>
@@ -20,13 +22,14 @@ constexpr size_t kHugePage = 2 << 20;
 constexpr size_t kMinPooledBytes = 128 << 10;
 
 size_t capacity_from_environment() {
-  constexpr size_t kDefaultMebibytes = 128;
   const char* const text = std::getenv("RNN_CUDA_CPU_POOL_MB");
+  if (text == nullptr) return size_t{128} << 20;
   char* end = nullptr;
-  const unsigned long long mebibytes =
-      text == nullptr ? kDefaultMebibytes : std::strtoull(text, &end, 10);
-  const bool readable = text == nullptr || (end != text && *end == '\0');
-  return static_cast<size_t>(readable ? mebibytes : kDefaultMebibytes) << 20;
+  const unsigned long long mebibytes = std::strtoull(text, &end, 10);
+  TORCH_CHECK_VALUE(std::isdigit(static_cast<unsigned char>(text[0])) && *end == '\0' &&
+                        mebibytes <= (1ull << 30),
+                    "RNN_CUDA_CPU_POOL_MB: expected a whole number of mebibytes, got '", text, "'");
+  return static_cast<size_t>(mebibytes) << 20;
 }
 
 class OutputPool final : public c10::Allocator {

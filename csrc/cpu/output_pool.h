@@ -9,7 +9,8 @@
 namespace rnn_cuda::cpu {
 
 // An allocator that keeps up to RNN_CUDA_CPU_POOL_MB mebibytes (128 unless set; 0 keeps nothing) of
-// freed blocks. Small blocks are left to PyTorch's own allocator.
+// freed blocks. Small blocks are left to PyTorch's own allocator. Throws c10::ValueError if the
+// variable is no number.
 c10::Allocator* output_allocator();
 
 }  // namespace rnn_cuda::cpu

@@ -1,0 +1,86 @@
+"""Outputs of the CPU operators come from a small pool, which must not show."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import rnn_cuda
+from rnn_cuda import backend
+
+LARGE = (64, 32, 8, 64)  # T, B, I, H: an output of 512 KiB, which malloc would not keep
+
+
+@pytest.fixture(autouse=True)
+def _native():
+    if not backend.use_native("cpu", torch.float32):
+        pytest.skip("no native kernels here")
+
+
+def run(seed=0):
+    torch.manual_seed(seed)
+    time_steps, batch, inputs, hidden = LARGE
+    rnn = rnn_cuda.FusedRNN(inputs, hidden)
+    with torch.no_grad():
+        return rnn(torch.randn(time_steps, batch, inputs))[0]
+
+
+def test_a_freed_output_is_used_again_and_one_in_use_never():
+    first = run(0)
+    kept = first.clone()
+    second = run(1)
+    assert first.data_ptr() != second.data_ptr()
+    torch.testing.assert_close(first, kept, rtol=0, atol=0)
+    freed = second.data_ptr()
+    del second
+    assert run(2).data_ptr() == freed
+
+
+def test_an_output_is_a_tensor_like_any_other():
+    output = run()
+    view = output[3:, :, ::2]
+    expected = view.clone()
+    del output
+    run(1)
+    torch.testing.assert_close(view, expected, rtol=0, atol=0)
+    grown = run().resize_(128, 32, 64)
+    assert grown.shape == (128, 32, 64)
+    shared = run().share_memory_()
+    assert shared.is_shared()
+    torch.testing.assert_close(shared, run(), rtol=0, atol=0)
+    assert run().numpy().flags.writeable
+
+
+SCRIPT = """
+import torch, rnn_cuda
+rnn_cuda.FusedRNN(8, 64)(torch.randn(64, 32, 8))
+print("ran")
+"""
+
+
+def run_with_pool(megabytes):
+    environment = os.environ | {"RNN_CUDA_CPU_POOL_MB": megabytes, "RNN_CUDA_BACKEND": "native"}
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def test_the_pool_can_be_switched_off():
+    done = run_with_pool("0")
+    assert done.stdout == "ran\n", done.stderr
+
+
+@pytest.mark.parametrize("text", ["plenty", "-1", "1.5", ""])
+def test_a_size_that_is_no_number_is_refused(text):
+    done = run_with_pool(text)
+    assert done.returncode != 0
+    assert (
+        f"RNN_CUDA_CPU_POOL_MB: expected a whole number of mebibytes, got '{text}'" in done.stderr
+    )
