@@ -1,75 +1,235 @@
-"""The CPU kernel under AddressSanitizer and UBSan, outside PyTorch, against a naive loop."""
+"""The CPU kernels outside PyTorch: sanitizers, naive loops as judges, and defects to be found."""
 
 import os
+import re
+import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from rnn_cuda import build
 from rnn_cuda._plan import default_source_dir
-from rnn_cuda._toolchain import find_cxx, torch_cxx_standard, torch_include_dirs
+from rnn_cuda._toolchain import CompilerNotFoundError, find_cxx, torch_cxx_standard
+from rnn_cuda._toolchain import torch_include_dirs as torch_includes
 
-CHECKER = Path(__file__).parent / "native" / "check_recurrence.cpp"
+pytestmark = pytest.mark.slow
 
+NATIVE = Path(__file__).parent / "native"
+KERNELS = ("recurrence", "gradients")
+PROBLEMS = 300
 
-def compile_checker(folder, kernel):
-    binary = folder / "check_recurrence"
-    includes = [f"-I{default_source_dir()}", *(f"-isystem{d}" for d in torch_include_dirs())]
-    # No SIMD flags: the narrowest vectors have the most tails. -O0 compiles fastest.
-    options = ["-O0", "-g1", "-fopenmp", "-fsanitize=address,undefined"]
-    options += [f"-std={torch_cxx_standard()}", "-fno-sanitize-recover=undefined", *includes]
-    subprocess.run([find_cxx(), *options, CHECKER, kernel, "-o", binary], check=True)
-    return binary
-
-
-def run_checker(binary):
-    # libgomp keeps its threads until the process ends, which is no leak of ours.
-    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
-    return subprocess.run(
-        [binary, "300"], env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
+SANITIZERS = {
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+}
+# Fresh memory is NaN, so that what is read before it is written shows in the results.
+RUN_ENVIRONMENT = {
+    "ASAN_OPTIONS": f"malloc_fill_byte=255:max_malloc_fill_size={1 << 30}",
+}
 
 
-@pytest.fixture(scope="module")
-def compiler():
-    try:
-        return find_cxx()
-    except build.CompilerNotFoundError as error:
-        pytest.skip(str(error))
+class Defect(NamedTuple):
+    """An edit of the kernels' source, and what has to come of it."""
+
+    kernel: str
+    sanitizer: str
+    file: str
+    right: str
+    wrong: str
+    symptom: str
 
 
-@pytest.mark.slow
-def test_the_kernel_stays_inside_its_buffers_and_computes_the_contract(compiler, tmp_path):
-    done = run_checker(compile_checker(tmp_path, default_source_dir() / "cpu" / "recurrence.cpp"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "ok: 300 problems" in done.stdout
-
-
-PLANTED_DEFECTS = {
-    "a tail is stored as a whole vector": (
+DEFECTS = {
+    "a tail is stored as a whole vector": Defect(
+        "recurrence",
+        "address",
         "vector.h",
-        "std::memcpy(to, &v, count * sizeof(T));",
+        "std::memcpy(to, &v, count * sizeof(float));",
         "std::memcpy(to, &v, sizeof v);",
+        "AddressSanitizer",
     ),
-    "a new sample of a packed batch does not get its initial state": (
+    "a new sample of a packed batch does not get its initial state": Defect(
+        "recurrence",
+        "address",
+        "walker.h",
+        "for (int64_t i = rows(s - 1); i < rows(s); ++i)",
+        "for (int64_t i = rows(s); i < rows(s); ++i)",
+        "output[",
+    ),
+    "a chunk does not begin with the last states of the one before": Defect(
+        "gradients",
+        "address",
+        "walker.h",
+        "n < end_column_ && start > 0;",
+        "n < end_column_ && start < 0;",
+        "grad_",
+    ),
+    "the last inputs of a chunk are not projected": Defect(
+        "recurrence",
+        "address",
+        "walker.h",
+        "project_inputs(input_row_[steps])",
+        "project_inputs(input_row_[steps - 1])",
+        "output[",
+    ),
+    "a team smaller than asked for is not noticed": Defect(
+        "recurrence",
+        "address",
         "recurrence.cpp",
-        "for (int64_t i = rows(start + s - 1); i < rows(start + s); ++i)",
-        "for (int64_t i = rows(start + s); i < rows(start + s); ++i)",
+        "if (threads == plan.threads) return;",
+        "return;",
+        "output[",
+    ),
+    "the empty rows of a chunk's last slot are counted": Defect(
+        "gradients",
+        "address",
+        "gradients.cpp",
+        "s + 1 == steps ? filled : walker_.slot_row(s + 2) - walker_.slot_row(s + 1)",
+        "walker_.slot_row(s + 2) - walker_.slot_row(s + 1)",
+        "grad_",
+    ),
+    "h_{t-1} is taken from the wrong side": Defect(
+        "gradients",
+        "address",
+        "gradients.cpp",
+        "r_.reverse ? place.time - 1 : place.time + 1",
+        "r_.reverse ? place.time + 1 : place.time - 1",
+        "grad_weight_hidden[",
+    ),
+    "h_0 is left out of the recurrent weight's gradient": Defect(
+        "gradients",
+        "address",
+        "gradients.cpp",
+        "if (g_.initial == nullptr) return nullptr;",
+        "return nullptr;",
+        "grad_weight_hidden[",
+    ),
+    "a tail of a gradient's row is stored as a whole vector": Defect(
+        "gradients",
+        "address",
+        "gradients.cpp",
+        "load(sums + n - panels.first_column(p)), columns - n);",
+        "load(sums + n - panels.first_column(p)), kLanes<T>);",
+        "AddressSanitizer",
+    ),
+    "samples that end before the sequence get no initial gradient": Defect(
+        "gradients",
+        "address",
+        "gradients.cpp",
+        "for (int64_t s = 0; s < steps; ++s)\n        if (walker_.rows(s + 1)",
+        "for (int64_t s = steps - 1; s < steps; ++s)\n        if (walker_.rows(s + 1)",
+        "grad_initial[",
+    ),
+    "a matrix used where it lies is read from its first block only": Defect(
+        "recurrence",
+        "address",
+        "product.h",
+        "k * (matrix.transposed ? matrix.stride : 1)",
+        "0 * (matrix.transposed ? matrix.stride : 1)",
+        "output[",
     ),
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("defect", PLANTED_DEFECTS)
-def test_the_checker_finds_a_planted_defect(compiler, tmp_path, defect):
-    file_name, right, wrong = PLANTED_DEFECTS[defect]
-    source = default_source_dir() / "cpu"
-    for path in source.iterdir():
-        text = path.read_text().replace('"../recurrence.h"', '"recurrence.h"')
-        if path.name == file_name:
-            assert right in text
-            text = text.replace(right, wrong, 1)
-        (tmp_path / path.name).write_text(text)
-    done = run_checker(compile_checker(tmp_path, tmp_path / "recurrence.cpp"))
+class Workshop:
+    """Compiles and links checkers, as many at a time as there are cores."""
+
+    def __init__(self, folder, pool):
+        self.folder = folder
+        self.pool = pool
+        sources = [*(f"check_{kernel}" for kernel in KERNELS), "threads"]
+        self.judges = {
+            source: pool.submit(self._compile, NATIVE / f"{source}.cpp", source, ["-O1"])
+            for source in sources
+        }
+        self.checkers = {
+            (kernel, sanitizer): pool.submit(self._checker, kernel, sanitizer)
+            for kernel in KERNELS
+            for sanitizer in SANITIZERS
+        }
+        self.defective = {
+            name: pool.submit(self._defective_checker, f"defect{i}", defect)
+            for i, (name, defect) in enumerate(DEFECTS.items())
+        }
+
+    def _compile(self, source, name, options, headers=None):
+        target = self.folder / f"{name}.o"
+        includes = [f"-I{headers or default_source_dir()}"]
+        includes += [f"-isystem{folder}" for folder in torch_includes()]
+        standard = f"-std={torch_cxx_standard()}"
+        subprocess.run(
+            [find_cxx(), standard, *options, *includes, "-c", source, "-o", target], check=True
+        )
+        return target
+
+    def _checker(self, kernel, sanitizer, *, sources=None, name=None):
+        sources = sources or default_source_dir()
+        name = name or f"{kernel}-{sanitizer}"
+        flags = SANITIZERS[sanitizer]
+        # No SIMD flags: the narrowest vectors have the most tails. -O0 compiles fastest.
+        options = ["-O0", "-g1", "-fopenmp", *flags]
+        compiled = self._compile(sources / "cpu" / f"{kernel}.cpp", name, options, sources)
+        judges = [self.judges[source].result() for source in (f"check_{kernel}", "threads")]
+        binary = self.folder / name
+        subprocess.run(
+            [find_cxx(), *flags, "-pthread", *judges, compiled, "-o", binary], check=True
+        )
+        return binary
+
+    def _defective_checker(self, name, defect):
+        sources = self.folder / f"{name}-csrc"
+        shutil.copytree(default_source_dir(), sources)
+        edited = sources / "cpu" / defect.file
+        text = edited.read_text()
+        assert text.count(defect.right) == 1, defect
+        edited.write_text(text.replace(defect.right, defect.wrong))
+        # Of one type: compiles in half the time.
+        kernel = sources / "cpu" / f"{defect.kernel}.cpp"
+        other_types = r" +case ScalarType::(?!Float32).*\n"
+        text, removed = re.subn(other_types, "", kernel.read_text())
+        assert removed == 3
+        kernel.write_text(text)
+        return self._checker(defect.kernel, defect.sanitizer, sources=sources, name=name)
+
+
+def run(binary, *arguments):
+    done = subprocess.run(
+        [binary, str(PROBLEMS), *arguments],
+        env=os.environ | RUN_ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        timeout=300,
+    )
+    return done
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    try:
+        compiler = find_cxx()
+    except CompilerNotFoundError as error:
+        pytest.skip(str(error))
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    if "clang" in version.stdout:
+        pytest.skip("threads.cpp stands in for g++'s OpenMP runtime, not for clang's")
+    pool = ThreadPoolExecutor(os.cpu_count())
+    yield Workshop(tmp_path_factory.mktemp("native"), pool)
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_kernel_keeps_its_contract(workshop, kernel, sanitizer):
+    done = run(workshop.checkers[kernel, sanitizer].result())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"ok: {PROBLEMS} problems" in done.stdout
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_planted_defect_is_found(workshop, name):
+    done = run(workshop.defective[name].result(), "float32")
     assert done.returncode != 0
+    assert DEFECTS[name].symptom in done.stdout + done.stderr

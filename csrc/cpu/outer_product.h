@@ -119,6 +119,7 @@ class OuterProduct {
                  right.stride});
       return height;
     };
+    if (panels_.count() == 0) return;
     if (row_major) {
       for (int64_t n = 0, height = 0; n < left_; n += height)
         for (int64_t p = 0; p < panels_.count(); ++p) height = tile_at(p, n);
