@@ -194,7 +194,7 @@ class Workshop:
 
 
 def run(binary, *arguments):
-    done = subprocess.run(
+    return subprocess.run(
         [binary, str(PROBLEMS), *arguments],
         env=os.environ | RUN_ENVIRONMENT,
         capture_output=True,
@@ -203,7 +203,6 @@ def run(binary, *arguments):
         check=False,
         timeout=300,
     )
-    return done
 
 
 @pytest.fixture(scope="module")
