@@ -313,11 +313,10 @@ class FusedRNN(nn.Module):
             outputs = []
             for direction in range(self._num_directions):
                 index = layer * self._num_directions + direction
-                output, h_n = elman_rnn(
+                output, h_n = self._recurrence(
                     sequence,
                     h0[index],
-                    *weights[index],
-                    nonlinearity=self.nonlinearity,
+                    weights[index],
                     reverse=direction == 1,
                     batch_sizes=batch_sizes,
                 )
@@ -327,6 +326,25 @@ class FusedRNN(nn.Module):
             if self.dropout and layer + 1 < self.num_layers:
                 sequence = nn.functional.dropout(sequence, self.dropout, self.training)
         return sequence, torch.stack(final_states)
+
+    def _recurrence(
+        self,
+        sequence: Tensor,
+        h0: Tensor | None,
+        weights: list[Tensor],
+        *,
+        reverse: bool,
+        batch_sizes: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run one layer and direction; what a module with another recurrence overrides."""
+        return elman_rnn(
+            sequence,
+            h0,
+            *weights,
+            nonlinearity=self.nonlinearity,
+            reverse=reverse,
+            batch_sizes=batch_sizes,
+        )
 
     def _check_hx_shape(self, hx: Tensor, batch: tuple[int, ...]) -> None:
         """Check ``hx`` against ``(L * D, *batch, H)``; ``batch`` is empty for unbatched input."""

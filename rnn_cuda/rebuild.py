@@ -19,7 +19,7 @@ TORCH_NONLINEARITIES = ("tanh", "relu")
 
 def rebuild(
     source: FusedRNN | nn.RNN,
-    target: type[_Target],
+    target: Callable[..., _Target],
     take: Callable[[nn.Parameter], nn.Parameter],
 ) -> _Target:
     """Return a ``target`` configured as ``source``, with ``take(parameter)`` for each parameter.

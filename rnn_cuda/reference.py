@@ -72,7 +72,7 @@ def time_slices(
         yield starts[t], sizes[t]
 
 
-def _run(
+def run_steps(
     step: Callable[[int, int, Tensor], Tensor],
     state: Tensor,
     num_rows: int,
@@ -125,7 +125,7 @@ def elman_rnn(
         z = z_input[row : row + size] + previous.to(wide) @ weight
         return activation(z, nonlinearity).to(dtype)
 
-    output, h_n = _run(step, state, z_input.shape[0], batch_sizes, reverse)
+    output, h_n = run_steps(step, state, z_input.shape[0], batch_sizes, reverse)
     return output.view(*input.shape[:-1], hidden), h_n
 
 
@@ -154,5 +154,5 @@ def linear_recurrence(
         rows = slice(row, row + size)
         return (d_rows[rows] * (g_rows[rows] + previous.to(wide) @ weight)).to(dtype)
 
-    output, _ = _run(step, state, g_rows.shape[0], batch_sizes, reverse)
+    output, _ = run_steps(step, state, g_rows.shape[0], batch_sizes, reverse)
     return output.view(g.shape)
