@@ -141,9 +141,9 @@ def _initialise_elman(core: nn.Module, config: Mapping[str, Any]) -> None:
     (2015).
     """
     if config["recurrent_init"] == "orthogonal":
-        nn.init.orthogonal_(core.weight_hh_l0)
+        rnn_cuda.init.orthogonal_(core)
     elif config["recurrent_init"] == "identity":
-        nn.init.eye_(core.weight_hh_l0)
+        rnn_cuda.init.identity_(core)
     if config["input_std"] is not None:
         nn.init.normal_(core.weight_ih_l0, std=config["input_std"])
     if config["zero_bias"]:
@@ -152,21 +152,9 @@ def _initialise_elman(core: nn.Module, config: Mapping[str, Any]) -> None:
 
 
 def _initialise_gate_bias(core: nn.Module, gate_bias: float | str, horizon: int) -> None:
-    """Set the bias of the gate that keeps the state, in place.
-
-    A number is the forget-gate bias of an LSTM (rows H:2H; Gers et al. 2000, Jozefowicz et al.
-    2015) or the update-gate bias of a GRU (the same rows; torch keeps the old state where that gate
-    is open). ``"chrono"`` draws ``b = ln U[1, horizon - 1]`` for it and, in an LSTM, sets the
-    input gate to ``-b`` (Tallec & Ollivier 2018). Each gate has two biases in torch, which only
-    enter as their sum: the second is set to zero.
-    """
-    H = core.hidden_size
+    """Set the bias of the gate that keeps the state, in place: a number, or ``"chrono"``."""
     if gate_bias == "chrono":
-        keep = torch.empty(H).uniform_(1.0, max(2.0, horizon - 1.0)).log_()
+        # Below 3 steps there is nothing to spread.
+        rnn_cuda.init.chrono_(core, max(3, horizon))
     else:
-        keep = torch.full((H,), float(gate_bias))
-    core.bias_ih_l0[H : 2 * H] = keep
-    core.bias_hh_l0[H : 2 * H] = 0.0
-    if gate_bias == "chrono" and isinstance(core, nn.LSTM):
-        core.bias_ih_l0[:H] = -keep
-        core.bias_hh_l0[:H] = 0.0
+        rnn_cuda.init.forget_bias_(core, gate_bias)
