@@ -1,10 +1,21 @@
 """Elman RNNs that are fast and hide nothing: fused kernels, a drop-in module, any derivative."""
 
-from rnn_cuda import functional, reference
+from rnn_cuda import functional, init, reference, remedies
 from rnn_cuda.cell import FusedRNNCell
 from rnn_cuda.convert import replace_rnn
 from rnn_cuda.modules import FusedRNN
+from rnn_cuda.residual import AntisymmetricRNN, LeakyRNN
 
 __version__ = "0.1.0"
 
-__all__ = ["FusedRNN", "FusedRNNCell", "functional", "reference", "replace_rnn"]
+__all__ = [
+    "AntisymmetricRNN",
+    "FusedRNN",
+    "FusedRNNCell",
+    "LeakyRNN",
+    "functional",
+    "init",
+    "reference",
+    "remedies",
+    "replace_rnn",
+]
