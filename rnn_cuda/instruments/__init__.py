@@ -1,0 +1,1 @@
+"""Measurements of gradient flow in recurrent layers."""
