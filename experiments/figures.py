@@ -18,24 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, ScalarFormatter
 
 from experiments.ladder import LEARNED_BELOW, SOLVED_BELOW
+from rnn_cuda.instruments.plots import COLOURS, MARKERS, STYLE
 
-# Okabe & Ito, without the yellow (too faint on white) and the black (kept for reference lines).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# For contrast arms, beside a ladder in shades of blue.
 CONTRAST_COLOURS = ("#D55E00", "#CC79A7", "#E69F00", "#009E73")
-MARKERS = ("o", "s", "^", "D", "v", "P")
-
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "savefig.dpi": 160,
-    "svg.hashsalt": "rnn_cuda",
-}
 
 Results = Mapping[str, Any]
 Arm = Mapping[str, Any]

@@ -1,0 +1,233 @@
+"""Figures of a training run: loss, gradient norms, the recurrent matrix, where learning stops.
+
+Shape legend: K recorded training steps, S seeds, N horizons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rnn_cuda.instruments.plots._canvas import canvas, canvases, figure_of, finish, look
+from rnn_cuda.instruments.plots._series import (
+    Band,
+    Series,
+    as_seeds,
+    check_band,
+    check_points,
+    check_series,
+    draw_seeds,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def loss_curves(
+    losses: Series,
+    steps: Any = None,
+    *,
+    know_nothing: float | None = None,
+    band: Band | None = (0.0, 1.0),
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draw the task's loss against the training step, a line per label.
+
+    Args:
+        losses: by label, ``(K,)`` or ``(S, K)``; what is not finite (diverged) is left out.
+        steps: training step of each value, ``(K,)``; 1 to K by default.
+        know_nothing: loss of the best prediction that ignores the input; drawn dashed.
+        band: as in :func:`adjoint_profile`.
+        title: of the axes.
+        ax: axes to draw in; a new figure by default.
+
+    Returns:
+        The figure; the vertical axis is logarithmic, a cross at its foot an exact zero.
+
+    Raises:
+        TypeError, ValueError, ImportError: as in :func:`adjoint_profile`.
+
+    """
+    check_series("losses", losses)
+    check_band(band)
+    with canvas(ax) as axes:
+        axes.set_yscale("log")
+        _draw_over_training(axes, "losses", losses, steps, band, log=True)
+        if know_nothing is not None:
+            axes.axhline(
+                know_nothing, color="black", linewidth=1, linestyle="--", label="knowing nothing"
+            )
+        return finish(axes, title, xlabel="training step", ylabel="loss")
+
+
+def gradient_norms(
+    norms: Series,
+    threshold: float,
+    steps: Any = None,
+    *,
+    band: Band | None = (0.0, 1.0),
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draw the gradient's norm before clipping, the threshold, and the share that was clipped.
+
+    Args:
+        norms: by label, ``(K,)`` or ``(S, K)``, the global norm before it is clipped.
+        threshold: what larger norms are clipped to.
+        steps: as in :func:`loss_curves`.
+        band: as in :func:`adjoint_profile`.
+        title: of the axes.
+        ax: axes to draw in; a new figure by default.
+
+    Returns:
+        The figure; the legend gives the share of all steps and seeds above the threshold (what is
+        not finite counts as above). Crosses at the foot are exact zeros.
+
+    Raises:
+        TypeError, ValueError, ImportError: as in :func:`adjoint_profile`.
+
+    """
+    check_series("norms", norms)
+    check_band(band)
+    if not threshold > 0:
+        raise ValueError(f"threshold: expected a number above 0, got {threshold}")
+    named = {}
+    for label, values in norms.items():
+        array = as_seeds(f"norms[{label!r}]", values)
+        clipped = (~(array <= threshold)).mean()
+        named[f"{label} ({clipped:.0%} clipped)"] = array
+    with canvas(ax) as axes:
+        axes.set_yscale("log")
+        _draw_over_training(axes, "norms", named, steps, band, log=True)
+        axes.axhline(threshold, color="black", linewidth=1, linestyle="--", label="threshold")
+        return finish(axes, title, xlabel="training step", ylabel="gradient norm before clipping")
+
+
+def recurrent_weights(
+    first_adjoint: Series,
+    spectral_radius: Series,
+    margin: Series,
+    steps: Any = None,
+    *,
+    margin_label: str = r"margin $1 - \sigma_{\max}(U)\, \max f'$",
+    band: Band | None = (0.0, 1.0),
+    ax: Sequence[Axes] | None = None,
+) -> Figure:
+    """Draw, over training, the norm of dL/dh_0, the spectral radius of U, and a margin to a bound.
+
+    Args:
+        first_adjoint: by label, ``(K,)`` or ``(S, K)``: norm of the adjoint at the first step.
+        spectral_radius: the same for the largest absolute eigenvalue of U.
+        margin: the same for the distance to a bound; zero is the bound. By default, as
+            ``margin_label`` says, ``1 - sigma_max(U) max f'``: above zero the gradient is sure to
+            vanish (Pascanu, Mikolov & Bengio, 2013).
+        steps: as in :func:`loss_curves`.
+        margin_label: what the margin is.
+        band: as in :func:`adjoint_profile`.
+        ax: three axes to draw in; a new figure by default.
+
+    Returns:
+        The figure, three panels. Only the first is logarithmic; crosses at its foot are zeros.
+
+    Raises:
+        TypeError, ValueError, ImportError: as in :func:`adjoint_profile`.
+
+    """
+    panels = (
+        ("first_adjoint", first_adjoint, r"$\|\partial L/\partial h_0\|$", None),
+        ("spectral_radius", spectral_radius, r"spectral radius $\rho(U)$", 1.0),
+        ("margin", margin, margin_label, 0.0),
+    )
+    for name, series, _, _ in panels:
+        check_series(name, series)
+    check_band(band)
+    with canvases(ax, 3, (11.5, 3.6), sharex=True) as grid:
+        for axes, (name, series, words, bound) in zip(grid, panels, strict=True):
+            if bound is None:
+                axes.set_yscale("log")
+            else:
+                axes.axhline(bound, color="black", linewidth=0.8)
+            _draw_over_training(axes, name, series, steps, band, log=bound is None)
+            finish(axes, None, xlabel="training step", ylabel=words)
+        return figure_of(grid[0])
+
+
+def horizon_cliff(
+    errors: Series,
+    horizons: Sequence[int],
+    *,
+    share_solved: bool = False,
+    learned_below: float = 0.25,
+    solved_below: float = 0.1,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draw where learning stops: the error, or the share of seeds that solve it, against T.
+
+    Args:
+        errors: by label, ``(N,)`` or ``(S, N)``: test error over that of knowing nothing, at each
+            horizon. nan (no such run) is left out; inf (diverged) counts as not solved.
+        horizons: T, ``(N,)``.
+        share_solved: draw the share of seeds below ``solved_below`` instead of the errors.
+        learned_below: drawn dotted in the figure of errors.
+        solved_below: as above.
+        title: of the axes.
+        ax: axes to draw in; a new figure by default.
+
+    Returns:
+        The figure. Errors: every seed as a dot, a line through the medians, 1 (knowing nothing)
+        dashed, crosses at the foot for exact zeros.
+
+    Raises:
+        TypeError, ValueError, ImportError: as in :func:`adjoint_profile`.
+
+    """
+    check_series("errors", errors)
+    x = check_points("horizons", horizons, len(horizons))
+    with canvas(ax) as axes:
+        from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+        axes.set_xscale("log")
+        if not share_solved:
+            axes.set_yscale("log")
+        for index, (label, values) in enumerate(errors.items()):
+            array = as_seeds(f"errors[{label!r}]", values, len(x))
+            # Ever thinner, so that a line stays visible under one with the same numbers.
+            width = 1.5 + 2 * (1 - (index + 1) / len(errors))
+            style = {**look(index), "linewidth": width, "markersize": 3 + 1.5 * width}
+            if share_solved:
+                counts = (~np.isnan(array)).sum(axis=0)
+                solved = (array < solved_below).sum(axis=0)
+                share = np.divide(solved, counts, out=np.full(len(x), np.nan), where=counts > 0)
+                axes.plot(x, share, label=label, **style)
+                continue
+            dots = np.where(array > 0, array, np.nan)
+            dots_style = {**style, "linestyle": "none", "alpha": 0.45, "markeredgecolor": "none"}
+            axes.plot(np.tile(x, len(array)), dots.ravel(), **dots_style)
+            draw_seeds(axes, x, array, label=label, band=None, log=True, **style)
+        axes.xaxis.set_major_locator(FixedLocator(x.tolist()))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        horizon = "horizon $T$ (time steps)"
+        if share_solved:
+            axes.set_ylim(-0.05, 1.05)
+            words = f"share of seeds with error below {solved_below:g}"
+            return finish(axes, title, xlabel=horizon, ylabel=words)
+        axes.axhline(1, color="black", linewidth=1, linestyle="--", label="knowing nothing")
+        for bound, words in ((learned_below, "learned, solved"), (solved_below, None)):
+            axes.axhline(bound, color="0.5", linewidth=0.8, linestyle=":", label=words)
+        return finish(axes, title, xlabel=horizon, ylabel="error / error of knowing nothing")
+
+
+def _draw_over_training(
+    axes: Axes, name: str, series: Series, steps: Any, band: Band | None, *, log: bool
+) -> None:
+    for index, (label, values) in enumerate(series.items()):
+        array = as_seeds(f"{name}[{label!r}]", values)
+        x = check_points("steps", steps, array.shape[1])
+        thin = {**look(index), "linewidth": 1.1}
+        draw_seeds(axes, x, array, label=label, band=band, log=log, **thin)
