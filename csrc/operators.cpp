@@ -46,6 +46,9 @@ NonlinearityEpilogues epilogues_of(std::string_view nonlinearity) {
               nonlinearity, "'");
 }
 
+// Of input, h0, weight_ih, weight_hh, bias; and the adjoints' norm.
+using GradientTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
 // Fills in a Recurrence. Keeps alive what it had to copy; checks what it takes against what is
 // already there. (The Python layer has said the same in friendlier words before.)
 class RecurrenceBuilder {
@@ -150,11 +153,9 @@ class RecurrenceBuilder {
     return output;
   }
 
-  // The recurrence being the backward one: all wanted gradients, in the order of the operator.
-  std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run_gradients(const Tensor& x,
-                                                                   const Tensor& weight,
-                                                                   const OptionalTensor& h0,
-                                                                   std::array<bool, 5> wanted) {
+  // The recurrence being the backward one: what is wanted of the gradients.
+  GradientTensors run_gradients(const Tensor& x, const Tensor& weight, const OptionalTensor& h0,
+                                std::array<bool, 6> wanted) {
     Gradients g;
     g.input_size = x.size(-1);
     g.input = rows(x, "input", g.input_size);
@@ -165,10 +166,12 @@ class RecurrenceBuilder {
     };
     const auto type = c10::typeMetaToScalarType(options_.dtype());
     const int64_t H = r_.hidden_size;
-    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gradients = {
-        allocate(wanted[0], x.sizes(), type), allocate(wanted[1], {r_.batch, H}, type),
-        allocate(wanted[2], {H, g.input_size}, type), allocate(wanted[3], {H, H}, type),
-        allocate(wanted[4], {H}, compute_type())};
+    GradientTensors gradients = {allocate(wanted[0], x.sizes(), type),
+                                 allocate(wanted[1], {r_.batch, H}, type),
+                                 allocate(wanted[2], {H, g.input_size}, type),
+                                 allocate(wanted[3], {H, H}, type),
+                                 allocate(wanted[4], {H}, compute_type()),
+                                 allocate(wanted[5], x.sizes().slice(0, x.dim() - 1), at::kDouble)};
     const auto data_of = [&](const Tensor& tensor, bool is_wanted) {
       return is_wanted ? tensor.mutable_data_ptr() : nullptr;
     };
@@ -177,6 +180,7 @@ class RecurrenceBuilder {
     g.grad_weight_input = data_of(std::get<2>(gradients), wanted[2]);
     g.grad_weight_hidden = data_of(std::get<3>(gradients), wanted[3]);
     g.grad_bias = data_of(std::get<4>(gradients), wanted[4]);
+    g.adjoint_norm = static_cast<double*>(data_of(std::get<5>(gradients), wanted[5]));
     g.backward = r_;
     cpu::run(g, threads());
     return gradients;
@@ -280,12 +284,12 @@ Tensor elman_backward(const OptionalTensor& grad_output, const OptionalTensor& g
       .run();
 }
 
-// `wanted` says which gradients; the others come back without elements.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> elman_gradients(
-    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const Tensor& input,
-    const OptionalTensor& h0, const Tensor& weight_ih, const Tensor& weight_hh,
-    const Tensor& output, std::string_view nonlinearity, bool reverse,
-    const OptionalTensor& batch_sizes, std::array<bool, 5> wanted) {
+// `wanted` says which of the results; the others come back without elements.
+GradientTensors elman_gradients(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                                const Tensor& input, const OptionalTensor& h0,
+                                const Tensor& weight_ih, const Tensor& weight_hh,
+                                const Tensor& output, std::string_view nonlinearity, bool reverse,
+                                const OptionalTensor& batch_sizes, std::array<bool, 6> wanted) {
   return elman_backward_builder(grad_output, grad_h_n, output, weight_hh, nonlinearity, reverse,
                                 batch_sizes)
       .run_gradients(input, weight_ih, h0, wanted);
@@ -315,12 +319,13 @@ TORCH_LIBRARY(rnn_cuda, library) {
   library.def(
       "elman_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor output, Tensor weight_hh, "
       "str nonlinearity, bool reverse, Tensor? batch_sizes) -> Tensor");
-  // The gradients that training needs; those not wanted have no elements.
+  // The gradients that training needs, and the norms over H of the adjoints dL/dh_t, in float64,
+  // (T, B) or (N); those not wanted have no elements.
   library.def(
       "elman_gradients(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor? h0, "
       "Tensor weight_ih, Tensor weight_hh, Tensor output, str nonlinearity, bool reverse, "
-      "Tensor? batch_sizes, bool[5] wanted) -> (Tensor grad_input, Tensor grad_h0, "
-      "Tensor grad_weight_ih, Tensor grad_weight_hh, Tensor grad_bias)");
+      "Tensor? batch_sizes, bool[6] wanted) -> (Tensor grad_input, Tensor grad_h0, "
+      "Tensor grad_weight_ih, Tensor grad_weight_hh, Tensor grad_bias, Tensor adjoint_norm)");
   // y_t = d_t * (g_t + M y_{t-1})
   library.def(
       "linear_recurrence(Tensor d, Tensor g, Tensor m, Tensor? y0, bool reverse, "

@@ -89,6 +89,10 @@ struct Gradients {
   void* grad_weight_input = nullptr;   // (H, I)
   void* grad_weight_hidden = nullptr;  // (H, H)
   void* grad_bias = nullptr;           // (H), in the type that halves compute in
+  // The Euclidean norm over the hidden units of the total adjoint dL/dh_t, which is the z_t of the
+  // backward recurrence: contiguous (T, B), or (sum of batch_sizes). Its squares do not vanish
+  // before the adjoint does.
+  double* adjoint_norm = nullptr;
 };
 
 namespace cpu {
@@ -97,7 +101,7 @@ namespace cpu {
 void run(const Recurrence& recurrence, int threads);
 
 // Sums over time and batch depend on the number of threads in their last bits: each thread adds up
-// its own samples first.
+// its own samples first. Nothing else does.
 void run(const Gradients& gradients, int threads);
 
 }  // namespace cpu

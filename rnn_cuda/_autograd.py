@@ -24,6 +24,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
+from rnn_cuda._adjoint import row_norms, total_adjoint
 from rnn_cuda._links import Links, add_at, outer_with_previous, rows_of, take, times_previous
 from rnn_cuda.reference import activation_derivative, compute_dtype
 
@@ -199,7 +200,7 @@ class ElmanRNN(_OperatorFunction):
         if grads[0] is None and grads[1] is None:
             return (None,) * 10
         needs = ctx.needs_input_grad
-        wanted = (*needs[:4], needs[4] or needs[5])
+        wanted = (*needs[:4], needs[4] or needs[5], False)
         arguments: Any = (*grads, *ctx.saved_tensors, *ctx.options, wanted)
         if _needs_graph(arguments):
             gradients = elman_gradients_by_parts(*arguments, batch=ctx.batch)
@@ -207,7 +208,7 @@ class ElmanRNN(_OperatorFunction):
             gradients = ElmanGradients.below_autograd(*arguments)
         else:
             gradients = torch.ops.rnn_cuda.elman_gradients(*arguments)
-        of_input, of_h0, of_weight_ih, of_weight_hh, of_bias = gradients
+        of_input, of_h0, of_weight_ih, of_weight_hh, of_bias, _norm = gradients
         return (
             of_input if needs[0] else None,
             of_h0 if needs[1] else None,
@@ -264,22 +265,27 @@ def elman_gradients_by_parts(
 ) -> tuple[Tensor, ...]:
     """The gradients as products of delta_t = dL/dz_t, to be differentiated and mapped further.
 
-    ``batch`` as in `Links.of`.
+    Those of input, h0, weight_ih, weight_hh and the bias, and the `row_norms` of the adjoint
+    dL/dh_t; what is not wanted has no elements. ``batch`` as in `Links.of`.
     """
     links = Links.of(output, reverse, batch_sizes, batch)
     delta = torch.ops.rnn_cuda.elman_backward(
         grad_output, grad_h_n, output, weight_hh, nonlinearity, reverse, batch_sizes
     )
     delta_rows, output_rows = rows_of(delta), rows_of(output)
-    needs_input, needs_h0, needs_ih, needs_hh, needs_bias = wanted
+    needs_input, needs_h0, needs_ih, needs_hh, needs_bias, needs_norm = wanted
     wide = compute_dtype(output.dtype)
-    gradients = (
+    gradients: tuple[Tensor | None, ...] = (
         delta @ weight_ih if needs_input else None,
         take(delta_rows, links.first) @ weight_hh if needs_h0 else None,
         delta_rows.mT @ rows_of(input) if needs_ih else None,
         outer_with_previous(delta_rows, output_rows, h0, links) if needs_hh else None,
         delta_rows.sum(0, dtype=wide) if needs_bias else output.new_empty(0, dtype=wide),
+        output.new_empty(0, dtype=torch.float64),
     )
+    if needs_norm:
+        adjoint = total_adjoint(grad_output, grad_h_n, delta, weight_hh, links)
+        gradients = (*gradients[:-1], row_norms(adjoint))
     return tuple(output.new_empty(0) if g is None else g for g in gradients)
 
 

@@ -104,8 +104,9 @@ def _elman_gradients_fake(
     batch = _batch(input, h0 if grad_h_n is None else grad_h_n, batch_sizes) if wants_h0 else 0
     if batch is None:
         batch = torch.library.get_ctx().new_dynamic_size()
-    shapes = (input.shape, (batch, hidden), weight_ih.shape, weight_hh.shape, (hidden,))
-    dtypes = (*[input.dtype] * 4, compute_dtype(input.dtype))
+    weights = (weight_ih.shape, weight_hh.shape, (hidden,))
+    shapes = (input.shape, (batch, hidden), *weights, output.shape[:-1])
+    dtypes = (*[input.dtype] * 4, compute_dtype(input.dtype), torch.float64)
     return tuple(
         input.new_empty(shape if w else (0,), dtype=dtype)
         for shape, dtype, w in zip(shapes, dtypes, wanted, strict=True)
@@ -160,7 +161,7 @@ def _elman_gradients_flops(
     batch = _batch(input, h0 if grad_h_n is None else grad_h_n, batch_sizes)
     if batch is None:
         batch = int(cast(Tensor, batch_sizes)[0])
-    wants_input, wants_h0, wants_ih, wants_hh, _bias = wanted
+    wants_input, wants_h0, wants_ih, wants_hh, _bias, _norm = wanted
     with_previous = rows - batch if h0 is None else rows
     recurrent = rows + wants_h0 * batch + wants_hh * with_previous
     return 2 * hidden * (recurrent * hidden + (wants_input + wants_ih) * rows * features)

@@ -288,7 +288,7 @@ def operator_arguments(packed, with_state, requires_grad):
         return torch.randn(shape, requires_grad=requires_grad)
 
     W, U, b = leaf(H, I), leaf(H, H), leaf(H)
-    wanted = [packed, with_state, True, not packed, not with_state]
+    wanted = [packed, with_state, True, not packed, not with_state, packed != with_state]
     state = leaf(3, H) if with_state else None
     states, cotangent = leaf(*rows, H), leaf(*rows, H) if packed else None
     if cotangent is None and state is None:

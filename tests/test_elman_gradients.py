@@ -5,6 +5,7 @@ elman_backward, then one matrix product for each gradient.
 """
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -27,8 +28,15 @@ pytestmark = [
 T, B, I, H = 6, 3, 4, 17
 SIZES = torch.tensor([3, 3, 2, 1])
 LAYOUTS = {"dense": None, "packed": SIZES}
-EVERYTHING = (True,) * 5
-NAMES = ("grad_input", "grad_h0", "grad_weight_ih", "grad_weight_hh", "grad_bias")
+EVERYTHING = (True,) * 6
+NAMES = (
+    "grad_input",
+    "grad_h0",
+    "grad_weight_ih",
+    "grad_weight_hh",
+    "grad_bias",
+    "adjoint_norm",
+)
 
 
 def arguments(
@@ -70,7 +78,7 @@ def native(*args):
 
 def assert_equal(actual, expected, tolerance=1e-12):
     """Compare gradients, each on the scale of its own norm."""
-    for name, got, want in zip(NAMES, actual, expected, strict=True):
+    for name, (got, want) in zip(NAMES, zip(actual, expected, strict=True), strict=False):
         assert got.shape == want.shape, name
         assert got.dtype == want.dtype, name
         assert (got.double() - want.double()).norm() <= tolerance * want.double().norm(), name
@@ -79,7 +87,7 @@ def assert_equal(actual, expected, tolerance=1e-12):
 # ---- values --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=5)), ids=str)
+@pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=6)), ids=str)
 @pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_every_choice_of_gradients_equals_the_parts_and_the_rest_is_empty(sizes, wanted):
     for h0, reverse in itertools.product([False, True], repeat=2):
@@ -108,10 +116,10 @@ def test_gradients_equal_the_references():
         outputs = reference.elman_rnn(x, h0, W, U, b, reverse=reverse, batch_sizes=sizes)
         expected = torch.autograd.grad(outputs, (x, h0, W, U, b), grads)
         with torch.no_grad():
-            assert_equal(native(*args), expected)
+            assert_equal(native(*args)[:5], expected)
 
 
-@pytest.mark.parametrize("wanted", [EVERYTHING, (True, False, True, True, False)])
+@pytest.mark.parametrize("wanted", [EVERYTHING, (True, False, True, True, False, False)])
 def test_memory_layout_does_not_matter(wanted):
     args = arguments(wanted=wanted)
     expected = native(*args)
@@ -150,7 +158,7 @@ def test_half_precisions_are_as_accurate_as_the_parts(sizes, dtype):
     wide = [a.double() if isinstance(a, torch.Tensor) and a is not sizes else a for a in args]
     exact = elman_gradients_by_parts(*wide)
     actual, parts = native(*args), elman_gradients_by_parts(*args)
-    assert [g.dtype for g in actual] == [dtype] * 4 + [torch.float32]
+    assert [g.dtype for g in actual] == [dtype] * 4 + [torch.float32, torch.float64]
     for name, got, part, want in zip(NAMES, actual, parts, exact, strict=True):
         error, error_of_parts = ((g.double() - want).norm() / want.norm() for g in (got, part))
         assert error <= 1.5 * error_of_parts + torch.finfo(dtype).eps, name
@@ -163,6 +171,121 @@ def test_gradients_of_one_sequence_without_a_batch_equal_the_references():
         output, h_n = run(leaf(x), leaf(h0), W, U)
         results.append(torch.autograd.grad(output.square().sum() + h_n.sum(), (x, h0, W, U)))
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+# ---- norms of the adjoint ------------------------------------------------------------------------
+
+
+def adjoints_by_autograd(x, h0, W, U, grads, *, nonlinearity, reverse, batch_sizes):
+    """dL/dh_t, (rows, H), from the reference's loop: every state is a node of the graph."""
+    x, W, U = x.double(), W.double(), U.double().requires_grad_()
+    grad_output, grad_h_n = (None if g is None else g.double() for g in grads)
+    state = torch.zeros(grad_h_n.shape).double() if h0 is None else h0.double()
+    rows, loss, nodes = x.flatten(0, -2), 0.0, {}
+    batch = None if batch_sizes is not None else x.shape[1]
+    steps = reference.time_slices(len(rows), batch or len(state), batch_sizes, reverse)
+    for row, size in steps:
+        z = rows[row : row + size] @ W.T + state[:size] @ U.T
+        nodes[row] = reference.activation(z, nonlinearity)
+        state = torch.cat([nodes[row], state[size:]])
+        if grad_output is not None:
+            loss = loss + (nodes[row] * grad_output.flatten(0, -2)[row : row + size]).sum()
+    if grad_h_n is not None:
+        loss = loss + (state * grad_h_n).sum()
+    ordered = [nodes[row] for row in sorted(nodes)]
+    return torch.cat(torch.autograd.grad(loss, ordered))
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_adjoint_norms_are_those_of_every_states_total_gradient(sizes, nonlinearity):
+    for reverse, h0, grad_output in itertools.product([False, True], repeat=3):
+        args = arguments(
+            sizes=sizes, nonlinearity=nonlinearity, reverse=reverse, h0=h0, grad_output=grad_output
+        )
+        adjoints = adjoints_by_autograd(
+            *args[2:6], args[:2], nonlinearity=nonlinearity, reverse=reverse, batch_sizes=sizes
+        )
+        norms = native(*args)[5]
+        assert norms.dtype == torch.float64
+        assert norms.shape == args[6].shape[:-1]
+        torch.testing.assert_close(norms.flatten(), adjoints.norm(dim=-1), rtol=1e-12, atol=0)
+
+
+IMPLEMENTATIONS = pytest.mark.parametrize(
+    "gradients_of", [native, elman_gradients_by_parts], ids=["native", "parts"]
+)
+# Exponents of the smallest normal and the smallest number of each type.
+SMALLEST = {torch.float32: (-126, -149), torch.float64: (-1022, -1074)}
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("hidden", [1, 7, 40, 64])
+@pytest.mark.parametrize(
+    ("dtype", "exponent"), [(torch.float32, 0), (torch.float64, 0), (torch.float64, 1000)], ids=str
+)
+def test_norms_neither_overflow_nor_vanish_before_the_adjoint_does(
+    dtype, exponent, hidden, gradients_of
+):
+    smallest_normal, smallest = SMALLEST[dtype]
+    T = exponent - smallest + 10
+    # States of zero, where f' = 1, and a permutation halved: each step halves the adjoint, exactly.
+    torch.manual_seed(0)
+    U = torch.eye(hidden)[torch.randperm(hidden)] / 2
+    states, x, W = torch.zeros(T, 2, hidden), torch.zeros(T, 2, 1), torch.zeros(hidden, 1)
+    grad_h_n = torch.stack([torch.zeros(hidden), 1 + torch.rand(hidden)]).to(dtype) * 2.0**exponent
+    tensors = [t.to(dtype) for t in (x, W, U, states)]
+    args = [None, grad_h_n, tensors[0], None, *tensors[1:], "tanh", False, None]
+    norms = gradients_of(*args, [False] * 5 + [True])[5].flip(0)  # by lag
+
+    assert (norms[:, 0] == 0).all()  # no gradient at all
+    lags = exponent - smallest_normal
+    norm = (grad_h_n[1].double() * 2.0**-exponent).norm().item()
+    expected = [math.ldexp(norm, exponent - lag) for lag in range(lags)]
+    torch.testing.assert_close(
+        norms[:lags, 1], torch.tensor(expected, dtype=torch.float64), rtol=1e-15, atol=0
+    )
+    assert (norms[: exponent - smallest, 1] > 0).all()  # denormal numbers too
+    assert norms[-1, 1] == 0
+
+
+@IMPLEMENTATIONS
+def test_norms_of_what_is_not_finite_are_not_either(gradients_of):
+    args = arguments(nonlinearity="identity")
+    args[0][4:], args[1][:] = 0, 0
+    args[0][3, 0, 0], args[0][3, 1, 1] = torch.inf, torch.nan
+    norms = gradients_of(*args)[5]
+    assert (norms[4:] == 0).all()
+    assert norms[3, 0] == torch.inf
+    assert norms[2, 0] == torch.inf  # of infinities alone, after a product with zero padding
+    assert norms[:4, 1].isnan().all()
+    assert norms[:, 2].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("T", "B", "H"), [(30, 1, 300), (20, 3, 128), (9, 40, 70), (3, 2, 1024)], ids=str
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_norms_do_not_depend_on_the_number_of_threads_or_on_the_batch(T, B, H, packed):
+    torch.manual_seed(0)
+    sizes = torch.tensor([B] * (T // 2) + [(B + 1) // 2] * (T - T // 2)) if packed else None
+    rows = (int(sizes.sum()),) if packed else (T, B)
+    states, grad_h_n = torch.rand(*rows, H), torch.randn(B, H)
+    U = torch.randn(H, H) / H**0.5
+    x, W = torch.randn(*rows, 3), torch.randn(H, 3)
+    wanted = [True] * 6
+    before, norms = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            args = [states, grad_h_n, x, None, W, U, states, "tanh", False, sizes, wanted]
+            norms.append(native(*args)[5])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(n, norms[0]) for n in norms)
+    if not packed:
+        alone = [states[:, :1], grad_h_n[:1], x[:, :1], None, W, U, states[:, :1]]
+        assert torch.equal(native(*alone, "tanh", False, None, wanted)[5][:, 0], norms[0][:, 0])
 
 
 # ---- transforms ----------------------------------------------------------------------------------
@@ -187,7 +310,7 @@ def test_vmap_equals_a_loop(mapped, sizes):
 
 
 def test_nested_vmaps_equal_nested_loops():
-    args = arguments(wanted=(True, False, False, True, False))
+    args = arguments(wanted=(True, False, False, True, False, True))
     cotangents, Us = torch.randn(2, T, B, H).double(), torch.randn(3, H, H).double() / 4
 
     def f(cotangent, U):
@@ -227,7 +350,8 @@ def test_tangents_pass_without_a_graph():
         dual = forward_ad.make_dual(args[0], tangent)
         results = native(dual, *args[1:])
         actual = [forward_ad.unpack_dual(g).tangent for g in results]
-    assert_equal(actual, native(tangent, None, *args[2:]))  # the gradients are linear in it
+    # The gradients are linear in it; a norm is not.
+    assert_equal(actual[:5], native(tangent, None, *args[2:])[:5])
 
 
 @pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
@@ -244,7 +368,7 @@ def test_gradients_of_the_gradients_are_those_of_the_parts(sizes):
 
 @pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_a_compiled_call_equals_an_eager_one(sizes):
-    args = arguments(sizes=sizes, wanted=(True, True, False, True, True))
+    args = arguments(sizes=sizes, wanted=(True, True, False, True, True, True))
     compiled = torch.compile(lambda *a: native(*a), fullgraph=True, backend="aot_eager")
     assert_equal(compiled(*args), native(*args))
 
@@ -255,10 +379,12 @@ def test_a_compiled_call_equals_an_eager_one(sizes):
 @pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_flops_are_those_of_the_parts(sizes):
     for *wanted, h0, grad_h_n in itertools.product([False, True], repeat=7):
-        args = arguments(sizes=sizes, h0=h0, grad_h_n=grad_h_n, wanted=wanted)
+        args = arguments(sizes=sizes, h0=h0, grad_h_n=grad_h_n, wanted=[*wanted, False])
+        with_norm = [*args[:-1], [*wanted, True]]
         counts = []
-        for f in (native, elman_gradients_by_parts):
+        for f, its_args in ((native, args), (elman_gradients_by_parts, args), (native, with_norm)):
             with FlopCounterMode(display=False) as counter:
-                f(*args)
+                f(*its_args)
             counts.append(counter.get_total_flops())
-        assert counts[0] == counts[1], (wanted, h0, grad_h_n)
+        # The norms need no product of their own.
+        assert counts[0] == counts[1] == counts[2], (wanted, h0, grad_h_n)

@@ -63,7 +63,7 @@ DEFECTS = {
         "walker.h",
         "n < end_column_ && start > 0;",
         "n < end_column_ && start < 0;",
-        "grad_",
+        ", not ",  # whichever result is looked at first
     ),
     "the last inputs of a chunk are not projected": Defect(
         "recurrence",
@@ -120,6 +120,22 @@ DEFECTS = {
         "for (int64_t s = 0; s < steps; ++s)\n        if (walker_.rows(s + 1)",
         "for (int64_t s = steps - 1; s < steps; ++s)\n        if (walker_.rows(s + 1)",
         "grad_initial[",
+    ),
+    "norms are of delta, not of the adjoint": Defect(
+        "gradients",
+        "address",
+        "walker.h",
+        "if (z != nullptr) store<T>(z + j, v);\n        v = Epilogue::apply(v, e);",
+        "v = Epilogue::apply(v, e);\n        if (z != nullptr) store<T>(z + j, v);",
+        "adjoint_norm[",
+    ),
+    "threads that share all samples each leave a norm out": Defect(
+        "gradients",
+        "address",
+        "gradients.cpp",
+        "rows * (thread_ + 1) / threads}",
+        "rows * (thread_ + 1) / threads - 1}",
+        "adjoint_norm[",
     ),
     "a matrix used where it lies is read from its first block only": Defect(
         "recurrence",

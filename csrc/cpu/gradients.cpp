@@ -9,63 +9,11 @@
 #include <vector>
 
 #include "../recurrence.h"
-#include "call.h"
-#include "outer_product.h"
+#include "gradient_pieces.h"
+#include "row_norm.h"
 
 namespace rnn_cuda::cpu {
 namespace {
-
-// What a call adds to that of its backward recurrence.
-template <class Storage>
-struct GradientPieces {
-  using T = typename ComputeOf<Storage>::type;
-  using E = typename OperandOf<Storage>::type;
-
-  GradientPieces(const Gradients& g, const Call<Storage>& call, ScratchLayout& layout)
-      : rows(std::min(call.chunk_rows(), kRowsPerChunk)),
-        sums_at_once(call.is_single_chunk() &&
-                     (call.plan().threads == 1 || call.plan().cut_hidden)),
-        streams_input(g.backward.time_steps == 1),
-        input_panels(g.grad_input == nullptr ? 0 : g.input_size, call.plan().panel_vectors),
-        // Columns of strips are padded to whole vectors: let the longer side be along them.
-        input_is_left(g.input_size * padded_to_vectors<T>(g.backward.hidden_size) <
-                      g.backward.hidden_size * padded_to_vectors<T>(g.input_size)) {
-    const int threads = call.plan().threads;
-    const int64_t hidden = g.backward.hidden_size;
-    packed_input =
-        layout.add<E>(streams_input ? 0 : input_panels.padded_columns() * operands<E>(hidden));
-    zeros = layout.add<T>(input_panels.padded_columns() + call.panels().padded_columns());
-    previous_size = Strips<T>::size_for(rows, hidden);
-    previous = layout.add<T>(previous_size * threads);
-    input_size = Strips<T>::size_for(rows, g.input_size);
-    input = layout.add<T>(input_size * threads);
-    for (int thread = 0; thread < threads; ++thread) {
-      const Share share = call.share(thread);
-      const int64_t first = call.panels().first_column(share.first_panel);
-      const int64_t end = std::min(call.panels().first_column(share.end_panel), hidden);
-      OuterProduct<T> hidden_product, input_product;
-      if (g.grad_weight_hidden != nullptr) hidden_product = {first, end, hidden};
-      if (g.grad_weight_input != nullptr)
-        input_product = input_is_left ? OuterProduct<T>(0, g.input_size, end - first)
-                                      : OuterProduct<T>(first, end, g.input_size);
-      weight_hidden.push_back(hidden_product);
-      weight_input.push_back(input_product);
-      weight_hidden_at.push_back(layout.add<T>(sums_at_once ? 0 : hidden_product.size()));
-      weight_input_at.push_back(layout.add<T>(sums_at_once ? 0 : input_product.size()));
-      bias_at.push_back(layout.add<T>(call.panels().padded_columns()));
-    }
-  }
-
-  const int64_t rows;        // that are worked on at once
-  const bool sums_at_once;   // a weight gradient is one outer product and needs no adding up
-  const bool streams_input;  // W is used where it lies
-  const Panels<T> input_panels;
-  const bool input_is_left;
-  int64_t packed_input, zeros, previous, previous_size, input, input_size;
-  // One per thread.
-  std::vector<OuterProduct<T>> weight_hidden, weight_input;
-  std::vector<int64_t> weight_hidden_at, weight_input_at, bias_at;
-};
 
 // One thread of a call.
 template <class Storage, template <class> class EpilogueOf>
@@ -87,7 +35,7 @@ class GradientWorker {
         share_(call.share(thread)),
         first_column_(call.panels().first_column(share_.first_panel)),
         end_column_(std::min(call.panels().first_column(share_.end_panel), r_.hidden_size)),
-        walker_(team_, share_, call.buffers(scratch, thread)),
+        walker_(team_, share_, pieces.buffers(call, scratch, thread)),
         previous_{at(pieces.previous) + pieces.previous_size * thread,
                   Strips<T>::stride_for(pieces.rows)},
         input_{at(pieces.input) + pieces.input_size * thread, Strips<T>::stride_for(pieces.rows)},
@@ -110,7 +58,11 @@ class GradientWorker {
       std::fill_n(at(pieces_.zeros),
                   pieces_.input_panels.padded_columns() + call_.panels().padded_columns(), T(0));
     barrier_.wait(threads);
-    walker_.run([&](int64_t start, int64_t steps) { add_chunk(start, steps); });
+    walker_.run(
+        [&](int64_t start, int64_t s) {
+          if (g_.adjoint_norm != nullptr) write_norms(start, s);
+        },
+        [&](int64_t start, int64_t steps) { add_chunk(start, steps); });
     barrier_.wait(threads);
     write_sums();
   }
@@ -124,6 +76,26 @@ class GradientWorker {
   // dL/dx = W^T delta: the product with W's columns.
   Matrix columns_of_w() const {
     return {g_.weight_input.data, g_.weight_input.stride, !g_.weight_input.transposed};
+  }
+
+  struct Range {
+    int64_t first, end;
+  };
+
+  // Which of so many rows of the share are this thread's. Samples are its own; where all threads
+  // have all samples, they share the rows.
+  Range own(int64_t rows) const {
+    if (!call_.plan().cut_hidden) return {0, rows};
+    const int64_t threads = call_.plan().threads;
+    return {rows * thread_ / threads, rows * (thread_ + 1) / threads};
+  }
+
+  void write_norms(int64_t start, int64_t s) const {
+    const int64_t t = call_.schedule().time(start + s);
+    const Range rows = own(walker_.rows(s));
+    for (int64_t i = rows.first; i < rows.end; ++i)
+      g_.adjoint_norm[call_.schedule().row(t, walker_.sample(i))] =
+          row_norm(walker_.z(start + s, i), r_.hidden_size);
   }
 
   // The time step and sample of a row of the chunk; time -1 where the row is empty.
@@ -145,12 +117,7 @@ class GradientWorker {
     const Strips<T> delta = walker_.buffers().values.from_row(walker_.slot_row(1));
     for (int64_t row = 0; row < rows; row += pieces_.rows)
       add_rows(delta.from_row(row), row, std::min(pieces_.rows, rows - row));
-    if (g_.grad_input != nullptr) {
-      // Samples are the thread's own; where all threads have all samples, share the rows.
-      const int parts = call_.plan().cut_hidden ? call_.plan().threads : 1;
-      const int part = call_.plan().cut_hidden ? thread_ : 0;
-      write_input_gradient(rows * part / parts, rows * (part + 1) / parts);
-    }
+    if (g_.grad_input != nullptr) write_input_gradient(own(rows));
     if (g_.grad_initial != nullptr)
       for (int64_t s = 0; s < steps; ++s)
         if (walker_.rows(s + 1) < walker_.rows(s))
@@ -239,11 +206,11 @@ class GradientWorker {
     });
   }
 
-  void write_input_gradient(int64_t first, int64_t end) {
+  void write_input_gradient(Range rows) {
     const Strips<E> delta = walker_.buffers().states.from_row(walker_.slot_row(1));
     const Panels<T>& panels = pieces_.input_panels;
     for (int64_t p = 0; p < panels.count(); ++p)
-      multiply(delta, first, end, columns_of_w(), g_.input_size, panels, p,
+      multiply(delta, rows.first, rows.end, columns_of_w(), g_.input_size, panels, p,
                operands_at(pieces_.packed_input), pieces_.streams_input,
                [&](int64_t row, int64_t height, const T* sums) {
                  for (int64_t i = 0; i < height; ++i) {

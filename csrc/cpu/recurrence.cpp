@@ -28,7 +28,7 @@ void run_typed(const Recurrence& r, int threads) {
       barrier.wait(plan.threads);
       const Team<Storage> team = call.team(scratch, barrier);
       Walker<Storage, EpilogueOf>(team, call.share(thread), call.buffers(scratch, thread))
-          .run([](int64_t, int64_t) {});
+          .run([](int64_t, int64_t) {}, [](int64_t, int64_t) {});
     });
     if (threads == plan.threads) return;
   }

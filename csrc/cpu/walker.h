@@ -54,6 +54,8 @@ struct WalkBuffers {
   T* projected = nullptr;  // bias + W x of a chunk, rows of padded columns
   T* sums = nullptr;       // of a panel of all rows, and
   E* block = nullptr;      // a part of a panel, where matrices are streamed
+  T* z = nullptr;          // of each of the last z_slots steps, rows of padded columns, if wanted
+  int64_t z_slots = 1;
 };
 
 template <class Storage, template <class> class EpilogueOf>
@@ -73,9 +75,10 @@ class Walker {
         end_column_(team.panels.first_column(share.end_panel)),
         slot_row_(team.steps_per_chunk + 2) {}
 
-  // Walks the whole sequence; calls after_chunk(first step, steps) when a chunk's states are there.
-  template <class AfterChunk>
-  void run(const AfterChunk& after_chunk) {
+  // Walks the whole sequence; calls after_step(chunk's first step, step of the chunk) when a step's
+  // states are there, and after_chunk(first step, steps).
+  template <class AfterStep, class AfterChunk>
+  void run(const AfterStep& after_step, const AfterChunk& after_chunk) {
     for (int64_t start = 0; start < r_.time_steps; start += team_.steps_per_chunk) {
       const int64_t steps = std::min(team_.steps_per_chunk, r_.time_steps - start);
       // Nobody reads a slot any more: the last step ended in a wait. But the first step will read
@@ -85,6 +88,7 @@ class Walker {
       for (int64_t s = 0; s < steps; ++s) {
         advance(step(start, s));
         team_.wait_for_state();
+        after_step(start, s);
       }
       after_chunk(start, steps);
     }
@@ -97,6 +101,10 @@ class Walker {
   const WalkBuffers<Storage>& buffers() const { return buffers_; }
   // First row of a slot in `states`; of the slot after the last, the end (if states are kept).
   int64_t slot_row(int64_t slot) const { return slot_row_[slot]; }
+  // What the epilogue was applied to, at the step-th visited step.
+  T* z(int64_t step, int64_t row) const {
+    return buffers_.z + (step % buffers_.z_slots * team_.plan.rows + row) * ld_;
+  }
 
  private:
   // A row of features for each of the share's rows at one step, or null.
@@ -120,6 +128,7 @@ class Walker {
     StepRows<const Storage> first_addend;     // of rows rows_before and up
     StepRows<Storage> output;                 // of all rows
     StepRows<Storage> last;                   // of rows rows_after and up
+    StepRows<T> z;                            // of all rows
   };
 
   Step step(int64_t start, int64_t s) const {
@@ -148,7 +157,8 @@ class Walker {
         input_rows(r_.operand),
         block_rows(static_cast<const Storage*>(r_.first_addend), share_.first_sample),
         block_rows(static_cast<Storage*>(r_.output), team_.schedule.row(t, share_.first_sample)),
-        block_rows(static_cast<Storage*>(r_.last), share_.first_sample)};
+        block_rows(static_cast<Storage*>(r_.last), share_.first_sample),
+        {buffers_.z == nullptr ? nullptr : z(start + s, 0), ld_}};
   }
 
   void begin_chunk(int64_t start, int64_t steps) {
@@ -350,10 +360,13 @@ class Walker {
     for (int64_t i = first; i < first + height; ++i, sums += width) {
       Storage* const out = step.output.row(i, column);
       const Storage* const operand = step.operand.row(i, column);
+      T* const z = step.z.row(i, column);
       for (int64_t j = 0; j < width; j += kLanes<T>) {
         Vec<T> e{};
         if constexpr (Epilogue::kUsesOperand) e = load_converted(operand + j, columns - j);
-        Vec<T> v = Epilogue::apply(load(sums + j), e);
+        Vec<T> v = load(sums + j);
+        if (z != nullptr) store<T>(z + j, v);
+        v = Epilogue::apply(v, e);
         if (out != nullptr) v = store_converted(out + j, v, columns - j);
         set_state(step.row + i, column + j, v);
       }

@@ -22,6 +22,7 @@ void check_random_problem(S) {
   const Array<S> grad_input(rows * I), grad_initial(B * H), grad_weight_input(H * I),
       grad_weight_hidden(H * H);
   const Array<Bias> grad_bias(H);
+  const Array<double> adjoint_norm(rows);
 
   rnn_cuda::Gradients g;
   g.input_size = I;
@@ -32,11 +33,26 @@ void check_random_problem(S) {
   if (!one_in(3)) g.grad_weight_input = grad_weight_input.data();
   if (!one_in(3)) g.grad_weight_hidden = grad_weight_hidden.data();
   if (one_in(2)) g.grad_bias = grad_bias.data();
+  if (one_in(2)) g.adjoint_norm = adjoint_norm.data();
   if (one_in(2)) p.r.output = nullptr;
   g.backward = p.r;
 
   const auto judge = [&] {
-    const std::vector<double> delta = p.states({}, [](int64_t, int64_t, int64_t, Sum&) {});
+    std::vector<Sum> adjoints;
+    const std::vector<double> delta =
+        p.states({}, [](int64_t, int64_t, int64_t, Sum&) {}, &adjoints);
+    for (int64_t row = 0; g.adjoint_norm != nullptr && row < rows; ++row) {
+      double squares = 0, tolerances = 0;
+      for (int64_t i = row * H; i < (row + 1) * H; ++i) {
+        squares += adjoints[i].value * adjoints[i].value;
+        // As of a sum: an adjoint is not rounded to what deltas are stored in, but is made of some.
+        tolerances += std::pow(check::tolerance<S>(adjoints[i].value, adjoints[i].magnitude), 2);
+      }
+      if (!(std::abs(adjoint_norm[row] - std::sqrt(squares)) <= std::sqrt(tolerances)))
+        throw std::runtime_error("adjoint_norm[" + std::to_string(row) + "] is " +
+                                 std::to_string(adjoint_norm[row]) + ", not " +
+                                 std::to_string(std::sqrt(squares)));
+    }
     std::vector<Sum> of_weight_input(H * I), of_weight_hidden(H * H), of_bias(H);
     for (int64_t b = 0; b < B; ++b) {
       const double* last_delta = nullptr;

@@ -278,10 +278,13 @@ struct RecurrenceProblem {
   // The states of all rows, once the kernel has run; checks `output`. If there is one, the judge
   // goes on from it, as a recurrence has to: what it carries on is what its caller gets to see.
   //
-  // add_inputs(t, b, n, sum) adds what is not the addend or a product with a state to z.
+  // add_inputs(t, b, n, sum) adds what is not the addend or a product with a state to z; all z, if
+  // wanted, go to `sums`.
   template <class F>
-  std::vector<double> states(const Array<S>& initial, const F& add_inputs) const {
+  std::vector<double> states(const Array<S>& initial, const F& add_inputs,
+                             std::vector<Sum>* sums = nullptr) const {
     std::vector<double> states(shape.rows() * H);
+    if (sums != nullptr) sums->resize(states.size());
     for (int64_t b = 0; b < B; ++b) {
       std::vector<double> state(H, 0.0);
       for (int64_t n = 0; r.initial != nullptr && n < H; ++n) state[n] = initial[b * H + n];
@@ -294,9 +297,10 @@ struct RecurrenceProblem {
           if (first && r.first_addend != nullptr) z.add(first_addend[b * H + n]);
           add_inputs(t, b, n, z);
           for (int64_t k = 0; k < H; ++k) z.add(weight_hidden.at(n, k) * state[k]);
-          next[n] = apply(r.epilogue, z.value, operand.at(t, b, n));
-          if (r.output == nullptr) continue;
           const int64_t i = next + n - states.data();
+          next[n] = apply(r.epilogue, z.value, operand.at(t, b, n));
+          if (sums != nullptr) (*sums)[i] = z;
+          if (r.output == nullptr) continue;
           expect<S>("output", output, H, i, next[n], z.magnitude);
           next[n] = output[i];
         }

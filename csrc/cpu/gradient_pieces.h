@@ -1,0 +1,81 @@
+// What a call for all gradients needs beyond its backward recurrence, and where in the scratch
+// memory that lies.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "call.h"
+#include "outer_product.h"
+
+namespace rnn_cuda::cpu {
+
+template <class Storage>
+struct GradientPieces {
+  using T = typename ComputeOf<Storage>::type;
+  using E = typename OperandOf<Storage>::type;
+
+  GradientPieces(const Gradients& g, const Call<Storage>& call, ScratchLayout& layout)
+      : rows(std::min(call.chunk_rows(), kRowsPerChunk)),
+        sums_at_once(call.is_single_chunk() &&
+                     (call.plan().threads == 1 || call.plan().cut_hidden)),
+        streams_input(g.backward.time_steps == 1),
+        input_panels(g.grad_input == nullptr ? 0 : g.input_size, call.plan().panel_vectors),
+        // Columns of strips are padded to whole vectors: let the longer side be along them.
+        input_is_left(g.input_size * padded_to_vectors<T>(g.backward.hidden_size) <
+                      g.backward.hidden_size * padded_to_vectors<T>(g.input_size)) {
+    const int threads = call.plan().threads;
+    const int64_t hidden = g.backward.hidden_size;
+    packed_input =
+        layout.add<E>(streams_input ? 0 : input_panels.padded_columns() * operands<E>(hidden));
+    zeros = layout.add<T>(input_panels.padded_columns() + call.panels().padded_columns());
+    previous_size = Strips<T>::size_for(rows, hidden);
+    previous = layout.add<T>(previous_size * threads);
+    input_size = Strips<T>::size_for(rows, g.input_size);
+    input = layout.add<T>(input_size * threads);
+    for (int thread = 0; thread < threads; ++thread) {
+      const Share share = call.share(thread);
+      const int64_t first = call.panels().first_column(share.first_panel);
+      const int64_t end = std::min(call.panels().first_column(share.end_panel), hidden);
+      OuterProduct<T> hidden_product, input_product;
+      if (g.grad_weight_hidden != nullptr) hidden_product = {first, end, hidden};
+      if (g.grad_weight_input != nullptr)
+        input_product = input_is_left ? OuterProduct<T>(0, g.input_size, end - first)
+                                      : OuterProduct<T>(first, end, g.input_size);
+      weight_hidden.push_back(hidden_product);
+      weight_input.push_back(input_product);
+      weight_hidden_at.push_back(layout.add<T>(sums_at_once ? 0 : hidden_product.size()));
+      weight_input_at.push_back(layout.add<T>(sums_at_once ? 0 : input_product.size()));
+      bias_at.push_back(layout.add<T>(call.panels().padded_columns()));
+    }
+    const bool cut = call.plan().cut_hidden;
+    z_slots = cut ? 2 : 1;
+    z_size =
+        g.adjoint_norm == nullptr ? 0 : z_slots * call.plan().rows * call.panels().padded_columns();
+    z = layout.add<T>(z_size * (cut ? 1 : threads));
+  }
+
+  // The walk's buffers, with those that keep z where its norm is wanted.
+  WalkBuffers<Storage> buffers(const Call<Storage>& call, char* scratch, int thread) const {
+    WalkBuffers<Storage> buffers = call.buffers(scratch, thread);
+    if (z_size == 0) return buffers;
+    buffers.z = reinterpret_cast<T*>(scratch + z) + (call.plan().cut_hidden ? 0 : z_size * thread);
+    buffers.z_slots = z_slots;
+    return buffers;
+  }
+
+  const int64_t rows;        // that are worked on at once
+  const bool sums_at_once;   // a weight gradient is one outer product and needs no adding up
+  const bool streams_input;  // W is used where it lies
+  const Panels<T> input_panels;
+  const bool input_is_left;
+  int64_t packed_input, zeros, previous, previous_size, input, input_size;
+  // Where the hidden dimension is cut, threads read what others wrote at the last step, while those
+  // write the next.
+  int64_t z, z_size, z_slots;
+  // One per thread.
+  std::vector<OuterProduct<T>> weight_hidden, weight_input;
+  std::vector<int64_t> weight_hidden_at, weight_input_at, bias_at;
+};
+
+}  // namespace rnn_cuda::cpu
