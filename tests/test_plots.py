@@ -136,6 +136,8 @@ def test_trained_profiles_are_dashed_in_the_colour_of_their_label():
     assert looks[2] == (looks[1][0], "--")
     assert looks[3][0] not in {colour for colour, _ in looks[:3]}
     assert legend(axes) == ["a", "b", "c", "at initialisation", "trained"]
+    axes = axes_of(plots.adjoint_profile({"a": FALLING}, {"a": FALLING}, stages=("(h, c)", "h")))
+    assert legend(axes) == ["a", "(h, c)", "h"]
 
 
 # 2. heatmap

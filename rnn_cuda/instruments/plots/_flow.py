@@ -37,6 +37,7 @@ def adjoint_profile(
     trained: Series | None = None,
     *,
     relative: bool = False,
+    stages: tuple[str, str] = ("at initialisation", "trained"),
     band: Band | None = (0.0, 1.0),
     title: str | None = None,
     ax: Axes | None = None,
@@ -49,6 +50,7 @@ def adjoint_profile(
         trained: the same after training, drawn dashed in the colour of its label.
         relative: divide by the norm at the last step (seed by seed; seeds where it is zero are left
             out).
+        stages: what the legend calls solid and dashed lines, where there are both.
         band: quantiles over the seeds to shade; their whole range by default, None for no band.
             The line is the median.
         title: of the axes.
@@ -66,13 +68,13 @@ def adjoint_profile(
     """
     check_series("norms", norms)
     check_band(band)
-    stages = [("norms", norms, "-")]
+    groups = [("norms", norms, "-")]
     if trained is not None:
-        stages.append(("trained", check_series("trained", trained), "--"))
-    labels = list(dict.fromkeys(label for _, series, _ in stages for label in series))
+        groups.append(("trained", check_series("trained", trained), "--"))
+    labels = list(dict.fromkeys(label for _, series, _ in groups for label in series))
     with canvas(ax) as axes:
         axes.set_yscale("log")
-        for name, series, dash in stages:
+        for name, series, dash in groups:
             for label, values in series.items():
                 by_lag = as_seeds(f"{name}[{label!r}]", values)[:, ::-1]
                 if relative:
@@ -92,7 +94,7 @@ def adjoint_profile(
                     **look(labels.index(label)),
                 )
         if trained is not None:
-            for dash, words in (("-", "at initialisation"), ("--", "trained")):
+            for dash, words in zip(("-", "--"), stages, strict=True):
                 axes.plot([], [], color="0.3", linestyle=dash, label=words)
         return finish(
             axes,
