@@ -4,9 +4,9 @@
     rnn_cuda.init.chrono_(torch.nn.LSTM(10, 64, num_layers=2), max_lag=784)
 
 Each function works in place on every layer and direction, and returns what it was given. It takes
-`FusedRNN`, ``nn.RNN``, ``nn.LSTM``, ``nn.GRU`` or one of their cells; those that concern the
-recurrent weights alone also take such a weight itself. With a ``torch.Generator`` a call is
-reproducible and leaves torch's global generator alone.
+`FusedRNN`, `LeakyRNN`, ``nn.RNN``, ``nn.LSTM``, ``nn.GRU`` or one of their cells; those that
+concern the recurrent weights alone also take such a weight itself. With a ``torch.Generator`` a
+call is reproducible and leaves torch's global generator alone.
 
 Legend: H hidden size; W = ``weight_ih``, U = ``weight_hh``, b = ``bias_ih + bias_hh``. A gated
 layer stacks a block of H rows per gate: i, f, g, o in an LSTM; r, z, n in a GRU. The blocks of U
@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from rnn_cuda.arguments import type_name
 from rnn_cuda.cell import FusedRNNCell
-from rnn_cuda.modules import FusedRNN
+from rnn_cuda.modules import ElmanStack
 
 __all__ = ["chrono_", "forget_bias_", "identity_", "irnn_", "orthogonal_", "scaled_gaussian_"]
 
-_ELMAN = (FusedRNN, FusedRNNCell, nn.RNN, nn.RNNCell)
+_ELMAN = (ElmanStack, FusedRNNCell, nn.RNN, nn.RNNCell)
 _LSTM = (nn.LSTM, nn.LSTMCell)
 _GRU = (nn.GRU, nn.GRUCell)
 

@@ -29,66 +29,11 @@ from rnn_cuda.functional import elman_rnn
 from rnn_cuda.rebuild import TORCH_NONLINEARITIES, parameter_copier, rebuild
 
 
-class FusedRNN(nn.Module):
-    r"""Multi-layer Elman RNN; a drop-in for :class:`torch.nn.RNN`.
+class ElmanStack(nn.Module):
+    """Layers and directions of Elman cells, with the interface of :class:`torch.nn.RNN`.
 
-    Each layer and direction computes, for every time step,
-
-    .. math:: h_t = f(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})
-
-    Arguments, parameter names, initialisation, ``state_dict`` and results are those of
-    ``torch.nn.RNN``. Beyond it: two more nonlinearities, derivatives of any order, and a backward
-    pass in eval mode on every device.
-
-    Two differences: it is not an instance of ``nn.RNNBase``, and ``output`` must not be modified in
-    place before the backward pass, which reads the states from it (autograd raises if it was).
-
-    Args:
-        input_size: number of features I of the input.
-        hidden_size: number of features H of the hidden state.
-        num_layers: number of stacked layers L.
-        nonlinearity: ``"tanh"``, ``"relu"``, ``"sigmoid"`` or ``"identity"``.
-        bias: whether there are ``bias_ih`` and ``bias_hh``.
-        batch_first: whether dense batched input and output are ``(B, T, features)`` instead of
-            ``(T, B, features)``; unbatched and packed sequences and hidden states are not affected.
-        dropout: probability of dropping each output of every layer but the last, in training.
-        bidirectional: whether a second direction runs from the last time step to the first (D = 2).
-        device: where the parameters are created.
-        dtype: data type of the parameters.
-        proj_size: refused as ``torch.nn.RNN`` refuses it; only an LSTM has projections.
-
-    Inputs:
-        input: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, ``(T, I)`` for one unbatched
-            sequence, or a :class:`~torch.nn.utils.rnn.PackedSequence`.
-        hx: initial states, ``(L * D, B, H)``, or ``(L * D, H)`` if unbatched; zeros by default.
-
-    Outputs:
-        output: the last layer's hidden state at every step, shaped as the input with D * H features
-            (packed if the input was).
-        h_n: the final hidden state of every layer and direction, shaped as ``hx``.
-
-    Parameters of layer k (direction 1 has the suffix ``_reverse``): ``weight_ih_l{k}`` of shape
-    ``(H, I)``, or ``(H, D * H)`` above the first layer, ``weight_hh_l{k}`` ``(H, H)``,
-    ``bias_ih_l{k}`` and ``bias_hh_l{k}`` ``(H,)``; all drawn uniformly from
-    :math:`(-1/\sqrt{H}, 1/\sqrt{H})`.
-
-    Raises:
-        TypeError: an argument, the input or ``hx`` is of the wrong type.
-        ValueError: an argument is out of range, the input has not 2 or 3 dimensions, or its dtype
-            is not that of the parameters.
-        RuntimeError: the input's features, its length (0), its device, or the shape, dtype or
-            device of ``hx`` do not fit.
-
-    Example:
-        >>> import torch
-        >>> rnn = FusedRNN(input_size=3, hidden_size=5, num_layers=2, bidirectional=True)
-        >>> output, h_n = rnn(torch.zeros(7, 2, 3))  # 7 time steps, 2 samples, 3 features
-        >>> output.shape, h_n.shape
-        (torch.Size([7, 2, 10]), torch.Size([4, 2, 5]))
-        >>> same = torch.nn.RNN(3, 5, num_layers=2, bidirectional=True)
-        >>> same.load_state_dict(rnn.state_dict())
-        <All keys matched successfully>
-
+    Arguments, inputs, outputs and parameters are those that `FusedRNN` documents; a subclass says
+    how one layer and direction runs over a sequence.
     """
 
     # A plain Module rather than an nn.RNNBase: the base class keeps a second, flat list of the
@@ -336,15 +281,8 @@ class FusedRNN(nn.Module):
         reverse: bool,
         batch_sizes: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Run one layer and direction; what a module with another recurrence overrides."""
-        return elman_rnn(
-            sequence,
-            h0,
-            *weights,
-            nonlinearity=self.nonlinearity,
-            reverse=reverse,
-            batch_sizes=batch_sizes,
-        )
+        """Run one layer and direction; arguments and results as in ``functional.elman_rnn``."""
+        raise NotImplementedError
 
     def _check_hx_shape(self, hx: Tensor, batch: tuple[int, ...]) -> None:
         """Check ``hx`` against ``(L * D, *batch, H)``; ``batch`` is empty for unbatched input."""
@@ -367,6 +305,87 @@ class FusedRNN(nn.Module):
         check_input_placement(input, weight)
         if hx is not None:
             check_hx_placement(hx, input)
+
+
+class FusedRNN(ElmanStack):
+    r"""Multi-layer Elman RNN; a drop-in for :class:`torch.nn.RNN`.
+
+    Each layer and direction computes, for every time step,
+
+    .. math:: h_t = f(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})
+
+    Arguments, parameter names, initialisation, ``state_dict`` and results are those of
+    ``torch.nn.RNN``. Beyond it: two more nonlinearities, derivatives of any order, and a backward
+    pass in eval mode on every device.
+
+    Two differences: it is not an instance of ``nn.RNNBase``, and ``output`` must not be modified in
+    place before the backward pass, which reads the states from it (autograd raises if it was).
+
+    Args:
+        input_size: number of features I of the input.
+        hidden_size: number of features H of the hidden state.
+        num_layers: number of stacked layers L.
+        nonlinearity: ``"tanh"``, ``"relu"``, ``"sigmoid"`` or ``"identity"``.
+        bias: whether there are ``bias_ih`` and ``bias_hh``.
+        batch_first: whether dense batched input and output are ``(B, T, features)`` instead of
+            ``(T, B, features)``; unbatched and packed sequences and hidden states are not affected.
+        dropout: probability of dropping each output of every layer but the last, in training.
+        bidirectional: whether a second direction runs from the last time step to the first (D = 2).
+        device: where the parameters are created.
+        dtype: data type of the parameters.
+        proj_size: refused as ``torch.nn.RNN`` refuses it; only an LSTM has projections.
+
+    Inputs:
+        input: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, ``(T, I)`` for one unbatched
+            sequence, or a :class:`~torch.nn.utils.rnn.PackedSequence`.
+        hx: initial states, ``(L * D, B, H)``, or ``(L * D, H)`` if unbatched; zeros by default.
+
+    Outputs:
+        output: the last layer's hidden state at every step, shaped as the input with D * H features
+            (packed if the input was).
+        h_n: the final hidden state of every layer and direction, shaped as ``hx``.
+
+    Parameters of layer k (direction 1 has the suffix ``_reverse``): ``weight_ih_l{k}`` of shape
+    ``(H, I)``, or ``(H, D * H)`` above the first layer, ``weight_hh_l{k}`` ``(H, H)``,
+    ``bias_ih_l{k}`` and ``bias_hh_l{k}`` ``(H,)``; all drawn uniformly from
+    :math:`(-1/\sqrt{H}, 1/\sqrt{H})`.
+
+    Raises:
+        TypeError: an argument, the input or ``hx`` is of the wrong type.
+        ValueError: an argument is out of range, the input has not 2 or 3 dimensions, or its dtype
+            is not that of the parameters.
+        RuntimeError: the input's features, its length (0), its device, or the shape, dtype or
+            device of ``hx`` do not fit.
+
+    Example:
+        >>> import torch
+        >>> rnn = FusedRNN(input_size=3, hidden_size=5, num_layers=2, bidirectional=True)
+        >>> output, h_n = rnn(torch.zeros(7, 2, 3))  # 7 time steps, 2 samples, 3 features
+        >>> output.shape, h_n.shape
+        (torch.Size([7, 2, 10]), torch.Size([4, 2, 5]))
+        >>> same = torch.nn.RNN(3, 5, num_layers=2, bidirectional=True)
+        >>> same.load_state_dict(rnn.state_dict())
+        <All keys matched successfully>
+
+    """
+
+    def _recurrence(
+        self,
+        sequence: Tensor,
+        h0: Tensor | None,
+        weights: list[Tensor],
+        *,
+        reverse: bool,
+        batch_sizes: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        return elman_rnn(
+            sequence,
+            h0,
+            *weights,
+            nonlinearity=self.nonlinearity,
+            reverse=reverse,
+            batch_sizes=batch_sizes,
+        )
 
     @classmethod
     def from_torch(cls, rnn: nn.RNN) -> FusedRNN:

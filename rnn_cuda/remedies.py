@@ -21,9 +21,9 @@ from torch.nn.utils import parametrizations, parametrize
 
 from rnn_cuda import init
 from rnn_cuda.arguments import type_name
-from rnn_cuda.modules import FusedRNN
+from rnn_cuda.modules import ElmanStack, FusedRNN
 from rnn_cuda.rebuild import rebuild
-from rnn_cuda.residual import AntisymmetricRNN, LeakyRNN, ResidualRNN
+from rnn_cuda.residual import AntisymmetricRNN, LeakyRNN
 
 __all__ = [
     "REMEDIES",
@@ -38,7 +38,8 @@ __all__ = [
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
-ELMAN = (FusedRNN, nn.RNN)
+PLAIN = (FusedRNN, nn.RNN)
+ELMAN = (ElmanStack, nn.RNN)  # also leaky and antisymmetric ones
 GATED = (nn.LSTM, nn.GRU)
 
 
@@ -158,9 +159,7 @@ def antisymmetric(
 
 
 def _replacement(caller: str, layer: FusedRNN | nn.RNN, build: Callable[..., Any]) -> Any:
-    _check_layer(caller, layer, ELMAN)
-    if isinstance(layer, ResidualRNN):
-        raise TypeError(f"{caller} applies to a plain Elman RNN; got {type_name(layer)}")
+    _check_layer(caller, layer, PLAIN)
     # The same parameters, not copies: an optimizer made before goes on working.
     return rebuild(layer, build, lambda parameter: parameter)
 
@@ -173,16 +172,10 @@ class Remedy:
         function: takes a layer and options, and returns the layer that is to stand in its place
             (often the same one, changed).
         layers: the classes that it applies to.
-        excluded: subclasses of those that it does not apply to.
     """
 
     function: Callable[..., nn.Module]
     layers: tuple[type[nn.Module], ...]
-    excluded: tuple[type[nn.Module], ...] = ()
-
-    def applies_to(self, layer: nn.Module) -> bool:
-        """Whether ``layer`` is one of the classes that the remedy is for."""
-        return isinstance(layer, self.layers) and not isinstance(layer, self.excluded)
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -198,19 +191,19 @@ REMEDIES: dict[str, Remedy] = {
     "forget_bias": Remedy(init.forget_bias_, GATED),
     "chrono": Remedy(init.chrono_, GATED),
     "orthogonal_parametrization": Remedy(orthogonal_parametrization, (*ELMAN, *GATED)),
-    "leaky": Remedy(leaky, ELMAN, excluded=(ResidualRNN,)),
-    "antisymmetric": Remedy(antisymmetric, ELMAN, excluded=(ResidualRNN,)),
+    "leaky": Remedy(leaky, PLAIN),
+    "antisymmetric": Remedy(antisymmetric, PLAIN),
 }
 """All remedies by name."""
 
 
 def names(layer: nn.Module) -> tuple[str, ...]:
     """Return the names of the remedies that apply to a layer of this class."""
-    return tuple(name for name, remedy in REMEDIES.items() if remedy.applies_to(layer))
+    return tuple(name for name, remedy in REMEDIES.items() if isinstance(layer, remedy.layers))
 
 
 def apply(model: nn.Module, name: str, **options: Any) -> nn.Module:
-    """Apply a remedy to every recurrent layer of ``model``: FusedRNN, ``nn.RNN``, LSTM, GRU.
+    """Apply a remedy to every recurrent layer of ``model``.
 
     Args:
         model: any module, or a recurrent layer itself; changed in place.
@@ -248,7 +241,7 @@ def apply(model: nn.Module, name: str, **options: Any) -> nn.Module:
     if not layers:
         raise ValueError(f"model: expected a FusedRNN, RNN, LSTM or GRU in it, got {model}")
     for layer in layers:
-        if not remedy.applies_to(layer):
+        if not isinstance(layer, remedy.layers):
             possible = ", ".join(names(layer))
             raise TypeError(f"{name} does not apply to {type_name(layer)}; these do: {possible}")
     replacements = {layer: remedy.function(layer, **options) for layer in layers}
@@ -263,5 +256,4 @@ def apply(model: nn.Module, name: str, **options: Any) -> nn.Module:
 
 def _check_layer(name: str, layer: object, kinds: tuple[type[nn.Module], ...]) -> None:
     if not isinstance(layer, kinds):
-        expected = ", ".join(kind.__name__ for kind in kinds)
-        raise TypeError(f"{name} applies to {expected}; got {type_name(layer)}")
+        raise TypeError(f"{name} does not apply to {type_name(layer)}")

@@ -2,8 +2,9 @@
 
 Both are ``h_t = keep * h_{t-1} + rate * f(W x_t + A h_{t-1} + b)``. The native kernel computes
 ``f(...)`` alone, with one f for all units, and the part that is carried on without f cannot be
-folded into that for a bounded f. So these modules run in plain PyTorch, one time step at a time: as
-exact, differentiable and general as `FusedRNN`, and as slow as a loop.
+folded into that for a bounded f. So these modules run in plain PyTorch, one time step at a time:
+with everything that `FusedRNN` takes, as differentiable as it is, and as slow as a loop. They are
+no `FusedRNN`: the instruments, which know that recurrence and torch's, leave them out.
 
 Shape legend: T time steps, B batch, I input size, H hidden size, N = sum(batch_sizes) packed rows.
 """
@@ -11,17 +12,16 @@ Shape legend: T time steps, B batch, I input size, H hidden size, N = sum(batch_
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rnn_cuda.arguments import type_name
-from rnn_cuda.modules import FusedRNN
+from rnn_cuda.modules import ElmanStack
 from rnn_cuda.reference import activation, compute_dtype, run_steps
 
 
-class ResidualRNN(FusedRNN):
+class ResidualRNN(ElmanStack):
     """What the two have in common; a subclass says what keep, rate and A are."""
 
     def _coefficients(self, weight_hh: Tensor) -> tuple[float, float, Tensor]:
@@ -51,10 +51,6 @@ class ResidualRNN(FusedRNN):
 
         states, h_n = run_steps(step, state, z_input.shape[0], batch_sizes, reverse)
         return states.view(*sequence.shape[:-1], self.hidden_size), h_n
-
-    def to_torch(self) -> NoReturn:
-        """Raise TypeError: ``torch.nn.RNN`` has no such recurrence."""
-        raise TypeError(f"torch.nn.RNN cannot compute what a {type_name(self)} does")
 
 
 class LeakyRNN(ResidualRNN):
