@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -17,6 +19,7 @@ from PIL import Image
 from rnn_cuda.instruments import plots
 from rnn_cuda.instruments.plots._series import median, quantile
 
+INSTRUMENTS = Path(__file__).parents[1] / "docs" / "instruments.md"
 T = 12
 FALLING = 10.0 ** -np.arange(T)[::-1]  # in the order of time: the last step's norm is 1
 
@@ -444,3 +447,23 @@ except ImportError as error:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "draws with matplotlib, which is not installed: pip install matplotlib" in done.stdout
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_example_in_the_documentation_draws_a_line_and_a_band_per_initialisation(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", INSTRUMENTS.read_text(), re.DOTALL)
+    (example,) = (block for block in blocks if "plots.save" in block)
+    scope = {}
+    exec(compile(example, INSTRUMENTS.name, "exec"), scope)
+    axes = axes_of(scope["figure"])
+    assert legend(axes) == list(scope["norms"])
+    assert len(bands(axes)) == 3
+    assert {path.name for path in Path("figures").iterdir()} == {"profile.png", "profile.svg"}
+
+
+def test_the_documentation_lists_every_figure():
+    listed = set(re.findall(r"`(\w+)`", INSTRUMENTS.read_text()))
+    assert set(plots.__all__) - {"COLOURS", "MARKERS", "STYLE", "save"} <= listed
