@@ -24,7 +24,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from rnn_cuda._adjoint import row_norms, total_adjoint
+from rnn_cuda._adjoint import check_recordable, report, row_norms, total_adjoint
 from rnn_cuda._links import Links, add_at, outer_with_previous, rows_of, take, times_previous
 from rnn_cuda.reference import activation_derivative, compute_dtype
 
@@ -191,24 +191,31 @@ class ElmanRNN(_OperatorFunction):
         input, h0, weight_ih, weight_hh, *_ = inputs
         ctx.options = inputs[6:9]  # nonlinearity, reverse, batch_sizes
         ctx.batch = output[1].shape[0]
+        ctx.adjoint_sinks = ()  # set from outside, on the output's grad_fn, which is ctx
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(input, h0, weight_ih, weight_hh, output[0])
         ctx.save_for_forward(input, h0, weight_ih, weight_hh, output[0])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grads[0] is None and grads[1] is None:
+        sinks = ctx.adjoint_sinks
+        if grads[0] is None and grads[1] is None and not sinks:
             return (None,) * 10
-        needs = ctx.needs_input_grad
-        wanted = (*needs[:4], needs[4] or needs[5], False)
-        arguments: Any = (*grads, *ctx.saved_tensors, *ctx.options, wanted)
+        needs, saved = ctx.needs_input_grad, ctx.saved_tensors
+        if sinks:
+            check_recordable(grads)
+        wanted = (*needs[:4], needs[4] or needs[5], bool(sinks))
+        arguments: Any = (*grads, *saved, *ctx.options, wanted)
         if _needs_graph(arguments):
             gradients = elman_gradients_by_parts(*arguments, batch=ctx.batch)
         elif plain_eager_mode():
             gradients = ElmanGradients.below_autograd(*arguments)
         else:
             gradients = torch.ops.rnn_cuda.elman_gradients(*arguments)
-        of_input, of_h0, of_weight_ih, of_weight_hh, of_bias, _norm = gradients
+        of_input, of_h0, of_weight_ih, of_weight_hh, of_bias, norm = gradients
+        if sinks:
+            _, _, _, weight_hh, output = saved
+            report(sinks, norm, grads, output, weight_hh, ctx.options, ctx.batch)
         return (
             of_input if needs[0] else None,
             of_h0 if needs[1] else None,
