@@ -1,0 +1,134 @@
+"""A product of matrices with singular values hundreds of decades apart, all of them to be right.
+
+Shape legend: B batch, S size of the matrices.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rnn_cuda.instruments._segments import largest, log_diagonal, normalised
+
+_EPSILON = torch.finfo(torch.float64).eps
+_SWEEPS = 60  # about ten are needed
+
+
+class GradedProduct:
+    """A = Q D X: Q orthogonal, D diagonal and graded, X well conditioned with rows of order 1.
+
+    Attributes:
+        basis: Q, ``(B, S, S)``.
+
+    """
+
+    def __init__(self, batch: int, size: int, device: torch.device) -> None:
+        """Begin with the identity."""
+        identity = torch.eye(size, dtype=torch.float64, device=device).expand(batch, -1, -1)
+        self.basis = identity
+        self._log_d = identity.new_zeros(batch, size)
+        self._x = identity
+
+    def times(self, pushed: Tensor) -> Factors:
+        """Return M A, given ``pushed`` = M Q.
+
+        The columns of M Q D are sorted by their norms and factored, M Q D = Q' R' = Q' D' X'. The
+        decomposition is made of columns of norm 1, so D need never be a number.
+        """
+        columns, log_norms = normalised(pushed.mT)
+        gone = self._log_d.isinf()
+        amounts, order = (log_norms + self._log_d).sort(dim=-1, descending=True)
+        log_norms, gone = log_norms.gather(-1, order), gone.gather(-1, order)
+        q, r = torch.linalg.qr(_take_rows(columns, order).mT)
+        diagonal = log_diagonal(r)
+        log_d = diagonal + amounts
+
+        triangle = r * (amounts.unsqueeze(-2) - log_d.unsqueeze(-1)).exp()
+        identity = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device)
+        triangle = torch.where(log_d.isinf().unsqueeze(-1), identity, triangle)
+        product = copy.copy(self)
+        product.basis, product._log_d = q, log_d
+        product._x = triangle.triu() @ _take_rows(self._x, order)
+
+        highest = log_norms.masked_fill(gone, -math.inf).amax(-1)
+        lowest = (log_norms + diagonal).masked_fill(gone, math.inf).amin(-1)
+        return Factors(product, largest((highest - lowest)[~gone.all(-1)]))
+
+    def log_singular_values(self) -> Tensor:
+        """Return the logarithms, descending, ``(B, S)``; -inf for zeros."""
+        return log_singular_values(self._x, self._log_d)
+
+
+class Factors(NamedTuple):
+    """A product, and how far apart its last factor drove the columns of Q, as a logarithm."""
+
+    product: GradedProduct
+    log_spread: float
+
+
+def log_singular_values(x: Tensor, log_d: Tensor) -> Tensor:
+    """Return log singular values of ``diag(exp(log_d)) x``, descending: ``(B, S)``.
+
+    One-sided Jacobi on the rows: rotate pairs until all are orthogonal; their norms are the
+    singular values. A row is a direction times exp(logarithm), and a rotation needs nothing but the
+    ratio of two norms and the cosine, so it does not matter how far apart the norms are. All pairs
+    of a round of a tournament turn at once.
+
+    Args:
+        x: ``(B, S, S)``.
+        log_d: ``(B, S)``.
+
+    """
+    size = log_d.shape[-1]
+    rows, log_norms = normalised(x)
+    log_norms = log_norms + log_d
+    rows = rows.masked_fill(log_norms.isinf().unsqueeze(-1), 0)
+    if size % 2:  # a bye
+        rows = torch.nn.functional.pad(rows, (0, 0, 0, 1))
+        log_norms = torch.nn.functional.pad(log_norms, (0, 1), value=-math.inf)
+    for _ in range(_SWEEPS):
+        largest_cosine = rows.new_zeros(())
+        for _ in range(rows.shape[1] - 1):
+            rows, log_norms, cosine = _rotate(rows, log_norms)
+            largest_cosine = torch.maximum(largest_cosine, cosine)
+            rows, log_norms = _next_round(rows), _next_round(log_norms)
+        if largest_cosine <= size * _EPSILON:
+            break
+    return log_norms.sort(dim=-1, descending=True).values[:, :size]
+
+
+def _rotate(rows: Tensor, log_norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Make row i orthogonal to row i + S / 2; also return the largest cosine there was."""
+    (a, b), (log_a, log_b) = rows.chunk(2, 1), log_norms.chunk(2, 1)
+    cosine = (a * b).sum(-1)
+    # The rotation's tangent is ratio * tau, where ratio is that of the shorter row to the longer:
+    # so written, it does not matter whether the ratio underflows.
+    log_ratio = torch.where(cosine == 0, 0, -(log_a - log_b).abs())
+    ratio_squared, gap = (2 * log_ratio).exp(), -torch.expm1(2 * log_ratio)
+    root = (gap * gap + 4 * ratio_squared * cosine * cosine).sqrt()
+    tau = torch.where(cosine == 0, 0, 2 * cosine / (gap + root))
+    shrink = -torch.log1p(ratio_squared * tau * tau) / 2  # log of the rotation's cosine
+    a_is_longer = log_a >= log_b
+    of_longer, of_shorter = (ratio_squared * tau).unsqueeze(-1), -tau.unsqueeze(-1)
+    longer = a_is_longer.unsqueeze(-1)
+    new_a, change_a = normalised(a + torch.where(longer, of_longer, of_shorter) * b)
+    new_b, change_b = normalised(b + torch.where(longer, of_shorter, of_longer) * a)
+    changes = torch.cat([change_a + shrink, change_b + shrink], dim=1)
+    return torch.cat([new_a, new_b], dim=1), log_norms + changes, cosine.abs().max()
+
+
+def _next_round(seats: Tensor) -> Tensor:
+    """Move everyone but the first one seat further (the circle method): all pairs meet once."""
+    half = seats.shape[1] // 2
+    if half == 1:
+        return seats
+    top, bottom = seats.split(half, 1)
+    return torch.cat([top[:, :1], bottom[:, :1], top[:, 1:-1], bottom[:, 1:], top[:, -1:]], dim=1)
+
+
+def _take_rows(matrix: Tensor, order: Tensor) -> Tensor:
+    return matrix.gather(-2, order.unsqueeze(-1).expand_as(matrix))
