@@ -29,7 +29,7 @@ def problem(nonlinearity="tanh", reverse=False, seed=0):
     torch.manual_seed(seed)
     x, h0 = torch.randn(T, B, I).double(), torch.randn(B, H).double()
     w, u = torch.randn(H, I).double(), torch.randn(H, H).double() / 2
-    b = torch.full((H,), 0.5).double()
+    b = torch.full((H,), 0.5, dtype=torch.float64)
     target = torch.randn(B, H).double()
     u.requires_grad_()
 

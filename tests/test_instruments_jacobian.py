@@ -217,7 +217,28 @@ def test_an_exact_zero_is_minus_infinity_and_nothing_else_is():
     assert probed[11:, 1].isneginf().all()
 
 
-def test_closed_units_are_zeros_and_the_other_values_stay_right():
+@pytest.mark.parametrize("gain", [1e-20, 1e20])
+def test_steps_that_shrink_or_grow_by_twenty_decades_are_taken_a_few_at_a_time(gain):
+    rnn = FusedRNN(1, 4, nonlinearity="identity", dtype=torch.float64)
+    with torch.no_grad():
+        rnn.weight_hh_l0.copy_(gain * torch.linalg.qr(rnn.weight_hh_l0).Q)
+    x = torch.zeros(100, 1, 1, dtype=torch.float64)
+    rnn.bias = False  # h stays 0, so that the trajectory itself does not overflow
+    lags = torch.arange(101, dtype=torch.float64)
+    expected = lags * math.log10(gain) + math.log10(2)
+    torch.testing.assert_close(jacobian_norm(rnn, x)[:, 0], expected, rtol=1e-13, atol=1e-13)
+    values = jacobian_singular_values(rnn, x, [100])[0, 0]
+    torch.testing.assert_close(
+        values, (expected[100] - math.log10(2)).expand(4), rtol=1e-13, atol=0
+    )
+
+
+def test_closed_units_are_zeros_and_the_other_values_stay_right(monkeypatch):
+    pulls = []
+    right = _steps.ElmanSteps.pull
+    monkeypatch.setattr(
+        _steps.ElmanSteps, "pull", lambda *args: pulls.append(args[2:]) or right(*args)
+    )
     torch.manual_seed(0)
     relu = FusedRNN(1, 5, nonlinearity="relu", dtype=torch.float64)
     with torch.no_grad():
@@ -228,6 +249,10 @@ def test_closed_units_are_zeros_and_the_other_values_stay_right():
     expected = torch.linalg.svdvals(Unrolled(relu, x).product(0, 30, 0)).log10()
     assert values[3:].isneginf().all()
     assert abs(values[0] - expected[0]) < 1e-9
+    # What has become zero does not count as spread any more, and does not shorten the segments.
+    pulls.clear()
+    jacobian_singular_values(relu, x[:1].expand(500, 1, 1), [500])
+    assert len(pulls) < 250
 
 
 def test_random_probes_estimate_the_squared_norm_without_bias():

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rnn_cuda.instruments._segments import largest, log_diagonal, normalised
+from rnn_cuda.instruments._segments import extent, log_diagonal, normalised
 
 _EPSILON = torch.finfo(torch.float64).eps
 _SWEEPS = 60  # about ten are needed
@@ -54,9 +54,7 @@ class GradedProduct:
         product.basis, product._log_d = q, log_d
         product._x = triangle.triu() @ _take_rows(self._x, order)
 
-        highest = log_norms.masked_fill(gone, -math.inf).amax(-1)
-        lowest = (log_norms + diagonal).masked_fill(gone, math.inf).amin(-1)
-        return Factors(product, largest((highest - lowest)[~gone.all(-1)]))
+        return Factors(product, extent(log_norms, log_norms + diagonal, gone))
 
     def log_singular_values(self) -> Tensor:
         """Return the logarithms, descending, ``(B, S)``; -inf for zeros."""
@@ -64,10 +62,10 @@ class GradedProduct:
 
 
 class Factors(NamedTuple):
-    """A product, and how far apart its last factor drove the columns of Q, as a logarithm."""
+    """A product, and what its last factor did to the columns of Q, as `SegmentLength` asks it."""
 
     product: GradedProduct
-    log_spread: float
+    extent: tuple[float, float]
 
 
 def log_singular_values(x: Tensor, log_d: Tensor) -> Tensor:

@@ -15,19 +15,20 @@ from torch import Tensor
 
 _LONGEST = 64  # beyond, the cost of putting vectors right is hidden anyway
 _ELEMENTS = 1 << 22  # of a segment's intermediate states: 32 MiB of float64
+_LOG_SIZE = math.log(1e100)
 _EPSILON = torch.finfo(torch.float64).eps
 
 
 class SegmentLength:
-    """Lengths that keep the logarithm of a segment's spread below a limit.
+    """Lengths at which vectors of norm 1 keep their digits until they are put right.
 
-    What the spread is, the caller decides: the ratio of what has become largest to what has become
-    smallest, about exp(rate * steps).
+    Two things cost digits: norms near the ends of the range of floating point, and vectors that are
+    driven apart, as all of them have the rounding errors of the largest.
     """
 
-    def __init__(self, limit: float, elements_per_step: int) -> None:
-        """Start with one step; ``limit`` bounds the spread, as a natural logarithm."""
-        self._limit = limit
+    def __init__(self, elements_per_step: int, spread: float = math.inf) -> None:
+        """Start with one step; ``spread`` is how far apart a segment may drive its vectors."""
+        self._log_spread = math.log(spread)
         self._longest = max(1, min(_LONGEST, _ELEMENTS // max(1, elements_per_step)))
         self._length = 1
 
@@ -35,13 +36,20 @@ class SegmentLength:
         """Return how many steps to try, at most ``remaining``."""
         return min(self._length, remaining)
 
-    def accepts(self, steps: int, log_spread: float) -> bool:
+    def accepts(self, steps: int, log_size: float, log_spread: float = 0.0) -> bool:
         """Say whether a segment of ``steps`` may stand; choose the next length either way.
 
         A single step always may: there is nothing to divide.
+
+        Args:
+            steps: the segment's.
+            log_size: the largest absolute logarithm of a norm.
+            log_spread: the logarithm of the ratio of the largest norm to the smallest.
+
         """
-        affordable = self._limit / max(log_spread / steps, 1e-3)
-        if log_spread > self._limit and steps > 1:
+        load = max(log_size / _LOG_SIZE, log_spread / self._log_spread)
+        affordable = steps / max(load, 1e-3)
+        if load > 1 and steps > 1:
             self._length = max(1, min(steps // 2, int(affordable / 2)))
             return False
         # Rates vary along a trajectory: aim for two thirds of the limit, and grow step by step.
@@ -71,6 +79,20 @@ def log_diagonal(r: Tensor) -> Tensor:
     diagonal = r.diagonal(dim1=-2, dim2=-1).abs()
     resolved = diagonal > 4 * r.shape[-1] * _EPSILON
     return torch.where(resolved, diagonal, 1).log().masked_fill(~resolved, -math.inf)
+
+
+def extent(log_norms: Tensor, log_smallest: Tensor, ignored: Tensor) -> tuple[float, float]:
+    """Return what `SegmentLength.accepts` asks for, of vectors ``(B, K)`` that are not ignored.
+
+    Args:
+        log_norms: of the vectors.
+        log_smallest: of what is left of them to be resolved, such as R_ii.
+        ignored: those that have become zero before.
+
+    """
+    highest = log_norms.masked_fill(ignored, -math.inf).amax(-1)
+    lowest = log_smallest.masked_fill(ignored, math.inf).amin(-1)
+    return largest(log_norms[~ignored].abs()), largest((highest - lowest)[~ignored.all(-1)])
 
 
 def largest(values: Tensor) -> float:

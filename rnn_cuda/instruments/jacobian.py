@@ -18,6 +18,7 @@ from rnn_cuda.instruments._segments import SegmentLength, largest, normalised
 from rnn_cuda.instruments._steps import Steps
 
 _LN10 = math.log(10)
+_SPREAD = 1e6  # six of 16 digits of the smallest singular value
 
 
 @torch.no_grad()
@@ -89,7 +90,7 @@ def _log_norms_by_lag(steps: Steps, block: Tensor, end: int, furthest: int) -> T
     """Log of the root of the summed squares of the pulled rows: ``(furthest + 1, B)``."""
     rows, log_scale = normalised(block)
     found = [torch.logsumexp(2 * log_scale, dim=-1).unsqueeze(0) / 2]
-    length = SegmentLength(limit=math.log(1e100), elements_per_step=block.numel())
+    length = SegmentLength(elements_per_step=block.numel())
     stop = end
     while stop > end - furthest:
         start = stop - length.up_to(stop - (end - furthest))
@@ -148,16 +149,14 @@ def jacobian_singular_values(
     steps = steps_of(module, input, hx, layer=layer, reverse=reverse)
     end, lags = _check_lags(lags, end, steps.length)
     product = GradedProduct(steps.batch, steps.size, steps.states.device)
-    length = SegmentLength(
-        limit=math.log(1e6), elements_per_step=steps.batch * steps.size * steps.size
-    )
+    length = SegmentLength(steps.batch * steps.size * steps.size, _SPREAD)
     values = {}
     stop = end
     for lag in sorted(set(lags)):
         while stop > end - lag:
             start = stop - length.up_to(stop - (end - lag))
             factors = product.times(steps.pull(product.basis.mT, start, stop).mT)
-            if length.accepts(stop - start, factors.log_spread):
+            if length.accepts(stop - start, *factors.extent):
                 product = factors.product
                 stop = start
         values[lag] = product.log_singular_values()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rnn_cuda.arguments import check_int, check_positive_int
 from rnn_cuda.instruments._layers import WIDE, Recurrent, State, steps_of
-from rnn_cuda.instruments._segments import SegmentLength, largest, log_diagonal, normalised
+from rnn_cuda.instruments._segments import SegmentLength, extent, log_diagonal, normalised
 from rnn_cuda.instruments._steps import Steps
 
 # How far apart a segment may drive the tangents, as a factor: it costs as many digits of R_ii.
@@ -136,7 +136,7 @@ def exponents_of(
     tangents = torch.linalg.qr(start.to(device)).Q.mT  # rows, (B, K, S)
     total = tangents.new_zeros(steps.batch, count)
     lost = torch.zeros_like(total, dtype=torch.bool)
-    length = SegmentLength(math.log(spread), elements_per_step=tangents.numel())
+    length = SegmentLength(tangents.numel(), spread)
     now = 0
     while now < steps.length:
         border = warmup if now < warmup else steps.length
@@ -145,9 +145,7 @@ def exponents_of(
         q, r = torch.linalg.qr(columns.mT)
         diagonal = log_diagonal(r)
         logs = log_norms + diagonal
-        highest = log_norms.masked_fill(lost, -math.inf).amax(-1)
-        lowest = logs.masked_fill(lost, math.inf).amin(-1)
-        if not length.accepts(stop - now, largest((highest - lowest)[~lost.all(-1)])):
+        if not length.accepts(stop - now, *extent(log_norms, logs, lost)):
             continue
         lost = lost | logs.isinf()
         if now >= warmup:
