@@ -88,7 +88,7 @@ def test_the_comparison_notices_a_lost_carry(kind, monkeypatch):
 
     def init(self, *args):
         right(self, *args)
-        self._carry = torch.zeros_like(self._carry)
+        self._carry = [torch.zeros_like(carry) for carry in self._carry]
 
     monkeypatch.setattr(steps, "__init__", init)
     assert worst_error_of_norm(*setting) > 1e-3
@@ -288,6 +288,29 @@ def test_a_single_sample_may_come_without_a_batch():
     hx = (torch.randn(1, 5), torch.randn(1, 5))
     batched = tuple(part.unsqueeze(1) for part in hx)
     assert jacobian_norm(module, x, hx).equal(jacobian_norm(module, x.unsqueeze(1), batched))
+
+
+def test_parametrized_weights_are_read_as_the_module_reads_them():
+    torch.manual_seed(0)
+    x = torch.randn(6, 2, 3)
+    for rnn in (nn.RNN(3, 5), FusedRNN(3, 5)):
+        nn.utils.parametrizations.orthogonal(rnn, "weight_hh_l0")
+        oracle = Unrolled(rnn, x)
+        expected = torch.linalg.svdvals(oracle.product(0, 6, 1)).log10()
+        found = jacobian_singular_values(rnn, x, [6])[0, 1]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_layers_are_measured_in_float64_under_autocast_too(dtype):
+    torch.manual_seed(0)
+    rnn, x = make("LSTM").to(dtype), torch.randn(6, 2, 3).to(dtype)
+    wide = nn.LSTM(3, 5, dtype=torch.float64)
+    wide.load_state_dict(rnn.state_dict())
+    expected = jacobian_norm(wide, x.double())
+    assert jacobian_norm(rnn, x).equal(expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        assert jacobian_norm(rnn, x).equal(expected)
 
 
 def test_an_elman_layer_takes_far_fewer_native_calls_than_steps(monkeypatch):

@@ -93,14 +93,17 @@ def log_singular_values(x: Tensor, log_d: Tensor) -> Tensor:
         for _ in range(rows.shape[1] - 1):
             rows, log_norms, cosine = _rotate(rows, log_norms)
             largest_cosine = torch.maximum(largest_cosine, cosine)
-            rows, log_norms = _next_round(rows), _next_round(log_norms)
-        if largest_cosine <= size * _EPSILON:
+        # What a sweep leaves of the cosines, and in the norms, is of the order of their squares.
+        if size * largest_cosine**2 <= _EPSILON:
             break
     return log_norms.sort(dim=-1, descending=True).values[:, :size]
 
 
 def _rotate(rows: Tensor, log_norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Make row i orthogonal to row i + S / 2; also return the largest cosine there was."""
+    """Make row i orthogonal to row i + S / 2, and seat everyone for the next round.
+
+    Also return the largest cosine there was.
+    """
     (a, b), (log_a, log_b) = rows.chunk(2, 1), log_norms.chunk(2, 1)
     cosine = (a * b).sum(-1)
     # The rotation's tangent is ratio * tau, where ratio is that of the shorter row to the longer:
@@ -111,20 +114,20 @@ def _rotate(rows: Tensor, log_norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     tau = torch.where(cosine == 0, 0, 2 * cosine / (gap + root))
     shrink = -torch.log1p(ratio_squared * tau * tau) / 2  # log of the rotation's cosine
     a_is_longer = log_a >= log_b
-    of_longer, of_shorter = (ratio_squared * tau).unsqueeze(-1), -tau.unsqueeze(-1)
-    longer = a_is_longer.unsqueeze(-1)
-    new_a, change_a = normalised(a + torch.where(longer, of_longer, of_shorter) * b)
-    new_b, change_b = normalised(b + torch.where(longer, of_shorter, of_longer) * a)
-    changes = torch.cat([change_a + shrink, change_b + shrink], dim=1)
-    return torch.cat([new_a, new_b], dim=1), log_norms + changes, cosine.abs().max()
+    of_longer, of_shorter = ratio_squared * tau, -tau
+    new_a = torch.addcmul(a, torch.where(a_is_longer, of_longer, of_shorter).unsqueeze(-1), b)
+    new_b = torch.addcmul(b, torch.where(a_is_longer, of_shorter, of_longer).unsqueeze(-1), a)
+    rows = _next_round(new_a, new_b)
+    norms = torch.linalg.vector_norm(rows, dim=-1)  # between 0 and 2: nothing to scale
+    log_norms = _next_round(log_a + shrink, log_b + shrink) + norms.log()
+    rows = rows / torch.where(norms == 0, 1, norms).unsqueeze(-1)
+    return rows, log_norms, cosine.abs().max()
 
 
-def _next_round(seats: Tensor) -> Tensor:
+def _next_round(top: Tensor, bottom: Tensor) -> Tensor:
     """Move everyone but the first one seat further (the circle method): all pairs meet once."""
-    half = seats.shape[1] // 2
-    if half == 1:
-        return seats
-    top, bottom = seats.split(half, 1)
+    if top.shape[1] == 1:
+        return torch.cat([top, bottom], dim=1)
     return torch.cat([top[:, :1], bottom[:, :1], top[:, 1:-1], bottom[:, 1:], top[:, -1:]], dim=1)
 
 

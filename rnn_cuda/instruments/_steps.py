@@ -138,21 +138,23 @@ class GRUSteps(Steps):
         self.gates = {"reset": r, "update": z, "new": n}
         to_n = (1 - z) * (1 - n * n)  # dh_t / d(argument of n's tanh)
         to_z = (self.states[:-1] - n) * z * (1 - z)
-        self._coefficients = torch.stack([to_n * from_n * r * (1 - r), to_z, to_n * r], dim=2)
-        self._carry = z
+        # Taken apart once: indexing a step in each push would make its derivative cost T^2.
+        coefficients = torch.stack([to_n * from_n * r * (1 - r), to_z, to_n * r], dim=2)
+        self._coefficients = coefficients.unsqueeze(2).unbind()  # each (B, 1, 3, H)
+        self._carry = z.unsqueeze(2).unbind()  # each (B, 1, H)
 
     def push(self, block: Tensor, start: int, stop: int) -> Tensor:
         for t in range(start, stop):
             of_gates = (block @ self._weight.mT).unflatten(-1, (3, self.size))
-            mixed = (self._coefficients[t].unsqueeze(1) * of_gates).sum(-2)
-            block = mixed + self._carry[t].unsqueeze(1) * block
+            mixed = (self._coefficients[t] * of_gates).sum(-2)
+            block = mixed + self._carry[t] * block
         return block
 
     def pull_each(self, block: Tensor, start: int, stop: int) -> Tensor:
         pulled = []
         for t in range(stop - 1, start - 1, -1):
-            of_gates = self._coefficients[t].unsqueeze(1) * block.unsqueeze(-2)
-            block = of_gates.flatten(-2) @ self._weight + self._carry[t].unsqueeze(1) * block
+            of_gates = self._coefficients[t] * block.unsqueeze(-2)
+            block = of_gates.flatten(-2) @ self._weight + self._carry[t] * block
             pulled.append(block)
         return torch.stack(pulled[::-1])
 
@@ -191,10 +193,11 @@ class LSTMSteps(Steps):
         self.gates = {"input": i, "forget": f, "cell": g, "output": o}
         c_before, tanh_c = self.states[:-1, :, h0.shape[-1] :], torch.tanh(c)
         # dc_t and dh_t / d(arguments of the gates), in torch's order i, f, g, o
-        self._to_c = torch.stack([g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g)], dim=2)
-        self._to_h = tanh_c * o * (1 - o)
-        self._carry = f
-        self._exposure = o * (1 - tanh_c * tanh_c)  # dh_t / dc_t
+        to_c = torch.stack([g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g)], dim=2)
+        self._to_c = to_c.unsqueeze(2).unbind()  # each (B, 1, 3, H), taken apart as in a GRU
+        self._to_h = (tanh_c * o * (1 - o)).unsqueeze(2).unbind()
+        self._carry = f.unsqueeze(2).unbind()
+        self._exposure = (o * (1 - tanh_c * tanh_c)).unsqueeze(2).unbind()  # dh_t / dc_t
 
     @property
     def output(self) -> Tensor:
@@ -207,10 +210,10 @@ class LSTMSteps(Steps):
         h, c = block.split(self._split, dim=-1)
         for t in range(start, stop):
             of_gates = (h @ self._weight.mT).unflatten(-1, (4, self._split[1]))
-            mixed = (self._to_c[t].unsqueeze(1) * of_gates[..., :3, :]).sum(-2)
-            c = self._carry[t].unsqueeze(1) * c + mixed
-            of_output = self._to_h[t].unsqueeze(1) * of_gates[..., 3, :]
-            h = self._project(of_output + self._exposure[t].unsqueeze(1) * c)
+            mixed = (self._to_c[t] * of_gates[..., :3, :]).sum(-2)
+            c = self._carry[t] * c + mixed
+            of_output = self._to_h[t] * of_gates[..., 3, :]
+            h = self._project(of_output + self._exposure[t] * c)
         return torch.cat([h, c], dim=-1)
 
     def pull_each(self, block: Tensor, start: int, stop: int) -> Tensor:
@@ -219,10 +222,10 @@ class LSTMSteps(Steps):
         for t in range(stop - 1, start - 1, -1):
             if self._projection is not None:
                 h = h @ self._projection
-            c = c + self._exposure[t].unsqueeze(1) * h
-            to_c = self._to_c[t].unsqueeze(1) * c.unsqueeze(-2)
-            to_h = self._to_h[t].unsqueeze(1) * h
+            c = c + self._exposure[t] * h
+            to_c = self._to_c[t] * c.unsqueeze(-2)
+            to_h = self._to_h[t] * h
             h = torch.cat([to_c.flatten(-2), to_h], dim=-1) @ self._weight
-            c = self._carry[t].unsqueeze(1) * c
+            c = self._carry[t] * c
             pulled.append(torch.cat([h, c], dim=-1))
         return torch.stack(pulled[::-1])
