@@ -20,11 +20,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnn_cuda import autocast
 from rnn_cuda.instruments._sweep import Adjoints, LayerRun, Wanted, sweep
-from rnn_cuda.modules import FusedRNN
+from rnn_cuda.modules import ElmanStack, FusedRNN
 from rnn_cuda.reference import compute_dtype
 from rnn_cuda.residual import ResidualRNN
 
-Recurrent = nn.RNN | nn.LSTM | nn.GRU | FusedRNN
+Recurrent = nn.RNN | nn.LSTM | nn.GRU | FusedRNN | ResidualRNN
 
 _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
@@ -120,9 +120,7 @@ class StackCall:
         output: Tensor | PackedSequence,
         random_state: Tensor | None,
     ) -> StackCall:
-        if not isinstance(module, nn.RNNBase | ResidualRNN) and (
-            type(module)._recurrence is not FusedRNN._recurrence
-        ):
+        if isinstance(module, FusedRNN) and type(module)._recurrence is not FusedRNN._recurrence:
             raise TypeError(
                 f"GradientFlow does not know the recurrence of a {type(module).__name__}, a "
                 "FusedRNN that overrides _recurrence"
@@ -264,7 +262,7 @@ class StackCall:
         """Run one layer, in both directions if it has two."""
         indices = range(layer * self.directions, (layer + 1) * self.directions)
         sizes = self.layout.batch_sizes
-        if isinstance(self.module, FusedRNN):
+        if isinstance(self.module, ElmanStack):
             dtype = self.autocast_dtype
             with autocast.disabled(sequence.device.type, dtype):
                 outputs = [
@@ -304,7 +302,7 @@ def _at(states: Tensor | None, index: int) -> Tensor | None:
 
 def _weights(module: Recurrent, per_layer: int) -> list[list[Tensor]]:
     """The weights of each layer and direction, as the module's last call had them."""
-    if isinstance(module, FusedRNN):
+    if isinstance(module, ElmanStack):
         with torch.no_grad(), _settled(module):
             return module.all_weights
     flat: list[Any] = module._flat_weights
