@@ -1,11 +1,8 @@
 """How much gradient arrives at each time step: the total adjoint ``a_t = dL/dh_t``.
 
-The gradient of a recurrent module's output tensor is only the *direct* part of the adjoint, what
-reaches ``h_t`` without passing through ``h_{t+1}``. The total one needs every state as a node of
-the graph, so the module is run one time step at a time. That is exact for every module with torch's
-recurrent interface, and slow; it is done on one probe batch, before and after training.
+Measured by `rnn_cuda.instruments.GradientFlow` on one probe batch, before and after training.
 
-Shape legend: T time steps, B batch, I inputs, H hidden size.
+Shape legend: T time steps, B batch, I inputs.
 """
 
 from __future__ import annotations
@@ -16,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experiments.models import SequenceModel, State
+from experiments.models import SequenceModel
 from experiments.tasks import Task
+from rnn_cuda.instruments import GradientFlow
 
 
 @dataclass(frozen=True)
@@ -49,23 +47,14 @@ def adjoint_profile(
 ) -> AdjointProfile:
     """Return the total adjoint's norms under ``task.loss`` for one batch.
 
-    Norms are accumulated in float64: squares of small float32 numbers vanish at half the true
-    range. A norm that is exactly zero stays zero.
+    A norm that is exactly zero stays zero. Gradients of the parameters are left as they were.
     """
-    states: list[State] = []
-    state = None
-    for x_BI in x_TBI:
-        state = model.step(x_BI, state)
-        states.append(state)
-    loss = task.loss(model.predict([state[0] for state in states]), target)
-    batch_size = x_TBI.shape[1]
-    parts = [part for state in states for part in state]
-    # The cell state of the last step reaches no loss: its adjoint is zero, not undefined.
-    adjoints = torch.autograd.grad(loss * batch_size, parts, materialize_grads=True)
-    parts_per_state = len(states[0])
-    squares = torch.stack([a.double().square().sum(dim=(0, 2)) for a in adjoints])
-    squares = squares.unflatten(0, (len(states), parts_per_state))
-    return AdjointProfile(hidden=squares[:, 0].sqrt().cpu(), state=squares.sum(dim=1).sqrt().cpu())
+    with GradientFlow(model) as flow:
+        loss = task.loss(model(x_TBI), target) * x_TBI.shape[1]
+        torch.autograd.grad(loss, list(model.parameters()))
+    return AdjointProfile(
+        hidden=flow.adjoint_norm["core.l0"].cpu(), state=flow.joint_adjoint_norm["core.l0"].cpu()
+    )
 
 
 def first_to_last_ratio(profile: list[float]) -> float:

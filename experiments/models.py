@@ -17,9 +17,6 @@ from torch import Tensor, nn
 import rnn_cuda
 from experiments.tasks import Task
 
-State = tuple[Tensor, ...]
-"""What a core carries on: ``(h,)``, or ``(h, c)`` for an LSTM; each ``[1, B, H]``."""
-
 CORES: dict[str, type[nn.Module]] = {
     "fused_rnn": rnn_cuda.FusedRNN,
     "rnn": nn.RNN,
@@ -49,29 +46,13 @@ class SequenceModel(nn.Module):
         output_TBH, state = self.core(x_TBI)
         if self.reads == "every":
             return self.readout(output_TBH)
-        return self.readout(_as_state(state)[0][-1])
-
-    def step(self, x_BI: Tensor, state: State | None) -> State:
-        """Advance the core by one time step and return its whole state (``None``: from zero)."""
-        # Only an LSTM takes its state as a tuple.
-        initial = state[0] if state is not None and len(state) == 1 else state
-        _, new_state = self.core(x_BI.unsqueeze(0), initial)
-        return _as_state(new_state)
-
-    def predict(self, hidden: list[Tensor]) -> Tensor:
-        """Return what :meth:`forward` predicts, from the hidden states ``[1, B, H]`` of T steps."""
-        if self.reads == "every":
-            return self.readout(torch.cat(hidden))
-        return self.readout(hidden[-1][-1])
+        h_n = state[0] if isinstance(state, tuple) else state  # an LSTM's state is (h, c)
+        return self.readout(h_n[-1])
 
     @property
     def num_parameters(self) -> int:
         """Number of trained parameters, readout included."""
         return sum(p.numel() for p in self.parameters())
-
-
-def _as_state(state: Tensor | State) -> State:
-    return state if isinstance(state, tuple) else (state,)
 
 
 def build_model(

@@ -368,19 +368,6 @@ def test_matched_parameters_come_as_close_as_a_hidden_size_can(name):
     assert abs(counts[size] - target) / target < 0.05
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("task_name", ["adding", "copy_memory"])
-def test_stepping_predicts_what_the_sequence_call_predicts(name, task_name):
-    task = build_task({"name": task_name, "test_size": 8})
-    model = model_of(name, task=task)
-    x_TBI, _ = task.sample(5, 12, generator())
-    state, hidden = None, []
-    for x_BI in x_TBI:
-        state = model.step(x_BI, state)
-        hidden.append(state[0])
-    torch.testing.assert_close(model.predict(hidden), model(x_TBI))
-
-
 # Gradient flow
 
 
@@ -428,15 +415,11 @@ def test_the_adjoint_of_an_lstm_is_that_of_the_joint_state():
     profile = adjoint_profile(model, task, x_TBI, target)
     at, eps = 3, 1e-6
     with torch.no_grad():
-        state = None
-        for x_BI in x_TBI[: at + 1]:
-            state = model.step(x_BI, state)
+        _, state = model.core(x_TBI[: at + 1])
 
         def loss_from(h, c):
-            state = (h, c)
-            for x_BI in x_TBI[at + 1 :]:
-                state = model.step(x_BI, state)
-            return task.loss(model.readout(state[0][-1]), target).item()
+            _, (h_n, _) = model.core(x_TBI[at + 1 :], (h, c))
+            return task.loss(model.readout(h_n[-1]), target).item()
 
         slopes = []
         for part, unit in product((0, 1), range(3)):
