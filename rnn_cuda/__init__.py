@@ -1,6 +1,6 @@
 """Elman RNNs that are fast and hide nothing: fused kernels, a drop-in module, any derivative."""
 
-from rnn_cuda import functional, init, reference, remedies
+from rnn_cuda import functional, init, instruments, reference, remedies
 from rnn_cuda.cell import FusedRNNCell
 from rnn_cuda.convert import replace_rnn
 from rnn_cuda.modules import FusedRNN
@@ -15,6 +15,7 @@ __all__ = [
     "LeakyRNN",
     "functional",
     "init",
+    "instruments",
     "reference",
     "remedies",
     "replace_rnn",

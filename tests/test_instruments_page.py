@@ -13,7 +13,8 @@ EXAMPLES = re.findall(r"^##+ ([^\n]+)\n(?:(?!^##).)*?```python\n(.*?)```", PAGE,
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("title", "code"), EXAMPLES, ids=[title for title, _ in EXAMPLES])
-def test_an_example_runs_as_printed(title, code):
+def test_an_example_runs_as_printed(title, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # one saves a figure
     exec(compile(code, f"instruments.md, {title}", "exec"), {"__name__": "example"})
 
 
