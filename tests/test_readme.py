@@ -7,13 +7,14 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_usage_example_runs_as_printed():
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_examples_run_as_printed_one_after_the_other():
     scope = {}
-    exec(compile(example, "README.md", "exec"), scope)
+    for example in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(compile(example, "README.md", "exec"), scope)
     assert scope["output"].shape == (100, 32, 128)
     assert scope["h_n"].shape == (4, 32, 64)
     assert scope["x"].grad.isfinite().all()
+    assert scope["flow"].joint_adjoint_norm["l1"].shape == (100, 32)
 
 
 def test_every_local_link_and_figure_exists():
