@@ -1,0 +1,336 @@
+// The CUDA face of device.h. Host compilers see its host side only.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#define RNN_CUDA_DEVICE __device__ __forceinline__
+
+#ifdef __CUDACC__
+
+// Waits by polling. Unless this is a release build, a wait of some ten seconds is taken for a hang:
+// the kernel traps, and the launch fails, where the card would otherwise be lost to everyone.
+#if defined(NDEBUG) && !defined(RNN_CUDA_BOUNDED_SPINS)
+#define RNN_CUDA_SPIN_UNTIL(condition) \
+  while (!(condition)) {               \
+  }
+#else
+#define RNN_CUDA_SPIN_UNTIL(condition)                        \
+  for (const long long spin_began = clock64(); !(condition);) \
+    if (clock64() - spin_began > ::rnn_cuda::device::kLongestSpin) __trap()
+#endif
+
+namespace rnn_cuda::device {
+
+constexpr long long kLongestSpin = 1LL << 34;  // clock cycles
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+// ---- blocks and warps ---------------------------------------------------------------------------
+
+RNN_CUDA_DEVICE char* shared_memory() {
+  extern __shared__ __align__(1024) char rnn_cuda_shared_memory[];
+  return rnn_cuda_shared_memory;
+}
+
+RNN_CUDA_DEVICE void sync_block() { __syncthreads(); }
+RNN_CUDA_DEVICE bool any_in_block(bool mine) { return __syncthreads_or(mine); }
+RNN_CUDA_DEVICE void sync_warp() { __syncwarp(); }
+RNN_CUDA_DEVICE bool any_in_warp(bool mine) { return __any_sync(kFullWarp, mine); }
+
+// The same number, of which the compiler knows nothing: what is computed from it in a loop stays in
+// the loop, instead of in registers.
+RNN_CUDA_DEVICE int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+template <class T>
+RNN_CUDA_DEVICE T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(kFullWarp, value, mask);
+}
+
+// ---- tensor cores -------------------------------------------------------------------------------
+
+#define RNN_CUDA_MMA(name, shape_and_types)                                                  \
+  RNN_CUDA_DEVICE void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { \
+    asm volatile("mma.sync.aligned." shape_and_types                                         \
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"          \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                            \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));        \
+  }
+RNN_CUDA_MMA(mma_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
+RNN_CUDA_MMA(mma_f16, "m16n8k16.row.col.f32.f16.f16.f32")
+RNN_CUDA_MMA(mma_tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
+#undef RNN_CUDA_MMA
+
+RNN_CUDA_DEVICE uint32_t round_to_tf32(float value) {
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(value));
+  return rounded;
+}
+
+// ---- clusters -----------------------------------------------------------------------------------
+// On targets without them the host never launches a kernel that gets here.
+
+RNN_CUDA_DEVICE uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+#if __CUDA_ARCH__ >= 900
+
+RNN_CUDA_DEVICE int cluster_rank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+
+RNN_CUDA_DEVICE int cluster_size() {
+  uint32_t size;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return static_cast<int>(size);
+}
+
+RNN_CUDA_DEVICE void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+RNN_CUDA_DEVICE void barrier_init(Mbarrier* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(arrivals)
+               : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+RNN_CUDA_DEVICE void barrier_expect(Mbarrier* barrier, uint32_t bytes) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
+}
+
+RNN_CUDA_DEVICE bool barrier_is_past(Mbarrier* barrier, uint32_t parity) {
+  uint32_t past;
+  asm volatile(
+      "{\n"
+      ".reg .pred past;\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 past, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, past;\n"
+      "}"
+      : "=r"(past)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return past != 0;
+}
+
+RNN_CUDA_DEVICE void barrier_wait(Mbarrier* barrier, uint32_t parity) {
+  RNN_CUDA_SPIN_UNTIL(barrier_is_past(barrier, parity));
+}
+
+RNN_CUDA_DEVICE uint32_t address_in_block(uint32_t address, int rank) {
+  uint32_t there;  // not volatile: may be computed once, before a loop
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+
+RNN_CUDA_DEVICE void store_async(uint32_t* word, uint32_t value, Mbarrier* barrier, int rank) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
+                   address_in_block(shared_address(word), rank)),
+               "r"(value), "r"(address_in_block(shared_address(barrier), rank))
+               : "memory");
+}
+
+#else
+
+RNN_CUDA_DEVICE int cluster_rank() { return 0; }
+RNN_CUDA_DEVICE int cluster_size() { return 1; }
+RNN_CUDA_DEVICE void cluster_sync() { __trap(); }
+RNN_CUDA_DEVICE void barrier_init(Mbarrier*, int) { __trap(); }
+RNN_CUDA_DEVICE void barrier_expect(Mbarrier*, uint32_t) { __trap(); }
+RNN_CUDA_DEVICE void barrier_wait(Mbarrier*, uint32_t) { __trap(); }
+RNN_CUDA_DEVICE void store_async(uint32_t*, uint32_t, Mbarrier*, int) { __trap(); }
+
+#endif
+
+// ---- exchange through global memory
+// --------------------------------------------------------------- Volatile, so that none of these
+// moves across another.
+
+RNN_CUDA_DEVICE uint32_t load_acquire(const uint32_t* from) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+
+RNN_CUDA_DEVICE void add_release(uint32_t* to, uint32_t value) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+}
+
+RNN_CUDA_DEVICE uint32_t load_shared_by_gpu(const uint32_t* from) {
+  uint32_t value;
+  asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(value) : "l"(from));
+  return value;
+}
+
+RNN_CUDA_DEVICE Word16 load_shared_by_gpu(const Word16* from) {
+  Word16 value;
+  asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.word[0]), "=r"(value.word[1]), "=r"(value.word[2]), "=r"(value.word[3])
+               : "l"(from));
+  return value;
+}
+
+RNN_CUDA_DEVICE void store_shared_by_gpu(uint32_t* to, uint32_t value) {
+  asm volatile("st.global.cg.u32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+}
+
+RNN_CUDA_DEVICE void store_shared_by_gpu(Word16* to, Word16 value) {
+  asm volatile("st.global.cg.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(value.word[0]),
+               "r"(value.word[1]), "r"(value.word[2]), "r"(value.word[3])
+               : "memory");
+}
+
+// ---- numbers
+// --------------------------------------------------------------------------------------
+
+RNN_CUDA_DEVICE uint32_t bits_of(float value) { return __float_as_uint(value); }
+RNN_CUDA_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
+
+RNN_CUDA_DEVICE float to_float(float value) { return value; }
+RNN_CUDA_DEVICE double to_float(double value) { return value; }
+RNN_CUDA_DEVICE float to_float(bfloat16 value) { return float_of(uint32_t(value.bits) << 16); }
+RNN_CUDA_DEVICE float to_float(float16 value) {
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
+  return wide;
+}
+
+template <class T>
+RNN_CUDA_DEVICE T from_float(float value) {
+  if constexpr (std::is_same_v<T, float>) {
+    return value;
+  } else {
+    T narrow;
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(value));
+    } else {
+      static_assert(std::is_same_v<T, float16>);
+      asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(value));
+    }
+    return narrow;
+  }
+}
+
+template <class T>
+RNN_CUDA_DEVICE T from_float(double value) {
+  static_assert(std::is_same_v<T, double>);
+  return value;
+}
+
+template <class T>
+RNN_CUDA_DEVICE uint32_t pack(T low, T high) {
+  static_assert(sizeof(T) == 2);
+  return uint32_t(low.bits) | uint32_t(high.bits) << 16;
+}
+
+RNN_CUDA_DEVICE float tanh_of(float x) { return tanhf(x); }
+RNN_CUDA_DEVICE double tanh_of(double x) { return tanh(x); }
+RNN_CUDA_DEVICE float sigmoid_of(float x) { return 1.0f / (1.0f + expf(-x)); }
+RNN_CUDA_DEVICE double sigmoid_of(double x) { return 1.0 / (1.0 + exp(-x)); }
+
+}  // namespace rnn_cuda::device
+
+#endif  // __CUDACC__
+
+#undef RNN_CUDA_DEVICE
+
+// ---- the host's side
+// ------------------------------------------------------------------------------
+
+namespace rnn_cuda::device {
+
+inline const char* error_string(int code) {
+  return cudaGetErrorString(static_cast<cudaError_t>(code));
+}
+
+// Clears the error that it returns, so that it is not taken for a later call's.
+inline int checked(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();
+  return static_cast<int>(error);
+}
+
+template <class Parameters>
+int launch(const LaunchConfig& config, Stream stream, void (*kernel)(Parameters),
+           const Parameters& parameters) {
+  const void* const function = reinterpret_cast<const void*>(kernel);
+  constexpr size_t kSharedBytesOfAnyKernel = 48 * 1024;
+  constexpr int kClusterOfAnyKernel = 8;
+  if (config.shared_bytes > kSharedBytesOfAnyKernel) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(config.shared_bytes));
+    if (error != cudaSuccess) return checked(error);
+  }
+  if (config.cluster > kClusterOfAnyKernel) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    if (error != cudaSuccess) return checked(error);
+  }
+
+  cudaLaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (config.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = static_cast<unsigned>(config.cluster);
+    attributes[count].val.clusterDim.y = 1;
+    attributes[count].val.clusterDim.z = 1;
+    ++count;
+  }
+  if (config.cooperative) {
+    attributes[count].id = cudaLaunchAttributeCooperative;
+    attributes[count].val.cooperative = 1;
+    ++count;
+  }
+  cudaLaunchConfig_t cuda_config = {};
+  cuda_config.gridDim =
+      dim3(static_cast<unsigned>(config.grid_x), static_cast<unsigned>(config.grid_y));
+  cuda_config.blockDim = dim3(static_cast<unsigned>(config.block));
+  cuda_config.dynamicSmemBytes = config.shared_bytes;
+  cuda_config.stream = static_cast<cudaStream_t>(stream);
+  cuda_config.attrs = attributes;
+  cuda_config.numAttrs = count;
+  void* arguments[] = {const_cast<Parameters*>(&parameters)};
+  return checked(cudaLaunchKernelExC(&cuda_config, function, arguments));
+}
+
+inline int clear_async(void* memory, size_t bytes, Stream stream) {
+  return checked(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
+}
+
+inline int figures_of_current_device(cuda::DeviceFigures* figures) {
+  int device = 0;
+  if (const int error = checked(cudaGetDevice(&device)); error != 0) return error;
+  cudaError_t failure = cudaSuccess;
+  const auto ask = [&](cudaDeviceAttr attribute) {
+    int value = 0;
+    const cudaError_t error = cudaDeviceGetAttribute(&value, attribute, device);
+    if (error != cudaSuccess) failure = error;
+    return value;
+  };
+  cuda::DeviceFigures f;
+  f.capability_major = ask(cudaDevAttrComputeCapabilityMajor);
+  f.capability_minor = ask(cudaDevAttrComputeCapabilityMinor);
+  f.multiprocessors = ask(cudaDevAttrMultiProcessorCount);
+  f.shared_bytes_per_block = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  f.l2_bytes = ask(cudaDevAttrL2CacheSize);
+  // Clusters of 8 are portable; data centre cards of 9.0 and 10.x take 16.
+  const bool sixteen = f.capability_major == 9 || f.capability_major == 10;
+  f.max_cluster_size = ask(cudaDevAttrClusterLaunch) == 0 ? 0 : sixteen ? 16 : 8;
+  if (failure == cudaSuccess) *figures = f;
+  return checked(failure);
+}
+
+}  // namespace rnn_cuda::device

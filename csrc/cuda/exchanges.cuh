@@ -1,0 +1,191 @@
+// How the blocks of a team pass each other the states of a step. The one thing in which the
+// residencies differ.
+//
+//   begin()                once the initial state lies in states(0)
+//   wait(step)             returns when state `step` has arrived, from all of the team: its words
+//   publish(c, w, word)    word w of sample c of the next state, if there is one
+//   published()            called by all threads once they have published what they have to
+//   end()                  before the block leaves
+//
+// wait() holds a barrier of the block in every step, after which whatever the block read or wrote
+// in the step before is done. The kernel relies on it for its input buffers too.
+#pragma once
+
+#include "device.h"
+#include "layout.h"
+
+namespace rnn_cuda {
+namespace cuda {
+
+// What an exchange has to know. All blocks of a team publish all of a state, padding included, so
+// that its size never varies.
+struct ExchangeSetup {
+  uint32_t* shared_states;     // [2, Grid: 1][columns][shared_pitch]
+  device::Mbarrier* barriers;  // [2]
+  int shared_pitch;
+  int columns;
+  int steps;
+  int blocks;         // of the team
+  int words;          // of one sample's state that are published, a multiple of four
+  uint32_t* counter;  // Grid: blocks that have published, of all steps; starts at zero
+  uint32_t* states;   // Grid: [2][columns][pitch] in device memory
+  int pitch;          // Grid: words between samples there, a multiple of four
+};
+
+// One block. Two buffers: the barrier of a step keeps its writers apart from the readers of the
+// step before.
+class InBlock {
+ public:
+  static constexpr bool kCluster = false;
+
+  __device__ __forceinline__ explicit InBlock(const ExchangeSetup& setup)
+      : states_(setup.shared_states),
+        pitch_(setup.shared_pitch),
+        size_(setup.columns * setup.shared_pitch) {}
+
+  __device__ __forceinline__ uint32_t* states(int step) { return states_ + (step & 1) * size_; }
+  __device__ __forceinline__ void begin() {}
+  __device__ __forceinline__ const uint32_t* wait(int step) {
+    next_ = states(step + 1);
+    device::sync_block();
+    return states(step);
+  }
+  __device__ __forceinline__ void publish(int column, int word, uint32_t value) {
+    next_[column * pitch_ + word] = value;
+  }
+  __device__ __forceinline__ void before_publishing() {}
+  __device__ __forceinline__ void published() {}
+  __device__ __forceinline__ void end() {}
+
+ private:
+  uint32_t* states_;
+  uint32_t* next_ = nullptr;
+  int pitch_, size_;
+};
+
+// A cluster. Each block holds the whole state; a word is stored into all blocks at once, and
+// counted by the barrier of each. No step waits for a barrier of the whole cluster.
+//
+// Two buffers suffice: who stores state s + 1 over state s - 1 has got all words of state s, so all
+// warps of all blocks have done with state s - 1. That holds because every row tile is published in
+// every step, and because a warp reads its states before it publishes what it made of them.
+class InCluster {
+ public:
+  static constexpr bool kCluster = true;
+
+  __device__ __forceinline__ explicit InCluster(const ExchangeSetup& setup)
+      : states_(setup.shared_states),
+        barriers_(setup.barriers),
+        pitch_(setup.shared_pitch),
+        size_(setup.columns * setup.shared_pitch),
+        blocks_(setup.blocks),
+        steps_(setup.steps),
+        bytes_(static_cast<uint32_t>(setup.columns * setup.words * 4)) {}
+
+  __device__ __forceinline__ uint32_t* states(int step) { return states_ + (step & 1) * size_; }
+
+  // barriers_[s & 1] counts the bytes of state s; the two that come first are announced here.
+  __device__ __forceinline__ void begin() {
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < 2; ++i) device::barrier_init(barriers_ + i, 1);
+      if (steps_ > 1) device::barrier_expect(barriers_ + 1, bytes_);
+      if (steps_ > 2) device::barrier_expect(barriers_, bytes_);
+    }
+    device::cluster_sync();  // every block runs and is ready before anything is stored into it
+  }
+
+  __device__ __forceinline__ const uint32_t* wait(int step) {
+    step_ = step;
+    if (step > 0) device::barrier_wait(barriers_ + (step & 1), ((step - 1) >> 1) & 1);
+    device::sync_block();  // all threads have seen this phase end before the next one begins
+    if (threadIdx.x == 0 && step > 0 && step + 2 < steps_)
+      device::barrier_expect(barriers_ + (step & 1), bytes_);
+    return states(step);
+  }
+
+  // The other lanes may still be reading the state that a block could now overwrite.
+  __device__ __forceinline__ void before_publishing() { device::sync_warp(); }
+
+  __device__ __forceinline__ void publish(int column, int word, uint32_t value) {
+    uint32_t* place = states(step_ + 1) + column * pitch_ + word;
+    device::Mbarrier* barrier = barriers_ + ((step_ + 1) & 1);
+    for (int rank = 0; rank < blocks_; ++rank) device::store_async(place, value, barrier, rank);
+  }
+  __device__ __forceinline__ void published() {}
+
+  // What is on its way must still find this block's memory, and the blocks that it is for.
+  __device__ __forceinline__ void end() { device::cluster_sync(); }
+
+ private:
+  uint32_t* states_;
+  device::Mbarrier* barriers_;
+  int pitch_, size_, blocks_, steps_;
+  uint32_t bytes_;
+  int step_ = 0;
+};
+
+// Blocks of a cooperative launch, through L2. A counter says how many blocks have published; two
+// buffers suffice for the same reason as in a cluster.
+class InGrid {
+ public:
+  static constexpr bool kCluster = false;
+
+  __device__ __forceinline__ explicit InGrid(const ExchangeSetup& setup)
+      : staged_(setup.shared_states),
+        states_(setup.states),
+        counter_(setup.counter),
+        staged_pitch_(setup.shared_pitch),
+        pitch_(setup.pitch),
+        words_(setup.words),
+        columns_(setup.columns),
+        blocks_(setup.blocks) {}
+
+  __device__ __forceinline__ uint32_t* states(int) { return staged_; }
+  __device__ __forceinline__ void begin() {}
+
+  __device__ __forceinline__ const uint32_t* wait(int step) {
+    next_ = states_ + ((step + 1) & 1) * columns_ * pitch_;
+    if (step > 0) {
+      if (threadIdx.x == 0) {
+        const uint32_t enough = static_cast<uint32_t>(step) * static_cast<uint32_t>(blocks_);
+        RNN_CUDA_SPIN_UNTIL(device::load_acquire(counter_) >= enough);
+      }
+      device::sync_block();
+      stage(states_ + (step & 1) * columns_ * pitch_);
+    }
+    device::sync_block();
+    return staged_;
+  }
+
+  __device__ __forceinline__ void before_publishing() {}
+  __device__ __forceinline__ void publish(int column, int word, uint32_t value) {
+    device::store_shared_by_gpu(next_ + column * pitch_ + word, value);
+  }
+  __device__ __forceinline__ void published() {
+    device::sync_block();  // the block's stores, and its reads of staged_, are done
+    if (threadIdx.x == 0) device::add_release(counter_, 1);
+  }
+  __device__ __forceinline__ void end() {}
+
+ private:
+  // What is published, no more: the other words of staged_ are zero, those in device memory are
+  // not.
+  __device__ __forceinline__ void stage(const uint32_t* from) {
+    const int vectors = words_ / 4;
+    for (int i = threadIdx.x; i < columns_ * vectors; i += blockDim.x) {
+      const int column = i / vectors, vector = i % vectors;
+      const device::Word16 words = device::load_shared_by_gpu(
+          reinterpret_cast<const device::Word16*>(from + column * pitch_) + vector);
+      reinterpret_cast<device::Word16*>(staged_ + column * staged_pitch_)[vector] = words;
+    }
+  }
+
+  uint32_t* staged_;
+  uint32_t* states_;
+  uint32_t* next_ = nullptr;
+  uint32_t* counter_;
+  int staged_pitch_, pitch_, words_, columns_, blocks_;
+};
+
+}  // namespace cuda
+}  // namespace rnn_cuda

@@ -1,0 +1,21 @@
+// What launch() calls: the persistent kernels by data type and arithmetic. `columns` is the
+// engine's.
+#pragma once
+
+#include "device.h"
+
+namespace rnn_cuda {
+namespace cuda {
+
+struct WalkParameters;
+
+// A code beside those of the device: the plan names a kernel that there is not.
+constexpr int kNoSuchKernel = -1;
+
+using LaunchEngine = int(const device::LaunchConfig& config, Residency residency,
+                         device::Stream stream, const WalkParameters& parameters, int columns);
+
+LaunchEngine launch_float32, launch_tf32, launch_bfloat16, launch_float16;
+
+}  // namespace cuda
+}  // namespace rnn_cuda
