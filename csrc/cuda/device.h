@@ -30,9 +30,10 @@
 //   void barrier_init(Mbarrier*, int arrivals)      then sync_block() or cluster_sync()
 //   void barrier_expect(Mbarrier*, uint32_t bytes)  one arrival, and so many bytes to wait for
 //   void barrier_wait(Mbarrier*, uint32_t parity)   until the phase of that parity is complete
-//   void store_async(uint32_t* word, uint32_t value, Mbarrier* barrier, int rank)
+//   void store_async(T* word, T value, Mbarrier* barrier, int rank)
 //                                  writes to the place of `word` in the shared memory of block
-//                                  `rank`, and counts 4 bytes at the place of `barrier` there
+//                                  `rank`, and counts its bytes at the place of `barrier` there;
+//                                  T is uint32_t or Word16
 //
 //   uint32_t load_acquire(const uint32_t*)          of global memory, in the scope of the GPU
 //   void add_release(uint32_t*, uint32_t)

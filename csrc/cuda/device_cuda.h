@@ -136,6 +136,15 @@ RNN_CUDA_DEVICE uint32_t address_in_block(uint32_t address, int rank) {
   return there;
 }
 
+RNN_CUDA_DEVICE void store_async(Word16* words, Word16 value, Mbarrier* barrier, int rank) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(address_in_block(shared_address(words), rank)),
+      "r"(value.word[0]), "r"(value.word[1]), "r"(value.word[2]), "r"(value.word[3]),
+      "r"(address_in_block(shared_address(barrier), rank))
+      : "memory");
+}
+
 RNN_CUDA_DEVICE void store_async(uint32_t* word, uint32_t value, Mbarrier* barrier, int rank) {
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
                    address_in_block(shared_address(word), rank)),
@@ -152,6 +161,7 @@ RNN_CUDA_DEVICE void barrier_init(Mbarrier*, int) { __trap(); }
 RNN_CUDA_DEVICE void barrier_expect(Mbarrier*, uint32_t) { __trap(); }
 RNN_CUDA_DEVICE void barrier_wait(Mbarrier*, uint32_t) { __trap(); }
 RNN_CUDA_DEVICE void store_async(uint32_t*, uint32_t, Mbarrier*, int) { __trap(); }
+RNN_CUDA_DEVICE void store_async(Word16*, Word16, Mbarrier*, int) { __trap(); }
 
 #endif
 

@@ -3,8 +3,8 @@
 //
 //   begin()                once the initial state lies in states(0)
 //   wait(step)             returns when state `step` has arrived, from all of the team: its words
-//   publish(c, w, word)    word w of sample c of the next state, if there is one
-//   published()            called by all threads once they have published what they have to
+//   publish(c, w, word)    word w of sample c of the next state, if there is one; w is of this
+//   block published()            called by all threads once they have published what they have to
 //   end()                  before the block leaves
 //
 // wait() holds a barrier of the block in every step, after which whatever the block read or wrote
@@ -22,10 +22,13 @@ namespace cuda {
 struct ExchangeSetup {
   uint32_t* shared_states;     // [2, Grid: 1][columns][shared_pitch]
   device::Mbarrier* barriers;  // [2]
-  int shared_pitch;
+  uint32_t* outbox;            // Cluster: [columns][outbox_pitch]
+  int shared_pitch, outbox_pitch;
   int columns;
   int steps;
   int blocks;         // of the team
+  int first_word;     // that this block publishes of a sample's state, a multiple of four
+  int own_words;      // how many it publishes, a multiple of four
   int words;          // of one sample's state that are published, a multiple of four
   uint32_t* counter;  // Grid: blocks that have published, of all steps; starts at zero
   uint32_t* states;   // Grid: [2][columns][pitch] in device memory
@@ -53,7 +56,6 @@ class InBlock {
   __device__ __forceinline__ void publish(int column, int word, uint32_t value) {
     next_[column * pitch_ + word] = value;
   }
-  __device__ __forceinline__ void before_publishing() {}
   __device__ __forceinline__ void published() {}
   __device__ __forceinline__ void end() {}
 
@@ -63,26 +65,33 @@ class InBlock {
   int pitch_, size_;
 };
 
-// A cluster. Each block holds the whole state; a word is stored into all blocks at once, and
-// counted by the barrier of each. No step waits for a barrier of the whole cluster.
+// A cluster. Each block holds the whole state. What its warps publish they lay into the block's
+// outbox; then all its threads send that to every block, 16 bytes at a time, and the barrier of
+// each counts what arrives. No step waits for a barrier of the whole cluster.
 //
-// Two buffers suffice: who stores state s + 1 over state s - 1 has got all words of state s, so all
-// warps of all blocks have done with state s - 1. That holds because every row tile is published in
-// every step, and because a warp reads its states before it publishes what it made of them.
+// Two buffers suffice: who stores words of state s + 1 over state s - 1 has got all of state s, so
+// every block has sent its part of that; and a block sends when all its warps have read what they
+// need of the state before. That holds because every row tile is published in every step.
 class InCluster {
  public:
   static constexpr bool kCluster = true;
 
   __device__ __forceinline__ explicit InCluster(const ExchangeSetup& setup)
       : states_(setup.shared_states),
+        outbox_(setup.outbox),
         barriers_(setup.barriers),
         pitch_(setup.shared_pitch),
-        size_(setup.columns * setup.shared_pitch),
+        outbox_pitch_(setup.outbox_pitch),
+        columns_(setup.columns),
+        first_word_(setup.first_word),
+        own_words_(setup.own_words),
         blocks_(setup.blocks),
         steps_(setup.steps),
         bytes_(static_cast<uint32_t>(setup.columns * setup.words * 4)) {}
 
-  __device__ __forceinline__ uint32_t* states(int step) { return states_ + (step & 1) * size_; }
+  __device__ __forceinline__ uint32_t* states(int step) {
+    return states_ + (step & 1) * columns_ * pitch_;
+  }
 
   // barriers_[s & 1] counts the bytes of state s; the two that come first are announced here.
   __device__ __forceinline__ void begin() {
@@ -103,23 +112,34 @@ class InCluster {
     return states(step);
   }
 
-  // The other lanes may still be reading the state that a block could now overwrite.
-  __device__ __forceinline__ void before_publishing() { device::sync_warp(); }
-
   __device__ __forceinline__ void publish(int column, int word, uint32_t value) {
-    uint32_t* place = states(step_ + 1) + column * pitch_ + word;
-    device::Mbarrier* barrier = barriers_ + ((step_ + 1) & 1);
-    for (int rank = 0; rank < blocks_; ++rank) device::store_async(place, value, barrier, rank);
+    outbox_[column * outbox_pitch_ + word - first_word_] = value;
   }
-  __device__ __forceinline__ void published() {}
+
+  __device__ __forceinline__ void published() {
+    if (step_ + 1 == steps_) return;
+    device::sync_block();  // the outbox is full, and nobody reads this state any more
+    const int vectors = own_words_ / 4, vectors_of_all = columns_ * vectors;
+    uint32_t* const to = states(step_ + 1) + first_word_;
+    device::Mbarrier* const barrier = barriers_ + ((step_ + 1) & 1);
+    for (int item = threadIdx.x; item < blocks_ * vectors_of_all; item += blockDim.x) {
+      const int rank = item / vectors_of_all, place = item % vectors_of_all;
+      const int column = place / vectors, vector = place % vectors;
+      const device::Word16 words =
+          reinterpret_cast<const device::Word16*>(outbox_ + column * outbox_pitch_)[vector];
+      device::store_async(reinterpret_cast<device::Word16*>(to + column * pitch_) + vector, words,
+                          barrier, rank);
+    }
+  }
 
   // What is on its way must still find this block's memory, and the blocks that it is for.
   __device__ __forceinline__ void end() { device::cluster_sync(); }
 
  private:
   uint32_t* states_;
+  uint32_t* outbox_;
   device::Mbarrier* barriers_;
-  int pitch_, size_, blocks_, steps_;
+  int pitch_, outbox_pitch_, columns_, first_word_, own_words_, blocks_, steps_;
   uint32_t bytes_;
   int step_ = 0;
 };
@@ -157,7 +177,6 @@ class InGrid {
     return staged_;
   }
 
-  __device__ __forceinline__ void before_publishing() {}
   __device__ __forceinline__ void publish(int column, int word, uint32_t value) {
     device::store_shared_by_gpu(next_ + column * pitch_ + word, value);
   }

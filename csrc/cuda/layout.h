@@ -1,7 +1,7 @@
 // Where a block's arrays lie in its shared memory: one function for the host, which asks for the
 // bytes, and for the kernels, which ask for the places, so that the two cannot disagree.
 //
-//   barriers | weight tiles of each warp | states | inputs | partial sums of split depth
+//   barriers | weight tiles of each warp | states | outbox | inputs | partial sums of split depth
 #pragma once
 
 #include <cstdint>
@@ -20,11 +20,16 @@ namespace cuda {
 // The numbers of a plan that a layout needs, without the words.
 struct BlockShape {
   int columns = 1, engine_columns = 1, row_warps = 1, depth_split = 1;
-  int state_buffers = 2;  // Residency::Grid stages the states into one
+  int state_buffers = 2;    // Residency::Grid stages the states into one
+  bool has_outbox = false;  // Residency::Cluster
 
   static BlockShape of(const Plan& plan) {
-    return {plan.columns, plan.engine_columns, plan.row_warps, plan.depth_split,
-            plan.residency == Residency::Grid ? 1 : 2};
+    return {plan.columns,
+            plan.engine_columns,
+            plan.row_warps,
+            plan.depth_split,
+            plan.residency == Residency::Grid ? 1 : 2,
+            plan.residency == Residency::Cluster};
   }
 };
 
@@ -37,12 +42,14 @@ struct Layout {
   uint32_t barriers = 0;
   uint32_t weights = 0;  // [row_warps * depth_split][shared_weight_tiles] tiles
   uint32_t states = 0;   // [state_buffers][columns][state_pitch] words
+  uint32_t outbox = 0;    // [columns][outbox_pitch] words: a block's own new states, to be sent
   uint32_t inputs = 0;   // [kInputBuffers][columns][input_pitch] words
   uint32_t partials =
       0;  // [kPartialBuffers][row_warps][depth_split - 1][sums_per_lane][kLanes] floats
   uint32_t bytes = 0;  // of all
   // In 32-bit words.
   uint32_t state_pitch = 0;
+  uint32_t outbox_pitch = 0;
   uint32_t input_pitch = 0;
   uint32_t sums_per_lane = 0;  // of a warp's tile of rows by engine_columns
 
@@ -68,6 +75,9 @@ struct Layout {
         take(end, warps * geometry.shared_weight_tiles * engine.weight_bytes, red_zone);
     layout.states =
         take(end, int64_t{4} * shape.state_buffers * shape.columns * layout.state_pitch, red_zone);
+    layout.outbox_pitch =
+        shape.has_outbox ? pitch_of(geometry.block_row_tiles * engine.words_per_row_tile) : 0;
+    layout.outbox = take(end, int64_t{4} * shape.columns * layout.outbox_pitch, red_zone);
     layout.inputs =
         take(end, int64_t{4} * kInputBuffers * shape.columns * layout.input_pitch, red_zone);
     layout.partials = take(end,

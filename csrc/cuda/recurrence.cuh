@@ -38,6 +38,7 @@ struct BlockMemory {
   device::Mbarrier* barriers;
   device::Word16* weights;
   uint32_t* states;
+  uint32_t* outbox;
   uint32_t* inputs;
   float* partials;
 
@@ -46,7 +47,8 @@ struct BlockMemory {
     device::Carver carver(device::shared_memory());
     barriers = carver.take<device::Mbarrier>((layout.weights - layout.barriers) / 8);
     weights = carver.take<device::Word16>((layout.states - layout.weights) / 16);
-    states = carver.take<uint32_t>((layout.inputs - layout.states) / 4);
+    states = carver.take<uint32_t>((layout.outbox - layout.states) / 4);
+    outbox = carver.take<uint32_t>((layout.inputs - layout.outbox) / 4);
     inputs = carver.take<uint32_t>((layout.partials - layout.inputs) / 4);
     partials = carver.take<float>((layout.bytes - layout.partials) / 4);
   }
@@ -329,7 +331,7 @@ class Walker {
       : p_(p),
         r_(r),
         tile_(p, r, tile),
-        exchange_(setup(p, tile, tile_.steps(), memory)),
+        exchange_(setup(p, tile, rank, tile_.steps(), memory)),
         input_(p, r, memory.inputs),
         lane_(threadIdx.x % 32),
         row_warp_(static_cast<int>(threadIdx.x) / 32 % p.row_warps),
@@ -369,17 +371,23 @@ class Walker {
   }
 
  private:
-  static __device__ __forceinline__ ExchangeSetup setup(const WalkParameters& p, int tile,
+  static __device__ __forceinline__ ExchangeSetup setup(const WalkParameters& p, int tile, int rank,
                                                         int steps, const BlockMemory& memory) {
     const int64_t place = blockIdx.y * p.batch_tiles + tile;
     ExchangeSetup setup;
     setup.shared_states = memory.states;
     setup.barriers = memory.barriers;
+    setup.outbox = memory.outbox;
     setup.shared_pitch = static_cast<int>(p.layout.state_pitch);
+    setup.outbox_pitch = static_cast<int>(p.layout.outbox_pitch);
     setup.columns = p.columns;
     setup.steps = steps;
     setup.blocks = p.blocks;
-    setup.words = p.row_tiles * Engine::kSizes.words_per_row_tile;
+    constexpr int kWords = Engine::kSizes.words_per_row_tile;
+    const int first_row_tile = rank * p.block_row_tiles;
+    setup.first_word = first_row_tile * kWords;
+    setup.own_words = min(p.block_row_tiles, p.row_tiles - first_row_tile) * kWords;
+    setup.words = p.row_tiles * kWords;
     setup.counter = p.counters + place * (Workspace::kCounterBytes / 4);
     setup.states = p.states + place * Workspace::kStateBuffers * p.columns * p.state_words;
     setup.pitch = p.state_words;
@@ -478,14 +486,11 @@ class Walker {
       const int sample = tile_.sample(first_column + Engine::column(lane, i));
       s[i] = new_state(moment, unit, sample, z[i], terms.operand[i], lane);
     }
-    if (has_next) {
-      exchange_.before_publishing();
-      if (Engine::owns_outputs(lane)) {
-        const int first_word = row_tile(round) * Engine::kSizes.words_per_row_tile;
-        Engine::words_of(s, lane, [&](int column, int word, uint32_t value) {
-          exchange_.publish(first_column + column, first_word + word, value);
-        });
-      }
+    if (has_next && Engine::owns_outputs(lane)) {
+      const int first_word = row_tile(round) * Engine::kSizes.words_per_row_tile;
+      Engine::words_of(s, lane, [&](int column, int word, uint32_t value) {
+        exchange_.publish(first_column + column, first_word + word, value);
+      });
     }
   }
 
