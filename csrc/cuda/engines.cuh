@@ -61,6 +61,7 @@ struct FMA {
   static constexpr int kColumns = kColumns_;
   static constexpr int kRows = kSizes.rows;
   static constexpr int kVectors = kSizes.weight_bytes / 32 / 16;
+  static constexpr int kChains = 1;  // the sums of a lane are many enough
   static constexpr int kLanesPerOutput = kColumns == 1 ? 2 : 1;
   static constexpr int kOutputs = kLanesPerOutput * kRows * kColumns / 32;
 
@@ -184,6 +185,14 @@ struct TensorCoreFragments {
   struct Accumulator {
     float sum[kColumns / 8][2][4] = {};
   };
+
+  // A product takes far longer than it keeps the tensor cores busy.
+  static constexpr int kChains = kColumns == 8 ? 2 : 1;
+  static __device__ __forceinline__ void add(Accumulator& a, const Accumulator& b) {
+#pragma unroll
+    for (int i = 0; i < kOutputs; ++i)
+      a.sum[i / 8][i / 4 % 2][i % 4] += b.sum[i / 8][i / 4 % 2][i % 4];
+  }
 
   static __device__ __forceinline__ void finish(const Accumulator& a, int, float (&z)[kOutputs]) {
 #pragma unroll

@@ -245,11 +245,14 @@ class WarpWeights {
                        input + i * Engine::kSizes.words_per_depth_tile, input_pitch, lane_);
     state += first_state_ * Engine::kSizes.words_per_depth_tile;
     if (round == 0) {
+      // Every other tile into sums of its own, where a product would wait for the one before it.
+      Accumulator odd;
 #pragma unroll
       for (int i = 0; i < Engine::kSizes.held_tiles; ++i)
         if (i < state_count_)
-          Engine::multiply(sum, held_[i], state + i * Engine::kSizes.words_per_depth_tile,
-                           state_pitch, lane_);
+          Engine::multiply(Engine::kChains > 1 && i % 2 == 1 ? odd : sum, held_[i],
+                           state + i * Engine::kSizes.words_per_depth_tile, state_pitch, lane_);
+      if constexpr (Engine::kChains > 1) Engine::add(sum, odd);
     }
 #pragma unroll 1
     for (int i = round == 0 ? Engine::kSizes.held_tiles : 0; i < state_count_; ++i)
