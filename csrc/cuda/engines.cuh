@@ -7,8 +7,8 @@
 //
 //   Weights           a lane's share of a tile, kVectors x 16 bytes
 //   Accumulator       a lane's share of the running sums of kRows x kColumns
-//   finish()          sums over lanes; then value i of a lane belongs to unit row(lane, i) of the
-//                     row tile and to sample column(lane, i) of the column group
+//   finish()          sums over lanes; the kOutputs values that a lane has then form kShares of
+//                     kShareSamples x kShareUnits, see share.cuh
 #pragma once
 
 #include "device.h"
@@ -102,11 +102,14 @@ struct FMA {
   }
 
   // One column: lanes 2 j and 2 j + 1 both have unit j. Four: lane 8 c + j has sample c, units 2 j
-  // and 2 j + 1.
-  static __device__ __forceinline__ int row(int lane, int i) {
-    return kColumns == 1 ? lane >> 1 : (lane & 7) * 2 + i;
+  // and 2 j + 1, each a share.
+  static constexpr int kShares = kOutputs, kShareSamples = 1, kShareUnits = 1, kUnitStep = 1;
+  static __device__ __forceinline__ constexpr int share(int i) { return i; }
+  static __device__ __forceinline__ constexpr int output(int share, int, int) { return share; }
+  static __device__ __forceinline__ int unit(int lane, int share) {
+    return kColumns == 1 ? lane >> 1 : (lane & 7) * 2 + share;
   }
-  static __device__ __forceinline__ int column(int lane, int) {
+  static __device__ __forceinline__ int column(int lane, int, int) {
     return kColumns == 1 ? 0 : lane >> 3;
   }
   static __device__ __forceinline__ bool owns_outputs(int lane) {
@@ -114,33 +117,22 @@ struct FMA {
   }
 
   template <class Publish>
-  static __device__ __forceinline__ void words_of(const float (&s)[kOutputs], int lane,
+  static __device__ __forceinline__ void words_of(const float (&s)[1][1], int share, int lane,
                                                   Publish&& publish) {
-#pragma unroll
-    for (int i = 0; i < kOutputs; ++i)
-      publish(column(lane, i), row(lane, i), device::bits_of(s[i]));
+    publish(column(lane, share, 0), unit(lane, share), device::bits_of(s[0][0]));
   }
   static __device__ __forceinline__ uint32_t word_of(const FeatureView<float>& features, int word) {
     return device::bits_of(features(word));
   }
 
-  // Squares, one for each output, summed over the row tile: sum j of a lane belongs to sample
-  // sum_column(lane, j), and one lane has it to write.
-  static constexpr int kSums = 1;
-  static __device__ __forceinline__ double sum_rows(const double (&square)[kOutputs], int) {
-    double sum = square[0];
+  static __device__ __forceinline__ constexpr int norm_part(int share) { return share; }
+  static __device__ __forceinline__ double sum_units(double sum) {
 #pragma unroll
-    for (int i = 1; i < kOutputs; ++i) sum += square[i];
-    constexpr int kLanes = 32 / kColumns;  // that share a sample
-#pragma unroll
-    for (int distance = kLanesPerOutput; distance < kLanes; distance *= 2)
+    for (int distance = kLanesPerOutput; distance < 32 / kColumns; distance *= 2)
       sum += device::shuffle_xor(sum, distance);
     return sum;
   }
-  static __device__ __forceinline__ int sum_column(int lane, int) { return column(lane, 0); }
-  static __device__ __forceinline__ bool writes_sum(int lane) {
-    return lane % (32 / kColumns) == 0;
-  }
+  static __device__ __forceinline__ bool has_sum(int lane) { return lane % (32 / kColumns) == 0; }
 
  private:
   // Each lane has kCount sums, each of which is to be added up over all lanes. By halving: a lane
@@ -198,26 +190,28 @@ struct TensorCoreFragments {
 #pragma unroll
     for (int i = 0; i < kOutputs; ++i) z[i] = a.sum[i / 8][i / 4 % 2][i % 4];
   }
-  static __device__ __forceinline__ int row(int lane, int i) {
-    return (lane >> 2) + ((i & 2) != 0 ? 8 : 0) + ((i & 4) != 0 ? 16 : 0);
+
+  // A share is one product: two units by two samples.
+  static constexpr int kShares = kOutputs / 4, kShareSamples = 2, kShareUnits = 2, kUnitStep = 8;
+  static __device__ __forceinline__ constexpr int share(int i) { return i / 4; }
+  static __device__ __forceinline__ constexpr int output(int share, int j, int u) {
+    return share * 4 + u * 2 + j;
   }
-  static __device__ __forceinline__ int column(int lane, int i) {
-    return i / 8 * 8 + 2 * (lane & 3) + (i & 1);
+  static __device__ __forceinline__ int unit(int lane, int share) {
+    return (lane >> 2) + share % 2 * 16;
+  }
+  static __device__ __forceinline__ int column(int lane, int share, int j) {
+    return share / 2 * 8 + 2 * (lane & 3) + j;
   }
   static __device__ __forceinline__ bool owns_outputs(int) { return true; }
 
-  static constexpr int kSums = kColumns / 4;
-  static __device__ __forceinline__ double sum_rows(const double (&square)[kOutputs], int j) {
-    const int i = j / 2 * 8 + j % 2;
-    double sum = (square[i] + square[i + 2]) + (square[i + 4] + square[i + 6]);
+  static __device__ __forceinline__ constexpr int norm_part(int share) { return share % 2; }
+  static __device__ __forceinline__ double sum_units(double sum) {
 #pragma unroll
     for (int distance = 4; distance < 32; distance *= 2) sum += device::shuffle_xor(sum, distance);
     return sum;
   }
-  static __device__ __forceinline__ int sum_column(int lane, int j) {
-    return column(lane, j / 2 * 8 + j % 2);
-  }
-  static __device__ __forceinline__ bool writes_sum(int lane) { return lane < 4; }
+  static __device__ __forceinline__ bool has_sum(int lane) { return lane < 4; }
 };
 
 // bfloat16 or float16, sums in float32. A word holds two units of a depth tile, p and p + 8, since
@@ -257,16 +251,12 @@ struct TensorCore : TensorCoreFragments<kColumns_> {
   }
 
   template <class Publish>
-  static __device__ __forceinline__ void words_of(const float (&s)[kOutputs], int lane,
+  static __device__ __forceinline__ void words_of(const float (&s)[2][2], int share, int lane,
                                                   Publish&& publish) {
 #pragma unroll
-    for (int i = 0; i < kOutputs; i += 4) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const T low = device::from_float<T>(s[i + j]), high = device::from_float<T>(s[i + j + 2]);
-        publish(Base::column(lane, i + j), (lane >> 2) + (i & 4) * 2, device::pack(low, high));
-      }
-    }
+    for (int j = 0; j < 2; ++j)
+      publish(Base::column(lane, share, j), (lane >> 2) + share % 2 * 8,
+              device::pack(device::from_float<T>(s[j][0]), device::from_float<T>(s[j][1])));
   }
   static __device__ __forceinline__ uint32_t word_of(const FeatureView<T>& features, int word) {
     const int first = word / 8 * 16 + word % 8;
@@ -320,11 +310,15 @@ struct TensorCoreTF32 : TensorCoreFragments<kColumns_> {
   }
 
   template <class Publish>
-  static __device__ __forceinline__ void words_of(const float (&s)[kOutputs], int lane,
+  static __device__ __forceinline__ void words_of(const float (&s)[2][2], int share, int lane,
                                                   Publish&& publish) {
 #pragma unroll
-    for (int i = 0; i < kOutputs; ++i)
-      publish(Base::column(lane, i), Base::row(lane, i), device::round_to_tf32(s[i]));
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int u = 0; u < 2; ++u)
+        publish(Base::column(lane, share, j), Base::unit(lane, share) + u * Base::kUnitStep,
+                device::round_to_tf32(s[j][u]));
+    }
   }
   static __device__ __forceinline__ uint32_t word_of(const FeatureView<float>& features, int word) {
     return device::round_to_tf32(features(word));

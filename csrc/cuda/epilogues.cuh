@@ -26,5 +26,33 @@ __device__ __forceinline__ T apply_epilogue(Epilogue epilogue, T z, T e) {
   return z;
 }
 
+// The same of several values, z in place: one switch for all, so that they overlap.
+template <int kRows, int kColumns>
+__device__ __forceinline__ void apply_epilogue(Epilogue epilogue, float (&z)[kRows][kColumns],
+                                               const float (&e)[kRows][kColumns]) {
+  const auto apply = [&](auto f) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) z[i][j] = f(z[i][j], e[i][j]);
+    }
+  };
+#define RNN_CUDA_APPLY(name) \
+  case Epilogue::name:       \
+    return apply([](float z, float e) { return apply_epilogue<float>(Epilogue::name, z, e); })
+  switch (epilogue) {
+    RNN_CUDA_APPLY(Tanh);
+    RNN_CUDA_APPLY(Relu);
+    RNN_CUDA_APPLY(Sigmoid);
+    RNN_CUDA_APPLY(Identity);
+    RNN_CUDA_APPLY(TanhBackward);
+    RNN_CUDA_APPLY(ReluBackward);
+    RNN_CUDA_APPLY(SigmoidBackward);
+    RNN_CUDA_APPLY(IdentityBackward);
+    RNN_CUDA_APPLY(Modulate);
+  }
+#undef RNN_CUDA_APPLY
+}
+
 }  // namespace cuda
 }  // namespace rnn_cuda

@@ -87,7 +87,14 @@ class InCluster {
         own_words_(setup.own_words),
         blocks_(setup.blocks),
         steps_(setup.steps),
-        bytes_(static_cast<uint32_t>(setup.columns * setup.words * 4)) {}
+        bytes_(static_cast<uint32_t>(setup.columns * setup.words * 4)) {
+    // Which of the outbox's vectors this thread sends, and to which blocks first and every how
+    // many: all threads are to have about as many stores to make.
+    const int threads = static_cast<int>(blockDim.x), vectors = columns_ * own_words_ / 4;
+    senders_ = max(1, min(blocks_, threads / vectors));
+    first_vector_ = static_cast<int>(threadIdx.x) % (threads / senders_);
+    first_rank_ = static_cast<int>(threadIdx.x) / (threads / senders_);
+  }
 
   __device__ __forceinline__ uint32_t* states(int step) {
     return states_ + (step & 1) * columns_ * pitch_;
@@ -119,16 +126,18 @@ class InCluster {
   __device__ __forceinline__ void published() {
     if (step_ + 1 == steps_) return;
     device::sync_block();  // the outbox is full, and nobody reads this state any more
-    const int vectors = own_words_ / 4, vectors_of_all = columns_ * vectors;
+    const int per_column = own_words_ / 4, stride = static_cast<int>(blockDim.x) / senders_;
     uint32_t* const to = states(step_ + 1) + first_word_;
     device::Mbarrier* const barrier = barriers_ + ((step_ + 1) & 1);
-    for (int item = threadIdx.x; item < blocks_ * vectors_of_all; item += blockDim.x) {
-      const int rank = item / vectors_of_all, place = item % vectors_of_all;
-      const int column = place / vectors, vector = place % vectors;
+    if (first_rank_ >= senders_) return;  // where the threads cannot be divided evenly
+    for (int i = first_vector_; i < columns_ * per_column; i += stride) {
+      const int column = i / per_column, vector = i % per_column;
       const device::Word16 words =
           reinterpret_cast<const device::Word16*>(outbox_ + column * outbox_pitch_)[vector];
-      device::store_async(reinterpret_cast<device::Word16*>(to + column * pitch_) + vector, words,
-                          barrier, rank);
+      device::Word16* const place =
+          reinterpret_cast<device::Word16*>(to + column * pitch_) + vector;
+      for (int rank = first_rank_; rank < blocks_; rank += senders_)
+        device::store_async(place, words, barrier, rank);
     }
   }
 
@@ -140,6 +149,7 @@ class InCluster {
   uint32_t* outbox_;
   device::Mbarrier* barriers_;
   int pitch_, outbox_pitch_, columns_, first_word_, own_words_, blocks_, steps_;
+  int senders_, first_vector_, first_rank_;
   uint32_t bytes_;
   int step_ = 0;
 };
@@ -190,12 +200,12 @@ class InGrid {
   // What is published, no more: the other words of staged_ are zero, those in device memory are
   // not.
   __device__ __forceinline__ void stage(const uint32_t* from) {
-    const int vectors = words_ / 4;
-    for (int i = threadIdx.x; i < columns_ * vectors; i += blockDim.x) {
-      const int column = i / vectors, vector = i % vectors;
-      const device::Word16 words = device::load_shared_by_gpu(
-          reinterpret_cast<const device::Word16*>(from + column * pitch_) + vector);
-      reinterpret_cast<device::Word16*>(staged_ + column * staged_pitch_)[vector] = words;
+    for (int column = 0; column < columns_; ++column) {
+#pragma unroll 4
+      for (int vector = threadIdx.x; vector < words_ / 4; vector += blockDim.x)
+        reinterpret_cast<device::Word16*>(staged_ + column * staged_pitch_)[vector] =
+            device::load_shared_by_gpu(
+                reinterpret_cast<const device::Word16*>(from + column * pitch_) + vector);
     }
   }
 

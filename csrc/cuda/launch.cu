@@ -15,10 +15,10 @@ constexpr int kThreads = 256;  // of the small kernels
 // ---------------------------------------------------------------------------------------
 
 struct NormParameters {
-  const double* parts;  // [row_tiles][rows], sums of squares
+  const double* parts;  // [count][rows], sums of squares
   double* norms;        // [rows]
   int64_t rows;
-  int row_tiles;
+  int count;
 };
 
 // Adds up in a fixed order, whatever order the blocks ran in.
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ 
   const int64_t row = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (row >= p.rows) return;
   double sum = 0;
-  for (int tile = 0; tile < p.row_tiles; ++tile) sum += p.parts[tile * p.rows + row];
+  for (int part = 0; part < p.count; ++part) sum += p.parts[part * p.rows + row];
   p.norms[row] = sqrt(sum);
 }
 
@@ -200,10 +200,11 @@ int launch(const Walk& walk, const Problem& problem, const Plan& plan, void* str
   const Workspace workspace = Workspace::of(problem, plan, total_rows, norms);
   WalkParameters p = parameters_of(walk, problem, plan, g, engine, workspace);
   p.total_rows = total_rows;
+  const int64_t norm_parts = g.row_tiles * engine.norm_parts;
   for (int i = 0; i < walk.directions; ++i)
     if (walk.norms[i] != nullptr)
       p.norm_parts[i] =
-          at<double>(walk.workspace, workspace.norm_parts) + i * g.row_tiles * total_rows;
+          at<double>(walk.workspace, workspace.norm_parts) + i * norm_parts * total_rows;
 
   device::LaunchConfig config;
   config.block = plan.threads();
@@ -233,7 +234,8 @@ int launch(const Walk& walk, const Problem& problem, const Plan& plan, void* str
     device::LaunchConfig norm_config;
     norm_config.block = kThreads;
     norm_config.grid_x = static_cast<int>((total_rows + kThreads - 1) / kThreads);
-    const NormParameters parameters = {p.norm_parts[i], walk.norms[i], total_rows, p.row_tiles};
+    const NormParameters parameters = {p.norm_parts[i], walk.norms[i], total_rows,
+                                       static_cast<int>(norm_parts)};
     const int error = device::launch(norm_config, stream, norm_kernel, parameters);
     if (error != 0) return error;
   }

@@ -40,13 +40,12 @@ struct Layout {
 
   // Offsets in bytes.
   uint32_t barriers = 0;
-  uint32_t weights = 0;  // [row_warps * depth_split][shared_weight_tiles] tiles
-  uint32_t states = 0;   // [state_buffers][columns][state_pitch] words
+  uint32_t weights = 0;   // [row_warps * depth_split][shared_weight_tiles] tiles
+  uint32_t states = 0;    // [state_buffers][columns][state_pitch] words
   uint32_t outbox = 0;    // [columns][outbox_pitch] words: a block's own new states, to be sent
-  uint32_t inputs = 0;   // [kInputBuffers][columns][input_pitch] words
-  uint32_t partials =
-      0;  // [kPartialBuffers][row_warps][depth_split - 1][sums_per_lane][kLanes] floats
-  uint32_t bytes = 0;  // of all
+  uint32_t inputs = 0;    // [kInputBuffers][columns][input_pitch] words
+  uint32_t partials = 0;  // [kPartialBuffers][row_warps][depth_split][sums_per_lane][kLanes] floats
+  uint32_t bytes = 0;     // of all
   // In 32-bit words.
   uint32_t state_pitch = 0;
   uint32_t outbox_pitch = 0;
@@ -80,10 +79,11 @@ struct Layout {
     layout.outbox = take(end, int64_t{4} * shape.columns * layout.outbox_pitch, red_zone);
     layout.inputs =
         take(end, int64_t{4} * kInputBuffers * shape.columns * layout.input_pitch, red_zone);
-    layout.partials = take(end,
-                           int64_t{4} * kPartialBuffers * shape.row_warps *
-                               (shape.depth_split - 1) * kLanes * layout.sums_per_lane,
-                           red_zone);
+    layout.partials =
+        take(end,
+             int64_t{4} * kPartialBuffers * shape.row_warps *
+                 (shape.depth_split > 1 ? shape.depth_split : 0) * kLanes * layout.sums_per_lane,
+             red_zone);
     // What does not fit 32 bits fits no block either.
     layout.bytes = static_cast<uint32_t>(end < UINT32_MAX ? end : UINT32_MAX);
     return layout;

@@ -35,6 +35,7 @@ struct Engine {
   int words_per_depth_tile = 0;  // and that one depth tile reads
   int weight_bytes = 0;          // of one tile of weights, as held by a warp
   int held_tiles = 0;            // of those a warp keeps in registers
+  int norm_parts = 0;            // in which the squares of a row tile are summed
 };
 
 // The engine of a plan; rows == 0 where there is none (Residency::Streamed). Sizes: engine_table.h.
@@ -71,7 +72,7 @@ struct Workspace {
 
   int64_t counters = 0;  // Grid: [directions][batch_tiles] of kCounterBytes; to be cleared
   int64_t states = 0;    // Grid: [directions][batch_tiles][kStateBuffers][columns][state_words]
-  // Sums of squares of z over the units of one row tile, double
+  // Sums of squares of z over the units of one part of a row tile, double
   // [directions][row_tiles][total_rows]: added up afterwards in a fixed order.
   int64_t norm_parts = 0;
   int64_t bytes = 0;

@@ -1,0 +1,139 @@
+// What a lane does with a sum once it is complete: terms added, epilogue, stores.
+//
+// The outputs that the lanes of a warp compute at once fall into shares, so that the warps which
+// divided the terms of a sum among them can divide its outputs too.
+#pragma once
+
+#include "engines.cuh"
+#include "epilogues.cuh"
+#include "parameters.cuh"
+
+namespace rnn_cuda {
+namespace cuda {
+
+// The outputs of one share: for each of kShareSamples samples, kShareUnits units that lie
+// Engine::kUnitStep apart. Output number Engine::output(share, j, u) of the lane.
+template <class Engine>
+class Share {
+ public:
+  using T = typename Engine::Element;
+  static constexpr int kSamples = Engine::kShareSamples, kUnits = Engine::kShareUnits;
+  static constexpr int kStep = Engine::kUnitStep;
+  using Values = float[kSamples][kUnits];
+
+  __device__ __forceinline__ Share(const WalkParameters& p, const Recurrence& r,
+                                   const TileInTime& tile, const Moment& moment, int row_tile,
+                                   int first_column, int share, int lane)
+      : p_(p),
+        r_(r),
+        tile_(tile),
+        moment_(moment),
+        lane_(lane),
+        unit_(row_tile * Engine::kRows + Engine::unit(lane, share)) {
+#pragma unroll
+    for (int j = 0; j < kSamples; ++j)
+      sample_[j] = tile.sample(first_column + Engine::column(lane, share, j));
+  }
+
+  // What is added to the sums, and what the epilogue reads. Both come from device memory.
+  __device__ __forceinline__ void read(Values& addend, Values& operand) const {
+    float bias[kUnits];
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u)
+      bias[u] = r_.bias != nullptr && inside(u) ? static_cast<const float*>(r_.bias)[unit(u)] : 0;
+#pragma unroll
+    for (int j = 0; j < kSamples; ++j) {
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) {
+        addend[j][u] = bias[u];
+        operand[j][u] = 0;
+      }
+      if (sample_[j] >= moment_.active) continue;
+      if (r_.addend.data != nullptr) add(addend[j], row(r_.addend, j));
+      if (r_.operand.data != nullptr) add(operand[j], row(r_.operand, j));
+      if (r_.first_addend != nullptr && moment_.is_first(r_, sample_[j]))
+        add(addend[j], state_at(r_.first_addend, j));
+    }
+  }
+
+  // Sums to inputs of the epilogue: of a sample's first step there may be no state to multiply.
+  __device__ __forceinline__ void add_terms(Values& z, const Values& addend) const {
+    const bool skips_zero = r_.initial == nullptr && !r_.multiplies_zero_initial;
+#pragma unroll
+    for (int j = 0; j < kSamples; ++j) {
+      // Only recurrences without input product skip M times nothing, so all of the sum is that.
+      const bool skips = skips_zero && moment_.is_first(r_, sample_[j]);
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) z[j][u] = (skips ? 0 : z[j][u]) + addend[j][u];
+    }
+  }
+
+  // Squares of z, summed over the units that the lanes of this warp have, for each sample.
+  __device__ __forceinline__ void write_squares(double* parts, const Values& z) const {
+#pragma unroll
+    for (int j = 0; j < kSamples; ++j) {
+      double sum = 0;
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) sum += inside(u) ? double(z[j][u]) * double(z[j][u]) : 0.0;
+      sum = Engine::sum_units(sum);
+      if (Engine::has_sum(lane_) && sample_[j] < moment_.active)
+        parts[moment_.row + sample_[j]] = sum;
+    }
+  }
+
+  // Applies the epilogue and stores; z becomes the new states. Of what is no sample or unit that is
+  // zero; a sample that has not begun, in reverse, keeps its initial state, and that of one which
+  // has ended is read by nobody.
+  __device__ __forceinline__ void finish(Values& z, const Values& operand) const {
+    apply_epilogue<kSamples, kUnits>(r_.epilogue, z, operand);
+    const bool keeps = r_.reverse && r_.initial != nullptr;
+#pragma unroll
+    for (int j = 0; j < kSamples; ++j) {
+      const bool active = sample_[j] < moment_.active;
+      T* const output =
+          static_cast<T*>(r_.output) + (moment_.row + sample_[j]) * p_.hidden_size + unit_;
+      const bool is_last = r_.last != nullptr && moment_.is_last(r_, sample_[j]);
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) {
+        const T s = device::from_float<T>(z[j][u]);
+        z[j][u] = 0;
+        if (!inside(u)) continue;
+        if (active) {
+          z[j][u] = device::to_float(s);
+          if (Engine::owns_outputs(lane_)) {
+            output[u * kStep] = s;
+            if (is_last) const_cast<T*>(state_at(r_.last, j))[u * kStep] = s;
+          }
+        } else if (keeps && sample_[j] < p_.batch) {
+          z[j][u] = device::to_float(state_at(r_.initial, j)[u * kStep]);
+        }
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ int unit(int u) const { return unit_ + u * kStep; }
+  __device__ __forceinline__ bool inside(int u) const { return unit(u) < p_.hidden_size; }
+
+  __device__ __forceinline__ const T* row(const Rows& rows, int j) const {
+    return tile_.find<T>(rows, moment_.t, moment_.row, sample_[j]) + unit_;
+  }
+  __device__ __forceinline__ const T* state_at(const void* states, int j) const {
+    return static_cast<const T*>(states) + int64_t(sample_[j]) * p_.hidden_size + unit_;
+  }
+  __device__ __forceinline__ void add(float (&to)[kUnits], const T* from) const {
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u)
+      if (inside(u)) to[u] += device::to_float(from[u * kStep]);
+  }
+
+  const WalkParameters& p_;
+  const Recurrence& r_;
+  const TileInTime& tile_;
+  const Moment& moment_;
+  int lane_, unit_;
+  int sample_[kSamples];
+};
+
+}  // namespace cuda
+}  // namespace rnn_cuda
