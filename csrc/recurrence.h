@@ -62,6 +62,8 @@ struct Recurrence {
   Rows input;                     // x, I features; null if input_size is 0
   const void* bias = nullptr;     // (H), in the type that halves compute in
   Rows addend;                    // a, H features; null: zero
+  // On CUDA, with half types: a is float32, as W x_t is before it would be rounded.
+  bool wide_addend = false;
   Rows operand;                   // e, H features; null for the epilogues of one argument
   const void* initial = nullptr;  // s before a sample's first visited step, (B, H); null: zero
   // Whether M multiplies a null initial state too, so that an Inf in M spreads as in torch.nn.RNN.

@@ -88,7 +88,8 @@ __global__ void __launch_bounds__(kThreads) step_kernel(const __grid_constant__ 
   const auto z_of = [&](int64_t unit) {
     C z = z_row == nullptr ? C(0) : z_row[unit];
     if (r.addend.data != nullptr)
-      z += device::to_float(row_at<T>(r.addend, packed, p.step, sample)[unit]);
+      z += r.wide_addend ? row_at<C>(r.addend, packed, p.step, sample)[unit]
+                         : device::to_float(row_at<T>(r.addend, packed, p.step, sample)[unit]);
     if (r.bias != nullptr) z += static_cast<const C*>(r.bias)[unit];
     if (r.first_addend != nullptr && sample >= p.step.begun)
       z += device::to_float(static_cast<const T*>(r.first_addend)[sample * H + unit]);

@@ -49,8 +49,13 @@ class Share {
         operand[j][u] = 0;
       }
       if (sample_[j] >= moment_.active) continue;
-      if (r_.addend.data != nullptr) add(addend[j], row(r_.addend, j));
-      if (r_.operand.data != nullptr) add(operand[j], row(r_.operand, j));
+      if (r_.addend.data != nullptr) {
+        if (r_.wide_addend)
+          add(addend[j], row<float>(r_.addend, j));
+        else
+          add(addend[j], row<T>(r_.addend, j));
+      }
+      if (r_.operand.data != nullptr) add(operand[j], row<T>(r_.operand, j));
       if (r_.first_addend != nullptr && moment_.is_first(r_, sample_[j]))
         add(addend[j], state_at(r_.first_addend, j));
     }
@@ -115,13 +120,15 @@ class Share {
   __device__ __forceinline__ int unit(int u) const { return unit_ + u * kStep; }
   __device__ __forceinline__ bool inside(int u) const { return unit(u) < p_.hidden_size; }
 
-  __device__ __forceinline__ const T* row(const Rows& rows, int j) const {
-    return tile_.find<T>(rows, moment_.t, moment_.row, sample_[j]) + unit_;
+  template <class Stored>
+  __device__ __forceinline__ const Stored* row(const Rows& rows, int j) const {
+    return tile_.find<Stored>(rows, moment_.t, moment_.row, sample_[j]) + unit_;
   }
   __device__ __forceinline__ const T* state_at(const void* states, int j) const {
     return static_cast<const T*>(states) + int64_t(sample_[j]) * p_.hidden_size + unit_;
   }
-  __device__ __forceinline__ void add(float (&to)[kUnits], const T* from) const {
+  template <class Stored>
+  __device__ __forceinline__ void add(float (&to)[kUnits], const Stored* from) const {
 #pragma unroll
     for (int u = 0; u < kUnits; ++u)
       if (inside(u)) to[u] += device::to_float(from[u * kStep]);
