@@ -18,8 +18,8 @@
   while (!(condition)) {               \
   }
 #else
-#define RNN_CUDA_SPIN_UNTIL(condition)                                      \
-  for (const long long spin_began = clock64(); !(condition);)               \
+#define RNN_CUDA_SPIN_UNTIL(condition)                        \
+  for (const long long spin_began = clock64(); !(condition);) \
     if (clock64() - spin_began > ::rnn_cuda::device::kLongestSpin) __trap()
 #endif
 
@@ -47,12 +47,12 @@ RNN_CUDA_DEVICE T shuffle_xor(T value, int mask) {
 
 // ---- tensor cores -------------------------------------------------------------------------------
 
-#define RNN_CUDA_MMA(name, shape_and_types)                                                   \
-  RNN_CUDA_DEVICE void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {  \
-    asm volatile("mma.sync.aligned." shape_and_types                                          \
-                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"           \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                             \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));         \
+#define RNN_CUDA_MMA(name, shape_and_types)                                                  \
+  RNN_CUDA_DEVICE void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { \
+    asm volatile("mma.sync.aligned." shape_and_types                                         \
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"          \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                            \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));        \
   }
 RNN_CUDA_MMA(mma_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
 RNN_CUDA_MMA(mma_f16, "m16n8k16.row.col.f32.f16.f16.f32")
@@ -99,10 +99,10 @@ RNN_CUDA_DEVICE void barrier_init(Mbarrier* barrier, int arrivals) {
 }
 
 RNN_CUDA_DEVICE void barrier_expect(Mbarrier* barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   shared_address(barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
 }
 
 RNN_CUDA_DEVICE bool barrier_is_past(Mbarrier* barrier, uint32_t parity) {
@@ -148,8 +148,9 @@ RNN_CUDA_DEVICE void store_async(uint32_t*, uint32_t, Mbarrier*, int) { __trap()
 
 #endif
 
-// ---- exchange through global memory ---------------------------------------------------------------
-// Volatile, so that none of these moves across another.
+// ---- exchange through global memory
+// --------------------------------------------------------------- Volatile, so that none of these
+// moves across another.
 
 RNN_CUDA_DEVICE uint32_t load_acquire(const uint32_t* from) {
   uint32_t value;
@@ -185,7 +186,8 @@ RNN_CUDA_DEVICE void store_shared_by_gpu(Word16* to, Word16 value) {
                : "memory");
 }
 
-// ---- numbers --------------------------------------------------------------------------------------
+// ---- numbers
+// --------------------------------------------------------------------------------------
 
 RNN_CUDA_DEVICE uint32_t bits_of(float value) { return __float_as_uint(value); }
 RNN_CUDA_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
@@ -238,7 +240,8 @@ RNN_CUDA_DEVICE double sigmoid_of(double x) { return 1.0 / (1.0 + exp(-x)); }
 
 #undef RNN_CUDA_DEVICE
 
-// ---- the host's side ------------------------------------------------------------------------------
+// ---- the host's side
+// ------------------------------------------------------------------------------
 
 namespace rnn_cuda::device {
 
