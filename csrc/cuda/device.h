@@ -17,6 +17,7 @@
 //   void sync_warp()               barrier of the warp; orders memory. The next two do not.
 //   T shuffle_xor(T value, int m)  the value of lane (lane ^ m); T is float, double or uint32_t
 //   bool any_in_warp(bool)
+//   int opaque(int)                the same number, unknown to the optimiser
 //
 //   void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])   16 x 8 x 16
 //   void mma_f16(...)                                                              16 x 8 x 16
@@ -29,9 +30,10 @@
 //   void barrier_init(Mbarrier*, int arrivals)      then sync_block() or cluster_sync()
 //   void barrier_expect(Mbarrier*, uint32_t bytes)  one arrival, and so many bytes to wait for
 //   void barrier_wait(Mbarrier*, uint32_t parity)   until the phase of that parity is complete
-//   void store_async(uint32_t* word, uint32_t value, Mbarrier* barrier, int rank)
+//   void store_async(T* word, T value, Mbarrier* barrier, int rank)
 //                                  writes to the place of `word` in the shared memory of block
-//                                  `rank`, and counts 4 bytes at the place of `barrier` there
+//                                  `rank`, and counts its bytes at the place of `barrier` there;
+//                                  T is uint32_t or Word16
 //
 //   uint32_t load_acquire(const uint32_t*)          of global memory, in the scope of the GPU
 //   void add_release(uint32_t*, uint32_t)

@@ -40,6 +40,13 @@ RNN_CUDA_DEVICE bool any_in_block(bool mine) { return __syncthreads_or(mine); }
 RNN_CUDA_DEVICE void sync_warp() { __syncwarp(); }
 RNN_CUDA_DEVICE bool any_in_warp(bool mine) { return __any_sync(kFullWarp, mine); }
 
+// The same number, of which the compiler knows nothing: what is computed from it in a loop stays in
+// the loop, instead of in registers.
+RNN_CUDA_DEVICE int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 template <class T>
 RNN_CUDA_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(kFullWarp, value, mask);
@@ -129,6 +136,15 @@ RNN_CUDA_DEVICE uint32_t address_in_block(uint32_t address, int rank) {
   return there;
 }
 
+RNN_CUDA_DEVICE void store_async(Word16* words, Word16 value, Mbarrier* barrier, int rank) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(address_in_block(shared_address(words), rank)),
+      "r"(value.word[0]), "r"(value.word[1]), "r"(value.word[2]), "r"(value.word[3]),
+      "r"(address_in_block(shared_address(barrier), rank))
+      : "memory");
+}
+
 RNN_CUDA_DEVICE void store_async(uint32_t* word, uint32_t value, Mbarrier* barrier, int rank) {
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
                    address_in_block(shared_address(word), rank)),
@@ -145,6 +161,7 @@ RNN_CUDA_DEVICE void barrier_init(Mbarrier*, int) { __trap(); }
 RNN_CUDA_DEVICE void barrier_expect(Mbarrier*, uint32_t) { __trap(); }
 RNN_CUDA_DEVICE void barrier_wait(Mbarrier*, uint32_t) { __trap(); }
 RNN_CUDA_DEVICE void store_async(uint32_t*, uint32_t, Mbarrier*, int) { __trap(); }
+RNN_CUDA_DEVICE void store_async(Word16*, Word16, Mbarrier*, int) { __trap(); }
 
 #endif
 

@@ -45,6 +45,8 @@ inline bool any_in_warp(bool mine, Site site = here("any_in_warp")) {
   return emulator::any_in_warp(mine, site);
 }
 
+inline int opaque(int value) { return value; }
+
 template <class T>
 T shuffle_xor(T value, int mask, Site site = here("shuffle_xor")) {
   using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
@@ -88,7 +90,11 @@ inline void barrier_wait(Mbarrier* barrier, uint32_t parity, Site site = here("b
 }
 inline void store_async(uint32_t* word, uint32_t value, Mbarrier* barrier, int rank,
                         Site site = here("store_async")) {
-  emulator::store_async(word, value, barrier, rank, site);
+  emulator::store_async(word, &value, 1, barrier, rank, site);
+}
+inline void store_async(Word16* words, Word16 value, Mbarrier* barrier, int rank,
+                        Site site = here("store_async")) {
+  emulator::store_async(words->word, value.word, 4, barrier, rank, site);
 }
 
 // ---- exchange through global memory -------------------------------------------------------------

@@ -68,8 +68,9 @@ void cluster_sync(const Site& site);
 void barrier_init(device::Mbarrier* barrier, int arrivals, const Site& site);
 void barrier_expect(device::Mbarrier* barrier, uint32_t bytes, const Site& site);
 void barrier_wait(device::Mbarrier* barrier, uint32_t parity, const Site& site);
-void store_async(uint32_t* word, uint32_t value, device::Mbarrier* barrier, int rank,
-                 const Site& site);
+// One word, or four at a place aligned to 16 bytes; each of them lands for itself.
+void store_async(uint32_t* to, const uint32_t* words, int count, device::Mbarrier* barrier,
+                 int rank, const Site& site);
 
 // Lets others run until one of them has changed what a spin may wait for; told by announce().
 void spin(const Site& site);

@@ -80,29 +80,30 @@ void barrier_wait(device::Mbarrier* barrier, uint32_t parity, const Site& site) 
   acquired(state.tag(state.phase - 1));
 }
 
-void store_async(uint32_t* word, uint32_t value, device::Mbarrier* barrier, int rank,
-                 const Site& site) {
-  Block& from = *machine->current().block;
-  const std::vector<Block*>& blocks = from.cluster->blocks;
+void store_async(uint32_t* to, const uint32_t* words, int count, device::Mbarrier* barrier,
+                 int rank, const Site& site) {
+  Block& mine = *machine->current().block;
+  const std::vector<Block*>& blocks = mine.cluster->blocks;
   if (rank < 0 || rank >= static_cast<int>(blocks.size()))
     fail_here("an asynchronous store to a block that the cluster does not have", site);
-  Block& to = *blocks[static_cast<size_t>(rank)];
-  if (to.returned == static_cast<int>(to.threads.size()))
+  Block& theirs = *blocks[static_cast<size_t>(rank)];
+  if (theirs.returned == static_cast<int>(theirs.threads.size()))
     fail_here("an asynchronous store to a block that has returned", site);
-  if (reinterpret_cast<uintptr_t>(word) % sizeof *word != 0)
+  const size_t bytes = static_cast<size_t>(count) * sizeof *to;
+  if (reinterpret_cast<uintptr_t>(to) % bytes != 0)
     fail_here("an asynchronous store that is not aligned to its size", site);
   const auto there = [&](auto* here) {
-    return reinterpret_cast<decltype(here)>(to.shared +
-                                            (reinterpret_cast<char*>(here) - from.shared));
+    const int64_t offset = reinterpret_cast<char*>(here) - mine.shared;
+    return reinterpret_cast<decltype(here)>(theirs.shared + offset);
   };
-  if (!is_in_shared_memory(from, word, sizeof *word))
+  if (!is_in_shared_memory(mine, to, static_cast<int64_t>(bytes)))
     fail_here("an asynchronous store to a place outside of the arrays in shared memory", site);
-  if (!is_in_shared_memory(to, there(word), sizeof *word))
+  if (!is_in_shared_memory(theirs, there(to), static_cast<int64_t>(bytes)))
     fail_here("an asynchronous store to a block that has not yet carved its shared memory", site);
-  MbarrierState& state = state_of(there(barrier), to, site);
-  has_written(there(word), sizeof *word);
+  MbarrierState& state = state_of(there(barrier), theirs, site);
+  has_written(there(to), bytes);
   released(state.tag(state.phase));
-  machine->issue({there(word), value, &state, &to});
+  for (int i = 0; i < count; ++i) machine->issue({there(to) + i, words[i], &state, &theirs});
 }
 
 void land(const Store& store) {
