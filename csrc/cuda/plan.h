@@ -43,11 +43,11 @@ struct Plan {
   bool fuse_input = false;  // W x_t inside the kernel, else one matrix product before it
   int blocks = 1;           // that share a batch tile, each with its own rows of U
   int columns = 1;          // samples in a batch tile; a multiple of the engine's columns
-  int engine_columns = 1;   // samples that a warp computes at once: FMA 1 or 4, tensor cores 8 or 32
-  int row_warps = 1;        // warps of a block that take different rows of U
-  int depth_split = 1;      // warps of a block that share a row, each with a part of the sum over k
+  int engine_columns = 1;  // samples that a warp computes at once: FMA 1 or 4, tensor cores 8 or 32
+  int row_warps = 1;       // warps of a block that take different rows of U
+  int depth_split = 1;     // warps of a block that share a row, each with a part of the sum over k
   int64_t shared_bytes = 0;
-  std::string reason;       // why this residency, in words
+  std::string reason;  // why this residency, in words
 
   int threads() const { return 32 * row_warps * depth_split; }
 };

@@ -1,0 +1,359 @@
+// Checks the CUDA kernels against the contract of recurrence.h, without PyTorch: random problems
+// under random plans, arrays of exactly the promised size, a naive judge.
+//
+//   check_cuda [--problems N] [--seed S] [--first N] [--small]
+//              [--residency one_sm|cluster|grid|streamed]
+//              [--dtype float32|float64|bfloat16|float16]
+//
+// prints "ok: N problems" and exits 0, or says what differs, in which problem, and exits 1. One
+// source for a card, compiled by nvcc, and for the emulator, compiled as C++ with
+// RNN_CUDA_EMULATED. There, each problem also draws a schedule, unless the environment variable
+// RNN_CUDA_EMULATOR_SCHEDULE names one, and a size of the device.
+//
+// To be linked with csrc/cuda/*.cu and csrc/plan/{geometry,override}.cpp.
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <optional>
+
+#include "cuda/walk.h"
+#include "cuda_problem.h"
+#include "plan/planner.h"
+
+namespace check {
+
+using rnn_cuda::cuda::DeviceFigures;
+using rnn_cuda::cuda::Engine;
+using rnn_cuda::cuda::Geometry;
+using rnn_cuda::cuda::kMaxWarps;
+using rnn_cuda::cuda::Plan;
+using rnn_cuda::cuda::Problem;
+using rnn_cuda::cuda::Residency;
+using rnn_cuda::cuda::Step;
+using rnn_cuda::cuda::Walk;
+
+struct Options {
+  int64_t problems = 100, seed = 0, first = 0;
+  bool small = false;
+  std::optional<Residency> residency;
+  std::optional<ScalarType> dtype;
+};
+
+// ---- drawing what to check ----------------------------------------------------------------------
+
+Residency draw_residency(const Options& options, const DeviceFigures& device) {
+  if (options.residency) return *options.residency;
+  if (options.dtype == ScalarType::Float64) return Residency::Streamed;
+  for (;;) {
+    const auto residency = static_cast<Residency>(uniform(0, 3));
+    if (residency == Residency::Cluster && device.max_cluster_size < 2) continue;
+    // Its kernel is simple; few problems will do.
+    if (residency == Residency::Streamed && !one_in(4)) continue;
+    return residency;
+  }
+}
+
+ScalarType draw_dtype(const Options& options, Residency residency) {
+  if (options.dtype) return *options.dtype;
+  for (;;) {
+    const auto dtype = static_cast<ScalarType>(uniform(0, 3));
+    if (dtype != ScalarType::Float64 || residency == Residency::Streamed) return dtype;
+  }
+}
+
+Shape draw_shape(const Options& options, Residency residency) {
+  Shape shape;
+  shape.T = uniform(1, options.small ? 4 : 7);
+  shape.B = uniform(1, 11);
+  if (one_in(3)) shape.B = uniform(12, 40);
+  const bool shared = residency == Residency::Cluster || residency == Residency::Grid;
+  shape.H = shared ? uniform(17, options.small ? 80 : 160) : uniform(1, options.small ? 40 : 100);
+  if (residency != Residency::Streamed && one_in(2)) shape.I = uniform(1, one_in(3) ? 70 : 20);
+  if (!options.small && one_in(8)) shape.T = uniform(20, 40), shape.H = uniform(1, 40);
+  if (!options.small && one_in(20)) shape.T = 2, shape.H = uniform(250, 330);
+  shape.draw_rows(one_in(2));
+  return shape;
+}
+
+// Any that the kernels have to be able to run, whether the planner would choose it or not. None, if
+// the problem does not seem to fit.
+std::optional<Plan> draw_plan(const Problem& problem, Residency residency,
+                              const DeviceFigures& device) {
+  for (int attempt = 0; attempt < 20; ++attempt) {
+    Plan plan;
+    plan.residency = residency;
+    if (problem.dtype != ScalarType::Float32)
+      plan.arithmetic = Arithmetic::TensorCore;
+    else
+      plan.arithmetic = problem.allow_tf32 ? Arithmetic::TensorCoreTF32 : Arithmetic::FMA;
+    const bool fma = plan.arithmetic == Arithmetic::FMA;
+    plan.engine_columns = one_in(2) ? (fma ? 1 : 8) : (fma ? 4 : 32);
+    plan.columns = plan.engine_columns * static_cast<int>(uniform(1, 3));
+    plan.fuse_input = problem.input_size > 0;
+    const Engine engine =
+        rnn_cuda::cuda::engine_of(problem.dtype, plan.arithmetic, plan.engine_columns);
+    const int64_t row_tiles = (problem.hidden_size + engine.rows - 1) / engine.rows;
+    int64_t most_blocks = 1;
+    if (residency == Residency::Cluster) most_blocks = device.max_cluster_size;
+    if (residency == Residency::Grid) most_blocks = device.multiprocessors / problem.directions;
+    plan.blocks = static_cast<int>(uniform(1, std::min(most_blocks, row_tiles)));
+    plan.row_warps = static_cast<int>(uniform(1, one_in(2) ? 3 : kMaxWarps));
+    plan.depth_split = static_cast<int>(uniform(1, kMaxWarps / plan.row_warps));
+    plan.blocks = static_cast<int>(Geometry::of(problem, plan).blocks);
+    if (residency == Residency::Cluster && plan.blocks < 2 && row_tiles > 1) continue;
+    plan.shared_bytes = shared_bytes_of(problem, plan);
+    if (plan.shared_bytes <= device.shared_bytes_per_block) return plan;
+  }
+  return std::nullopt;
+}
+
+Epilogue draw_epilogue() {
+  return static_cast<Epilogue>(uniform(0, static_cast<int>(Epilogue::Modulate)));
+}
+
+// ---- running a problem --------------------------------------------------------------------------
+
+template <class S>
+using Directions = std::vector<std::unique_ptr<RecurrenceProblem<S>>>;
+
+void check_launched(int error) {
+  if (error == 0) error = synchronize();
+  if (error != 0)
+    throw std::runtime_error(std::string("launch failed: ") + rnn_cuda::cuda::error_string(error));
+}
+
+template <class S>
+void run_persistent(Directions<S>& directions, const Problem& problem, const Plan& plan) {
+  const Shape& shape = directions[0]->shape;
+  Walk walk;
+  walk.directions = problem.directions;
+  walk.total_rows = shape.rows();
+  Array<int64_t> sizes(shape.packed() ? shape.T : 0), starts(sizes.count());
+  if (shape.packed()) {
+    sizes.host = shape.batch_sizes;
+    starts.host.assign(shape.first_row.begin(), shape.first_row.end() - 1);
+    walk.batch_sizes = sizes.device();
+    walk.row_starts = starts.device();
+  }
+  bool norms = false;
+  for (size_t i = 0; i < directions.size(); ++i) {
+    walk.direction[i] = directions[i]->r;
+    if (directions[i]->wants_norms) walk.norms[i] = directions[i]->norms.device(), norms = true;
+  }
+  // PyTorch's allocator aligns what it gives to more than a double.
+  const int64_t bytes = workspace_of(problem, plan, shape.rows(), norms);
+  Array<double> workspace((bytes + 7) / 8, 0);
+  walk.workspace = workspace.device();
+  check_launched(launch(walk, problem, plan, nullptr));
+
+  // Once more, on what the first launch left in the workspace.
+  std::vector<std::vector<S>> results;
+  for (auto& direction : directions) {
+    direction->output.fetch();
+    results.push_back(direction->output.host);
+    direction->poison();
+  }
+  check_launched(launch(walk, problem, plan, nullptr));
+  for (size_t i = 0; i < directions.size(); ++i) {
+    directions[i]->output.fetch();
+    if (std::memcmp(results[i].data(), directions[i]->output.host.data(),
+                    results[i].size() * sizeof(S)) != 0)
+      throw std::runtime_error("output differs when the recurrence runs again");
+  }
+}
+
+// The binding's loop, with products in double for the card's.
+template <class S>
+void run_streamed(RecurrenceProblem<S>& p) {
+  const Shape& shape = p.shape;
+  const int64_t H = shape.H;
+  std::vector<double> states(static_cast<size_t>(shape.B * H), 0.0);
+  for (int64_t i = 0; p.r.initial != nullptr && i < shape.B * H; ++i)
+    states[static_cast<size_t>(i)] = p.initial[i];
+  rnn_cuda::Recurrence r = p.r;
+  // Only whether there are any matters.
+  if (shape.packed()) r.batch_sizes = shape.batch_sizes.data();
+  for (int64_t visited = 0; visited < shape.T; ++visited) {
+    Step step;
+    step.t = r.reverse ? shape.T - 1 - visited : visited;
+    step.row = shape.row(step.t, 0);
+    step.rows = shape.samples(step.t);
+    const int64_t later = shape.samples(step.t + 1);
+    step.begun = r.reverse ? later : visited == 0 ? 0 : step.rows;
+    step.continued = r.reverse ? (step.t == 0 ? 0 : step.rows) : later;
+    Array<Compute<S>> z(step.rows * H);
+    for (int64_t b = 0; b < step.rows; ++b)
+      for (int64_t n = 0; n < H; ++n) {
+        long double sum = 0;
+        for (int64_t k = 0; k < H; ++k)
+          sum += p.weight_hidden.at(n, k) * states[static_cast<size_t>(b * H + k)];
+        z.host[static_cast<size_t>(b * H + n)] = static_cast<Compute<S>>(sum);
+      }
+    const bool is_zero = visited == 0 && r.initial == nullptr && one_in(2);
+    check_launched(launch_epilogue(r, step, is_zero ? nullptr : z.device(),
+                                   p.wants_norms ? p.norms.device() : nullptr, nullptr));
+    p.output.fetch();
+    for (int64_t i = 0; i < step.rows * H; ++i)
+      states[static_cast<size_t>(i)] = p.output[step.row * H + i];
+  }
+}
+
+template <class S>
+std::string describe(const Directions<S>& directions, const Problem& problem, const Plan& plan) {
+  const Shape& shape = directions[0]->shape;
+  std::ostringstream text;
+  text << "T=" << shape.T << " B=" << shape.B << " I=" << shape.I << " H=" << shape.H
+       << " packed=" << shape.packed() << " directions=" << problem.directions
+       << " dtype=" << rnn_cuda::cuda::name_of(problem.dtype)
+       << " plan=" << rnn_cuda::cuda::describe(plan);
+  for (const auto& direction : directions) {
+    const rnn_cuda::Recurrence& r = direction->r;
+    text << "\n  epilogue=" << static_cast<int>(r.epilogue) << " reverse=" << r.reverse
+         << " initial=" << (r.initial != nullptr) << " last=" << (r.last != nullptr)
+         << " addend=" << (r.addend.data != nullptr) << " wide_addend=" << r.wide_addend
+         << " first_addend=" << (r.first_addend != nullptr) << " bias=" << (r.bias != nullptr)
+         << " norms=" << direction->wants_norms;
+  }
+  return text.str();
+}
+
+template <class S>
+void check_problem(const Options& options, Residency residency, const DeviceFigures& device) {
+  const Shape shape = draw_shape(options, residency);
+  Problem problem;
+  problem.dtype = kScalarType<S>;
+  problem.time_steps = shape.T, problem.batch = shape.B;
+  problem.input_size = shape.I, problem.hidden_size = shape.H;
+  problem.directions = residency == Residency::Streamed ? 1 : static_cast<int>(uniform(1, 2));
+  problem.allow_tf32 = std::is_same_v<S, float> && one_in(2);
+  Plan plan;
+  if (residency != Residency::Streamed) {
+    const std::optional<Plan> drawn = draw_plan(problem, residency, device);
+    if (!drawn) return check_problem<S>(options, residency, device);
+    plan = *drawn;
+  }
+  Directions<S> directions;
+  for (int i = 0; i < problem.directions; ++i)
+    directions.push_back(
+        std::make_unique<RecurrenceProblem<S>>(shape, plan.arithmetic, draw_epilogue()));
+  try {
+    if (residency == Residency::Streamed)
+      run_streamed(*directions[0]);
+    else
+      run_persistent(directions, problem, plan);
+    for (auto& direction : directions) direction->judge();
+  } catch (const std::exception& error) {
+    throw std::runtime_error(std::string(error.what()) + "\nin the problem " +
+                             describe(directions, problem, plan));
+  }
+}
+
+// ---- the device ---------------------------------------------------------------------------------
+
+#ifdef RNN_CUDA_EMULATED
+std::string schedule;
+
+// A small device and, mostly, a schedule drawn for each problem.
+DeviceFigures draw_device() {
+  DeviceFigures figures;
+  rnn_cuda::emulator::set_figures(nullptr);
+  require(rnn_cuda::cuda::figures_of_current_device(&figures), "figures of the device");
+  figures.multiprocessors = static_cast<int>(uniform(4, 12));
+  figures.max_cluster_size = one_in(4) ? 8 : 4;
+  rnn_cuda::emulator::set_figures(&figures);
+  if (std::getenv("RNN_CUDA_EMULATOR_SCHEDULE") != nullptr) return figures;
+  const int64_t kind = uniform(0, 3), seed = uniform(0, 999);
+  schedule = kind == 0   ? "ascending"
+             : kind == 1 ? "descending"
+                         : (kind == 2 ? "random:" : "starving:") + std::to_string(seed);
+  rnn_cuda::emulator::set_schedule(schedule);
+  return figures;
+}
+#else
+const std::string schedule;
+DeviceFigures draw_device() {
+  DeviceFigures figures;
+  require(rnn_cuda::cuda::figures_of_current_device(&figures), "figures of the device");
+  return figures;
+}
+#endif
+
+void check_any_problem(const Options& options) {
+  const DeviceFigures device = draw_device();
+  const Residency residency = draw_residency(options, device);
+  switch (draw_dtype(options, residency)) {
+    case ScalarType::Float32: return check_problem<float>(options, residency, device);
+    case ScalarType::Float64: return check_problem<double>(options, residency, device);
+    case ScalarType::BFloat16: return check_problem<BFloat16>(options, residency, device);
+    case ScalarType::Float16: return check_problem<Float16>(options, residency, device);
+  }
+}
+
+// ---- the command line ---------------------------------------------------------------------------
+
+template <class E, size_t n>
+E named(const std::string& text, const E (&values)[n]) {
+  for (const E value : values)
+    if (text == rnn_cuda::cuda::name_of(value)) return value;
+  throw std::invalid_argument("no such choice: " + text);
+}
+
+Options parse(int argc, char** argv) {
+  constexpr Residency kResidencies[] = {Residency::OneSM, Residency::Cluster, Residency::Grid,
+                                        Residency::Streamed};
+  constexpr ScalarType kTypes[] = {ScalarType::Float32, ScalarType::Float64, ScalarType::BFloat16,
+                                   ScalarType::Float16};
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string name = argv[i];
+    if (name == "--small") {
+      options.small = true;
+      continue;
+    }
+    if (i + 1 == argc) throw std::invalid_argument(name + " needs a value");
+    const std::string value = argv[++i];
+    if (name == "--problems")
+      options.problems = std::stoll(value);
+    else if (name == "--seed")
+      options.seed = std::stoll(value);
+    else if (name == "--first")
+      options.first = std::stoll(value);
+    else if (name == "--residency")
+      options.residency = named(value, kResidencies);
+    else if (name == "--dtype")
+      options.dtype = named(value, kTypes);
+    else
+      throw std::invalid_argument("no such option: " + name);
+  }
+  if (options.dtype == ScalarType::Float64 &&
+      options.residency.value_or(Residency::Streamed) != Residency::Streamed)
+    throw std::invalid_argument("float64 has no persistent kernel");
+  return options;
+}
+
+}  // namespace check
+
+int main(int argc, char** argv) try {
+  using namespace check;
+  const Options options = parse(argc, argv);
+  const DeviceFigures device = draw_device();
+  if (options.residency == Residency::Cluster && device.max_cluster_size < 2) {
+    std::printf("skipped: this device runs no clusters\n");
+    return 0;
+  }
+  for (int64_t i = options.first; i < options.first + options.problems; ++i) {
+    generator.seed(static_cast<uint64_t>(options.seed * 1'000'003 + i));
+    try {
+      check_any_problem(options);
+    } catch (const std::exception& error) {
+      std::printf("%s\nnumber %lld of seed %lld %s\n", error.what(), static_cast<long long>(i),
+                  static_cast<long long>(options.seed), schedule.c_str());
+      return 1;
+    }
+  }
+  std::printf("ok: %lld problems\n", static_cast<long long>(options.problems));
+  return 0;
+} catch (const std::exception& error) {
+  std::printf("%s\n", error.what());
+  return 1;
+}
