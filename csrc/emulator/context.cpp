@@ -52,8 +52,14 @@ constexpr size_t kPage = 4096;
 constexpr size_t kLine = 64;
 // A guard splits a mapping in two, and a process may not have many more than 60000 of these.
 constexpr int kMostGuards = 16000;
+// ThreadSanitizer knows some 8000 threads, and each costs time at every barrier.
+constexpr size_t kMostUsedOnce = 256;
 
-std::vector<char*> kept_stacks;
+struct Kept {
+  char* bottom;
+  void* tsan_fiber;
+};
+std::vector<Kept> kept, used_in_this_launch;
 int guards = 0;
 
 Context* switched_from = nullptr;
@@ -69,26 +75,28 @@ char* map_stack() {
 }  // namespace
 
 Stack::Stack() {
-  if (kept_stacks.empty()) {
+  if (kept.empty()) {
     bottom_ = map_stack();
-  } else {
-    bottom_ = kept_stacks.back();
-    kept_stacks.pop_back();
-    allow(bottom_, kBytes);  // a fiber that was given up left its frames marked
+    tsan_fiber_ = under_thread_sanitizer() ? __tsan_create_fiber(0) : nullptr;
+    return;
   }
+  bottom_ = kept.back().bottom;
+  tsan_fiber_ = kept.back().tsan_fiber;
+  kept.pop_back();
+  allow(bottom_, kBytes);  // a fiber that was given up left its frames marked
 }
 
 Stack::~Stack() {
-  if (under_thread_sanitizer()) {
-    // It would take the next fiber's use of this stack for a race with the last one's.
-    munmap(bottom_ - kPage, kPage + kBytes);
-  } else {
-    kept_stacks.push_back(bottom_);
-  }
+  const bool once = under_thread_sanitizer() && used_in_this_launch.size() < kMostUsedOnce;
+  (once ? used_in_this_launch : kept).push_back({bottom_, tsan_fiber_});
+}
+
+void Stack::end_launch() {
+  kept.insert(kept.end(), used_in_this_launch.begin(), used_in_this_launch.end());
+  used_in_this_launch.clear();
 }
 
 Context::~Context() {
-  if (owns_tsan_fiber_) __tsan_destroy_fiber(tsan_fiber_);
 #if !RNN_CUDA_SWITCHES_ITSELF
   delete static_cast<ucontext_t*>(stack_pointer_);
 #endif
@@ -114,10 +122,7 @@ void Context::prepare(const Stack& stack, int number, void (*entry)()) {
   makecontext(state, entry, 0);
   stack_pointer_ = state;
 #endif
-  if (under_thread_sanitizer()) {
-    tsan_fiber_ = __tsan_create_fiber(0);
-    owns_tsan_fiber_ = true;
-  }
+  tsan_fiber_ = stack.tsan_fiber();
 }
 
 void Context::adopt() {

@@ -5,10 +5,15 @@
 
 namespace rnn_cuda::emulator {
 
-// Takes a stack from those kept for reuse, or makes one. A page below it faults when touched.
+// What a fiber needs for itself, taken from those kept for reuse, or made. A page below the stack
+// faults when touched.
+//
+// ThreadSanitizer takes what uses one of these for one thread, all whose deeds are ordered. So that
+// it finds races between blocks that run one after another, none is used twice in a launch, as long
+// as there are not too many.
 class Stack {
  public:
-  static constexpr size_t kBytes = 256 * 1024;
+  static constexpr size_t kBytes = 64 * 1024;
 
   Stack();
   ~Stack();
@@ -16,9 +21,14 @@ class Stack {
   Stack& operator=(const Stack&) = delete;
 
   char* bottom() const { return bottom_; }
+  void* tsan_fiber() const { return tsan_fiber_; }
+
+  // Those that the launch has used may be used again.
+  static void end_launch();
 
  private:
   char* bottom_;
+  void* tsan_fiber_;
 };
 
 // Where the execution of a fiber, or of the thread that starts the first one, has stopped.
@@ -48,7 +58,6 @@ class Context {
   size_t size_ = 0;
   void* fake_stack_ = nullptr;  // of AddressSanitizer
   void* tsan_fiber_ = nullptr;
-  bool owns_tsan_fiber_ = false;
 };
 
 }  // namespace rnn_cuda::emulator

@@ -206,6 +206,7 @@ bool Machine::land_some_stores(bool nothing_else_can_run) {
 
 void Machine::enter() {
   Context::entered(machine->current_->context);
+  acquired(&machine->start_tag_);
   try {
     machine->body_();
     machine->leave();
@@ -232,7 +233,7 @@ void Machine::leave() {
   refuse_while(block.barrier.arrived != 0, block.barrier.site);
   refuse_while(cluster.barrier.arrived != 0, cluster.barrier.site);
 
-  released(&launch_tag_);
+  released(&end_tag_);
   self.waiting = Waiting::Returned;
   self.site = site;
   warp.returned |= 1u << self.lane;
@@ -278,6 +279,7 @@ void Machine::start(const std::vector<Cluster*>& clusters) {
 
 bool Machine::run(const std::vector<Cluster*>& clusters) {
   start(clusters);
+  released(&start_tag_);
   host_.adopt();
   progress();
   current_ = choose(nullptr);
@@ -287,7 +289,10 @@ bool Machine::run(const std::vector<Cluster*>& clusters) {
   return error_.empty();
 }
 
-void Machine::finish() { acquired(&launch_tag_); }
+void Machine::finish() {
+  acquired(&end_tag_);
+  Stack::end_launch();
+}
 
 // ---- errors -------------------------------------------------------------------------------------
 

@@ -175,7 +175,7 @@ class Machine {
   uint64_t progress_ = 0, progress_when_stuck_ = ~uint64_t{0};
   uint64_t random_state_;
   std::string error_;
-  char launch_tag_ = 0;
+  char start_tag_ = 0, end_tag_ = 0;
 };
 
 extern Machine* machine;  // of the launch that runs

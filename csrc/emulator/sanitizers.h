@@ -15,7 +15,6 @@ RNN_CUDA_WEAK void __asan_unpoison_memory_region(const volatile void* memory, si
 RNN_CUDA_WEAK void* __asan_region_is_poisoned(void* memory, size_t size);
 RNN_CUDA_WEAK void* __tsan_get_current_fiber();
 RNN_CUDA_WEAK void* __tsan_create_fiber(unsigned flags);
-RNN_CUDA_WEAK void __tsan_destroy_fiber(void* fiber);
 RNN_CUDA_WEAK void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 RNN_CUDA_WEAK void __tsan_acquire(void* tag);
 RNN_CUDA_WEAK void __tsan_release(void* tag);

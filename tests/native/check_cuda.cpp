@@ -65,7 +65,7 @@ Shape draw_shape(const Options& options, Residency residency) {
   Shape shape;
   shape.T = uniform(1, options.small ? 4 : 7);
   shape.B = uniform(1, 11);
-  if (one_in(3)) shape.B = uniform(12, 40);
+  if (one_in(3)) shape.B = uniform(12, options.small ? 17 : 40);
   const bool shared = residency == Residency::Cluster || residency == Residency::Grid;
   shape.H = shared ? uniform(17, options.small ? 80 : 160) : uniform(1, options.small ? 40 : 100);
   if (residency != Residency::Streamed && one_in(2)) shape.I = uniform(1, one_in(3) ? 70 : 20);
@@ -77,8 +77,9 @@ Shape draw_shape(const Options& options, Residency residency) {
 
 // Any that the kernels have to be able to run, whether the planner would choose it or not. None, if
 // the problem does not seem to fit.
-std::optional<Plan> draw_plan(const Problem& problem, Residency residency,
+std::optional<Plan> draw_plan(const Options& options, const Problem& problem, Residency residency,
                               const DeviceFigures& device) {
+  const int most_warps = options.small ? 4 : kMaxWarps;
   for (int attempt = 0; attempt < 20; ++attempt) {
     Plan plan;
     plan.residency = residency;
@@ -97,8 +98,8 @@ std::optional<Plan> draw_plan(const Problem& problem, Residency residency,
     if (residency == Residency::Cluster) most_blocks = device.max_cluster_size;
     if (residency == Residency::Grid) most_blocks = device.multiprocessors / problem.directions;
     plan.blocks = static_cast<int>(uniform(1, std::min(most_blocks, row_tiles)));
-    plan.row_warps = static_cast<int>(uniform(1, one_in(2) ? 3 : kMaxWarps));
-    plan.depth_split = static_cast<int>(uniform(1, kMaxWarps / plan.row_warps));
+    plan.row_warps = static_cast<int>(uniform(1, one_in(2) ? 2 : most_warps));
+    plan.depth_split = static_cast<int>(uniform(1, most_warps / plan.row_warps));
     plan.blocks = static_cast<int>(Geometry::of(problem, plan).blocks);
     if (residency == Residency::Cluster && plan.blocks < 2 && row_tiles > 1) continue;
     plan.shared_bytes = shared_bytes_of(problem, plan);
@@ -228,7 +229,7 @@ void check_problem(const Options& options, Residency residency, const DeviceFigu
   problem.allow_tf32 = std::is_same_v<S, float> && one_in(2);
   Plan plan;
   if (residency != Residency::Streamed) {
-    const std::optional<Plan> drawn = draw_plan(problem, residency, device);
+    const std::optional<Plan> drawn = draw_plan(options, problem, residency, device);
     if (!drawn) return check_problem<S>(options, residency, device);
     plan = *drawn;
   }
@@ -254,12 +255,12 @@ void check_problem(const Options& options, Residency residency, const DeviceFigu
 std::string schedule;
 
 // A small device and, mostly, a schedule drawn for each problem.
-DeviceFigures draw_device() {
+DeviceFigures draw_device(const Options& options) {
   DeviceFigures figures;
   rnn_cuda::emulator::set_figures(nullptr);
   require(rnn_cuda::cuda::figures_of_current_device(&figures), "figures of the device");
-  figures.multiprocessors = static_cast<int>(uniform(4, 12));
-  figures.max_cluster_size = one_in(4) ? 8 : 4;
+  figures.multiprocessors = static_cast<int>(uniform(4, options.small ? 6 : 12));
+  figures.max_cluster_size = options.small ? 3 : one_in(4) ? 8 : 4;
   rnn_cuda::emulator::set_figures(&figures);
   if (std::getenv("RNN_CUDA_EMULATOR_SCHEDULE") != nullptr) return figures;
   const int64_t kind = uniform(0, 3), seed = uniform(0, 999);
@@ -271,7 +272,7 @@ DeviceFigures draw_device() {
 }
 #else
 const std::string schedule;
-DeviceFigures draw_device() {
+DeviceFigures draw_device(const Options&) {
   DeviceFigures figures;
   require(rnn_cuda::cuda::figures_of_current_device(&figures), "figures of the device");
   return figures;
@@ -279,7 +280,7 @@ DeviceFigures draw_device() {
 #endif
 
 void check_any_problem(const Options& options) {
-  const DeviceFigures device = draw_device();
+  const DeviceFigures device = draw_device(options);
   const Residency residency = draw_residency(options, device);
   switch (draw_dtype(options, residency)) {
     case ScalarType::Float32: return check_problem<float>(options, residency, device);
@@ -336,7 +337,7 @@ Options parse(int argc, char** argv) {
 int main(int argc, char** argv) try {
   using namespace check;
   const Options options = parse(argc, argv);
-  const DeviceFigures device = draw_device();
+  const DeviceFigures device = draw_device(options);
   if (options.residency == Residency::Cluster && device.max_cluster_size < 2) {
     std::printf("skipped: this device runs no clusters\n");
     return 0;
