@@ -1,0 +1,23 @@
+// The plan that a call runs with: the planner's, under the override in force, remembered.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "planner.h"
+
+namespace rnn_cuda {
+namespace cuda {
+
+// The override in force: that of exchange_override, else the environment variable RNN_CUDA_PLAN.
+std::string current_override();
+
+// Sets it for the whole process, null: back to the environment; returns what was set before.
+std::optional<std::string> exchange_override(std::optional<std::string> text);
+
+// Plans differ little between similar lengths: the number of time steps is rounded up to a power of
+// two, so that sequences of many lengths make few plans.
+Plan current_plan(Problem problem, const DeviceFigures& device);
+
+}  // namespace cuda
+}  // namespace rnn_cuda
