@@ -27,7 +27,13 @@ def main(arguments: list[str] | None = None) -> int:
     actions.add_argument(
         "--check-cuda",
         action="store_true",
-        help="compile the CUDA kernels for every architecture; fail on spilled registers",
+        help="compile the CUDA kernels for every architecture, link and load them; fail on spilled "
+        "registers",
+    )
+    actions.add_argument(
+        "--emulated",
+        action="store_true",
+        help="compile the CUDA kernels to run on the CPU, for RNN_CUDA_BACKEND=emulated",
     )
     chosen = parser.parse_args(arguments)
     try:
@@ -37,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _clean()
         if chosen.check_cuda:
             return check_cuda(default_source_dir())
-        print(build())
+        print(build(BuildPlan.create(kernels="emulated" if chosen.emulated else "auto")))
     except (BuildError, ValueError) as error:
         print(f"rnn_cuda: {error}", file=sys.stderr)
         return 1
@@ -62,19 +68,20 @@ def _info() -> int:
         "sources": str(default_source_dir()),
         "cache": str(default_cache_dir()),
     }
+    choice = backend.requested()
     try:
-        plan = BuildPlan.create()
+        plan = BuildPlan.create(kernels="emulated" if choice == "emulated" else "auto")
         rows |= _describe_plan(plan)
         on_cpu = "native"
         on_cuda = "native" if plan.cuda else f"reference ({plan.toolchain.cuda_note})"
     except BuildError as error:
         on_cpu = on_cuda = f"reference ({error})"
-    choice = backend.requested()
-    if choice != "auto":
-        on_cpu, on_cuda = (
-            side.replace("reference", "an error") if choice == "native" else "reference"
-            for side in (on_cpu, on_cuda)
-        )
+    if choice == "reference":
+        on_cpu = on_cuda = "reference"
+    elif choice != "auto":
+        on_cpu, on_cuda = (side.replace("reference", "an error") for side in (on_cpu, on_cuda))
+    if choice == "emulated":
+        on_cpu = on_cpu.replace("native", "the CUDA kernels, emulated")
     rows |= {"RNN_CUDA_BACKEND": choice, "CPU tensors use": on_cpu, "CUDA tensors use": on_cuda}
     width = max(map(len, rows))
     for name, value in rows.items():

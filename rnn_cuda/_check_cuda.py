@@ -1,22 +1,33 @@
-"""Compile the CUDA kernels for every supported architecture and report what ptxas says of them.
+"""Compile the CUDA kernels for every supported architecture, look at them, link and load them.
 
 No GPU is needed. A spilled register or an array in local memory turns on-chip traffic into memory
-traffic at every time step, so either counts as a failure.
+traffic at every time step, so either counts as a failure. So does a library that does not link,
+load and register beside the torch that is installed, be that a build without CUDA.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from rnn_cuda._toolchain import CudaToolchain, find_cuda, find_cxx
+from rnn_cuda._plan import BuildPlan
+from rnn_cuda._toolchain import BuildError
+from rnn_cuda.build import LOG_NAME, build
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 """Machine targets that the kernels have to compile for."""
+
+_LOAD = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+for name in ("elman_forward", "elman_backward", "elman_gradients", "linear_recurrence"):
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"rnn_cuda::{name}", "CUDA"):
+        sys.exit(f"{name} has no CUDA kernel")
+"""
 
 
 @dataclass(frozen=True)
@@ -62,55 +73,50 @@ def _match(pattern: re.Pattern[str], block: str) -> re.Match[str]:
     return match
 
 
-def check_cuda(source_dir: Path) -> int:
-    """Compile ``cuda/*.cu``, print a table; return 0 only if every kernel is clean everywhere."""
-    sources = sorted(source_dir.glob("cuda/*.cu"))
-    if not sources:
-        print(f"There are no CUDA sources in {source_dir / 'cuda'} yet: nothing to check.")
-        return 0
-    cuda, note = find_cuda()
-    if cuda is None:
-        print(f"rnn_cuda: cannot check the CUDA kernels: {note}", file=sys.stderr)
-        return 1
-    usages: list[KernelUsage] = []
-    failures = 0
-    with tempfile.TemporaryDirectory() as folder:
-        for source in sources:
-            for arch in ARCHITECTURES:
-                done = _compile(cuda, source, arch, Path(folder) / "kernel.cubin")
-                if done.returncode == 0:
-                    usages += parse_ptxas(done.stdout)
-                else:
-                    failures += 1
-                    print(f"{source.name} does not compile for {arch}:\n{done.stdout}")
+def check_cuda(source_dir: Path, cache_dir: Path | None = None) -> int:
+    """Build the CUDA library for all of :data:`ARCHITECTURES`, look at each kernel, load it.
+
+    Returns:
+        0 only if every kernel is clean everywhere and the library registers its operators.
+
+    Raises:
+        BuildError: the sources do not compile or do not link.
+
+    """
+    if not any(source_dir.glob("cuda/*.cu")):
+        raise BuildError(f"There are no CUDA sources in {source_dir / 'cuda'} to check.")
+    plan = BuildPlan.create(source_dir, cache_dir, kernels="cuda")
+    if plan.cuda is None:
+        raise BuildError(f"Cannot check the CUDA kernels: {plan.toolchain.cuda_note}.")
+    cuda = dataclasses.replace(plan.cuda, archs=ARCHITECTURES)
+    plan = dataclasses.replace(plan, toolchain=dataclasses.replace(plan.toolchain, cuda=cuda))
+    library = build(plan)
+    usages = parse_ptxas((library.parent / LOG_NAME).read_text())
     _print_table(usages)
-    unclean = sum(not usage.is_clean for usage in usages)
-    print(f"{len(usages)} kernels, {unclean} with spills or local memory, {failures} not compiled")
+    unclean = [usage for usage in usages if not usage.is_clean]
+    for usage in unclean:
+        print(
+            f"not clean: {usage.kernel} for {usage.arch}: {usage.spill_bytes} bytes spilled, "
+            f"{usage.local_bytes} bytes of local memory"
+        )
+    print(f"{len(usages)} kernels, {len(unclean)} with spills or local memory")
+    problem = _load(library)
+    print(problem or "the library loads and registers its operators")
     if not usages:
         print("rnn_cuda: no kernel was found in the CUDA sources", file=sys.stderr)
-    return 1 if failures or unclean or not usages else 0
+    return 1 if unclean or problem or not usages else 0
 
 
-def _compile(
-    cuda: CudaToolchain, source: Path, arch: str, output: Path
-) -> subprocess.CompletedProcess[str]:
-    command = [
-        *(str(cuda.nvcc), "-cubin", f"-arch={arch}", "-std=c++17", "-O3"),
-        *("-ccbin", str(find_cxx()), "-I", str(source.parent.parent)),
-        *("-Xptxas", "-v,-warn-spills,-warn-lmem-usage"),
-        *(str(source), "-o", str(output)),
-    ]
-    return subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+def _load(library: Path) -> str:
+    """Load the library in a process of its own; return what went wrong, or nothing."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD, str(library)], capture_output=True, text=True, check=False
     )
+    return "" if done.returncode == 0 else f"the library does not load: {done.stderr.strip()}"
 
 
 def _print_table(usages: list[KernelUsage]) -> None:
-    width = max([len("kernel"), *(len(usage.kernel) for usage in usages)])
-    print(f"{'kernel':{width}}  {'arch':8}  registers  spilled bytes  local bytes")
-    for usage in usages:
-        mark = "" if usage.is_clean else "  <-- not clean"
-        print(
-            f"{usage.kernel:{width}}  {usage.arch:8}  {usage.registers:9}  {usage.spill_bytes:13}"
-            f"  {usage.local_bytes:11}{mark}"
-        )
+    print("arch      kernels  registers at most")
+    for arch in ARCHITECTURES:
+        registers = [usage.registers for usage in usages if usage.arch == arch]
+        print(f"{arch:8}  {len(registers):7}  {max(registers, default=0):17}")

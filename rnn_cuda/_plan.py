@@ -11,6 +11,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -24,6 +25,23 @@ from rnn_cuda._toolchain import (
 )
 
 LIBRARY_NAME = "librnn_cuda.so"
+
+Kernels = Literal["auto", "cpu", "cuda", "emulated"]
+"""What a library holds.
+
+    auto      CPU kernels, and CUDA kernels where there is an nvcc and this torch has CUDA or
+              TORCH_CUDA_ARCH_LIST is set
+    cpu       CPU kernels alone
+    cuda      CUDA kernels alone, wherever there is an nvcc (to check them)
+    emulated  the CUDA kernels, compiled to run on CPU tensors (for tests of the CUDA path)
+"""
+
+
+EMULATION_FLAGS = ("-DRNN_CUDA_EMULATED", "-O1", "-g1", "-Wno-unknown-pragmas")
+"""Of every source of an emulated library; CUDA sources are C++ there.
+
+It is compiled more often than it runs long. -g1 names lines in the emulator's errors.
+"""
 
 
 def default_source_dir() -> Path:
@@ -48,6 +66,19 @@ def default_cache_dir() -> Path:
         raise BuildError(f"{error} Set RNN_CUDA_CACHE_DIR to a folder you can write to.") from error
 
 
+def _why_no_cuda(source_dir: Path, kernels: Kernels) -> str:
+    """Return what stands against CUDA kernels before anyone looks for nvcc, or nothing."""
+    if not any(source_dir.glob("cuda/*.cu")):
+        return f"there are no CUDA sources in {source_dir / 'cuda'}"
+    if kernels in ("cpu", "emulated"):
+        return "they were not asked for"
+    # Compiling them takes minutes: not where no CUDA tensor can exist, unless targets are named.
+    has_cuda = torch.version.cuda is not None or os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if kernels == "auto" and not has_cuda:
+        return "this build of torch has no CUDA"
+    return ""
+
+
 @dataclass(frozen=True)
 class BuildPlan:
     """What to compile, with what, for what: a pure function of the sources and the toolchain."""
@@ -55,9 +86,16 @@ class BuildPlan:
     source_dir: Path
     cache_dir: Path
     toolchain: Toolchain
+    kernels: Kernels = "auto"
 
     @classmethod
-    def create(cls, source_dir: Path | None = None, cache_dir: Path | None = None) -> BuildPlan:
+    def create(
+        cls,
+        source_dir: Path | None = None,
+        cache_dir: Path | None = None,
+        *,
+        kernels: Kernels = "auto",
+    ) -> BuildPlan:
         """Plan a build of this package's sources, or of others laid out alike, on this machine.
 
         Raises:
@@ -66,12 +104,17 @@ class BuildPlan:
         source_dir = (source_dir or default_source_dir()).absolute()
         if not any(source_dir.glob("*.cpp")):
             raise BuildError(f"There are no C++ sources in {source_dir}; reinstall rnn_cuda.")
-        has_cuda_sources = any(source_dir.glob("cuda/*.cu"))
         return cls(
             source_dir=source_dir,
             cache_dir=(cache_dir or default_cache_dir()).absolute(),
-            toolchain=Toolchain.discover(with_cuda=has_cuda_sources),
+            toolchain=Toolchain.discover(why_no_cuda=_why_no_cuda(source_dir, kernels)),
+            kernels=kernels,
         )
+
+    @property
+    def emulated(self) -> bool:
+        """Whether the CUDA kernels are compiled for the CPU."""
+        return self.kernels == "emulated"
 
     @property
     def cuda(self) -> CudaToolchain | None:
@@ -83,22 +126,30 @@ class BuildPlan:
 
     @property
     def cxx_sources(self) -> list[Path]:
-        """C++ sources: the operators, the CPU kernels and, with nvcc, the CUDA binding."""
-        return self._sources("*.cpp", "cpu/*.cpp", *(["cuda/*.cpp"] if self.cuda else []))
+        """C++ sources: schemas and planner, the CPU kernels and, with nvcc, the CUDA binding."""
+        folders = ["plan"]
+        if self.kernels in ("auto", "cpu"):
+            folders.append("cpu")
+        if self.cuda or self.emulated:
+            folders.append("cuda")
+        if self.emulated:
+            folders.append("emulator")
+        return self._sources("*.cpp", *(f"{folder}/*.cpp" for folder in folders))
 
     @property
     def cuda_sources(self) -> list[Path]:
-        """CUDA sources; empty where there is no nvcc."""
-        return self._sources("cuda/*.cu") if self.cuda else []
+        """CUDA sources; empty where nothing compiles them."""
+        return self._sources("cuda/*.cu") if self.cuda or self.emulated else []
 
     @property
     def cxx_flags(self) -> list[str]:
         """Flags of every C++ source."""
+        # -std=c++NN turns contraction into fused multiply-adds off, GNU's default has it on.
+        fast = ["-O3", "-ffp-contract=fast", "-fopenmp", *self.toolchain.simd_flags]
         return [
             f"-std={torch_cxx_standard()}",
-            # -std=c++NN turns contraction into fused multiply-adds off, GNU's default has it on.
-            *("-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-fvisibility=hidden", "-Wall"),
-            *self.toolchain.simd_flags,
+            *("-fPIC", "-fvisibility=hidden", "-Wall"),
+            *(EMULATION_FLAGS if self.emulated else fast),
             f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
         ]
 
@@ -110,6 +161,8 @@ class BuildPlan:
         return [
             *("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
             *("-ccbin", str(self.toolchain.cxx)),
+            # What ptxas says of registers is kept in build.log, where _check_cuda.py reads it.
+            *("-Xptxas", "-v,-warn-spills,-warn-lmem-usage"),
             *self.cuda.arch_flags(),
         ]
 
@@ -158,7 +211,7 @@ class BuildPlan:
         """Guess how long compiling takes, for the line that announces it."""
         seconds = 20 * len(self.cxx_sources)
         if self.cuda:
-            seconds += 5 * len(self.cuda_sources) * len(self.cuda.archs)
+            seconds += 30 * len(self.cuda_sources) * len(self.cuda.archs)
         jobs = min(len(os.sched_getaffinity(0)), len(self.cxx_sources + self.cuda_sources))
         return round(seconds / jobs)
 
@@ -176,7 +229,9 @@ class BuildPlan:
             "cxx": [str(tools.cxx), *self.cxx_flags, *headers, "-c", *files],
             "link": [str(tools.cxx), *files, *libraries],
         }
-        if cuda:
+        if self.emulated:
+            rules["cuda"] = [str(tools.cxx), *self.cxx_flags, *headers, "-x", "c++", "-c", *files]
+        elif cuda:
             rules["cuda"] = [str(cuda.nvcc), *self.nvcc_flags, *project, "-c", *files]
         lines = []
         for name, command in rules.items():

@@ -75,11 +75,11 @@ class Toolchain:
     """Why ``cuda`` is None; empty where there is one."""
 
     @classmethod
-    def discover(cls, *, with_cuda: bool = True) -> Toolchain:
+    def discover(cls, *, why_no_cuda: str = "") -> Toolchain:
         """Look at this machine and at the environment.
 
         Args:
-            with_cuda: look for nvcc too, which takes a tenth of a second.
+            why_no_cuda: a reason not to look for nvcc, which takes a tenth of a second.
 
         Raises:
             CompilerNotFoundError: there is no C++ compiler.
@@ -90,7 +90,7 @@ class Toolchain:
                 f"rnn_cuda's kernels are compiled on Linux only; this platform is {sys.platform!r}."
             )
         cxx = find_cxx()
-        cuda, note = find_cuda() if with_cuda else (None, "rnn_cuda has no CUDA kernels yet")
+        cuda, note = (None, why_no_cuda) if why_no_cuda else find_cuda()
         return cls(
             cxx=cxx,
             cxx_version=_output_of([cxx, "--version"]).partition("\n")[0],

@@ -4,6 +4,8 @@ The environment variable RNN_CUDA_BACKEND chooses, and :func:`use` overrides it 
 
     auto       kernels where they can be compiled, else the reference with one warning (default)
     native     kernels, or an error
+    emulated   the CUDA kernels, executed on CPU tensors by an emulator, or an error: slow, for
+               tests of the CUDA path on machines without a GPU, in a process of their own
     reference  plain PyTorch; nothing is compiled
 
 The kernels are compiled and loaded when an operation first asks for them, never on import.
@@ -22,7 +24,7 @@ import torch
 
 from rnn_cuda import operators
 
-BACKENDS = ("auto", "native", "reference")
+BACKENDS = ("auto", "native", "emulated", "reference")
 """Values of RNN_CUDA_BACKEND and arguments of :func:`use`."""
 
 NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -34,7 +36,7 @@ class BackendWarning(UserWarning):
 
 
 class NativeBackendError(RuntimeError):
-    """RNN_CUDA_BACKEND=native was asked for and there are no kernels; the message says why."""
+    """Kernels were asked for ("native", "emulated") and there are none; the message says why."""
 
 
 # A plain global and not a context variable: autograd runs backward passes in threads of its own,
@@ -45,7 +47,8 @@ _decisions: dict[tuple[str | None, str, torch.dtype], bool] = {}
 
 _lock = threading.RLock()
 _library: Path | None = None
-_failure: str | None = None
+_is_emulated = False  # the library
+_failures: dict[bool, str] = {}  # by whether the library was to be emulated
 _no_cuda_reason = ""
 _warned: set[str] = set()
 
@@ -54,7 +57,7 @@ def requested() -> str:
     """Return the backend asked for: :func:`use`'s, else RNN_CUDA_BACKEND's, else ``"auto"``.
 
     Raises:
-        ValueError: RNN_CUDA_BACKEND is none of "auto", "native", "reference".
+        ValueError: RNN_CUDA_BACKEND is none of :data:`BACKENDS`.
     """
     if _override is not None:
         return _override
@@ -79,7 +82,8 @@ def use_native(device_type: str, dtype: torch.dtype) -> bool:
 
     Raises:
         ValueError: RNN_CUDA_BACKEND has an unknown value.
-        NativeBackendError: the backend is "native" and there are no kernels for these tensors.
+        NativeBackendError: the backend is "native" or "emulated" and there are no kernels for
+            these tensors.
     """
     key = (_override, device_type, dtype)
     # In a traced function the table of decisions would be a guard, and its first entry a reason to
@@ -95,7 +99,7 @@ def use_native(device_type: str, dtype: torch.dtype) -> bool:
 
 def _decide(override: str | None, device_type: str, dtype: torch.dtype) -> bool:
     choice = override or requested()
-    problem = None if choice == "reference" else _why_not_native(device_type, dtype)
+    problem = None if choice == "reference" else _why_not_native(device_type, dtype, choice)
     if problem is not None:
         _report(problem, choice)
     return choice != "reference" and problem is None
@@ -109,24 +113,26 @@ _decide._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAc
 
 def _report(problem: str, choice: str) -> None:
     """Raise if kernels were asked for, else warn, once in this process for each problem."""
-    if choice == "native":
-        raise NativeBackendError(f"The backend asked for is 'native', but {problem}")
+    if choice != "auto":
+        raise NativeBackendError(f"The backend asked for is {choice!r}, but {problem}")
+    _warn_once(
+        f"rnn_cuda runs on the slower plain-PyTorch reference: {problem}\n"
+        "(RNN_CUDA_BACKEND=reference silences this)"
+    )
+
+
+def _warn_once(message: str) -> None:
     with _lock:
-        if problem not in _warned:
-            _warned.add(problem)
-            warnings.warn(
-                f"rnn_cuda runs on the slower plain-PyTorch reference: {problem}\n"
-                "(RNN_CUDA_BACKEND=reference silences this)",
-                BackendWarning,
-                stacklevel=2,
-            )
+        if message not in _warned:
+            _warned.add(message)
+            warnings.warn(message, BackendWarning, stacklevel=3)
 
 
-def _why_not_native(device_type: str, dtype: torch.dtype) -> str | None:
+def _why_not_native(device_type: str, dtype: torch.dtype, choice: str) -> str | None:
     """Return what stands against the kernels for such tensors, or None."""
     if dtype not in NATIVE_DTYPES:
         return f"there are no kernels for {dtype}"
-    if problem := _load():
+    if problem := load_library(emulated=choice == "emulated"):
         return problem
     if not _has_kernels(device_type):
         reason = f": {_no_cuda_reason}" if device_type == "cuda" else ""
@@ -134,24 +140,51 @@ def _why_not_native(device_type: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _load() -> str | None:
+def load_library(*, emulated: bool = False) -> str | None:
     """Compile and load the library unless that was tried; return why it failed, or None."""
-    global _library, _failure, _no_cuda_reason
+    global _library, _is_emulated, _no_cuda_reason
     with _lock:
-        if _library is None and _failure is None:
-            from rnn_cuda.build import BuildError, BuildPlan, build
+        if _library is None and emulated not in _failures:
+            from rnn_cuda.build import BuildError
 
             try:
-                plan = BuildPlan.create()
-                library = build(plan)
+                library, _no_cuda_reason = _build(emulated)
                 torch.ops.load_library(str(library))
                 operators.register()
-                _library, _no_cuda_reason = library, plan.toolchain.cuda_note
+                _library, _is_emulated = library, emulated
             except BuildError as error:
-                _failure = str(error)
+                _failures[emulated] = str(error)
             except OSError as error:
-                _failure = f"the compiled library cannot be loaded: {error}"
-        return _failure
+                _failures[emulated] = f"the compiled library cannot be loaded: {error}"
+        if _library is not None and _is_emulated != emulated:
+            have, want = ("emulated", "native") if _is_emulated else ("native", "emulated")
+            return f"this process has loaded the {have} kernels; the {want} ones need another"
+        return _failures.get(emulated)
+
+
+def _build(emulated: bool) -> tuple[Path, str]:
+    """Return a compiled library and why it has no CUDA kernels (nothing if it has them).
+
+    An nvcc that fails must not cost the CPU kernels.
+    """
+    from rnn_cuda.build import BuildError, BuildPlan, CompilerNotFoundError, build
+
+    plan = BuildPlan.create(kernels="emulated" if emulated else "auto")
+    try:
+        return build(plan), plan.toolchain.cuda_note
+    except CompilerNotFoundError:
+        raise
+    except BuildError as error:
+        if plan.cuda is None:
+            raise
+        library = build(BuildPlan.create(kernels="cpu"))
+        _warn_once(f"rnn_cuda has no CUDA kernels, because they do not compile: {error}")
+        return library, f"they do not compile: {error}"
+
+
+def has_operator(name: str) -> bool:
+    """Return whether the library that is loaded defines this operator."""
+    return torch._C._dispatch_has_kernel(f"rnn_cuda::{name}")
 
 
 def _has_kernels(device_type: str) -> bool:
@@ -171,7 +204,7 @@ def use(name: str) -> Iterator[None]:
     """Choose the backend inside a ``with`` block, in every thread; blocks can be nested.
 
     Args:
-        name: "auto", "native" or "reference".
+        name: one of :data:`BACKENDS`.
 
     Raises:
         ValueError: ``name`` is none of these.
@@ -189,11 +222,10 @@ def reset() -> None:
 
     A library that is loaded stays loaded.
     """
-    global _failure
     with _lock:
         _decisions.clear()
         _warned.clear()
-        _failure = None
+        _failures.clear()
 
 
 def describe() -> dict[str, object]:
@@ -205,7 +237,8 @@ def describe() -> dict[str, object]:
         "requested": requested(),
         "native_library_loaded": native_library_loaded(),
         "library_key": _library.parent.name if _library else None,
-        "why_not_native": _failure,
+        "emulated": _is_emulated,
+        "why_not_native": next(iter(_failures.values()), None),
         "decisions": {
             f"{device} {str(dtype).removeprefix('torch.')}": "native" if native else "reference"
             for (override, device, dtype), native in sorted(_decisions.items(), key=str)

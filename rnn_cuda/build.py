@@ -5,6 +5,7 @@ The first call that needs a kernel compiles them (:func:`build`); from the comma
     python -m rnn_cuda.build               compile now, print the library's path
     python -m rnn_cuda.build --info        versions, flags, cache, backend in use
     python -m rnn_cuda.build --clean       remove what is cached
+    python -m rnn_cuda.build --emulated    compile the CUDA kernels to run on the CPU, for tests
     python -m rnn_cuda.build --check-cuda  compile the CUDA kernels, fail on spilled registers
 
 The cache folder is $RNN_CUDA_CACHE_DIR, else $XDG_CACHE_HOME/rnn_cuda, else ~/.cache/rnn_cuda. It
@@ -12,7 +13,7 @@ holds one folder for each key; a key is a hash of everything that the library de
 entry never needs to be updated, and any number of checkouts and environments share a cache:
 
     build.lock               held (flock) by the process that compiles
-    <key>/librnn_cuda.so     with inputs.json, from which the key was made, and build.ninja
+    <key>/librnn_cuda.so     with inputs.json, from which the key was made, build.ninja, build.log
     <key>.tmp-<random>/      a build under way, renamed to <key>/ when complete
 """
 
@@ -36,6 +37,7 @@ from rnn_cuda._toolchain import BuildError, CompilerNotFoundError, find_ninja
 __all__ = ["BuildError", "BuildPlan", "CompilerNotFoundError", "build", "clean"]
 
 INPUTS_NAME = "inputs.json"
+LOG_NAME = "build.log"
 _ENTRY_NAME = re.compile(r"[0-9a-f]{16}(\.tmp-[0-9a-f]+)?")
 _ERROR_TAIL_LINES = 40
 
@@ -131,7 +133,7 @@ def _run_ninja(ninja: Path, folder: Path) -> None:
         errors="replace",
         check=False,
     )
-    (folder / "build.log").write_text(done.stdout)
+    (folder / LOG_NAME).write_text(done.stdout)
     if done.returncode != 0:
         raise BuildError(_explain(done.stdout))
 
