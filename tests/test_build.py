@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import re
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from rnn_cuda import _toolchain
-from rnn_cuda._plan import default_cache_dir
+from rnn_cuda._plan import Kernels, default_cache_dir
 from rnn_cuda.build import BuildError, BuildPlan, CompilerNotFoundError, build, clean
 from tests.build_stubs import (
     links,
@@ -394,7 +395,8 @@ def test_an_entry_that_lost_its_library_is_built_again(sources, cache):
 
 
 @pytest.mark.usefixtures("without_nvcc")
-def test_without_nvcc_the_cpu_kernels_are_built(tmp_path, cache):
+def test_without_nvcc_the_cpu_kernels_are_built(tmp_path, cache, monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
     plan = BuildPlan.create(write_sources(tmp_path / "csrc", cuda=True), cache)
     assert plan.cuda is None
     assert "nvcc is neither in CUDA_HOME" in plan.toolchain.cuda_note
@@ -416,6 +418,53 @@ def test_with_nvcc_the_cuda_kernels_are_built_in(tmp_path, monkeypatch):
     assert b"stub_launch" in library.read_bytes()
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
     assert BuildPlan.create(sources, tmp_path / "cache").key != plan.key
+
+
+def test_cuda_kernels_are_compiled_where_they_can_run_or_are_asked_for(
+    tmp_path, cache, monkeypatch
+):
+    """Compiling them takes minutes; a torch without CUDA has no use for them."""
+    monkeypatch.setattr(_toolchain, "find_cuda", lambda: (None, "asked for nvcc"))
+    sources = write_sources(tmp_path / "csrc", cuda=True)
+
+    def note(kernels: Kernels = "auto") -> str:
+        return BuildPlan.create(sources, cache, kernels=kernels).toolchain.cuda_note
+
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert note() == "this build of torch has no CUDA"
+    assert note("cuda") == "asked for nvcc"
+    assert note("cpu") == "they were not asked for"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert note() == "asked for nvcc"
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    assert note() == "asked for nvcc"
+
+
+EMULATED_CU = """
+#ifndef RNN_CUDA_EMULATED
+#error "compiled for a GPU"
+#endif
+#include "value.h"
+#pragma unroll
+extern "C" __attribute__((visibility("default"))) int stub_emulated() { return STUB_VALUE + 1; }
+"""
+
+
+@pytest.mark.usefixtures("without_nvcc")
+def test_emulated_kernels_are_a_library_of_their_own_and_need_no_nvcc(tmp_path, cache):
+    sources = write_sources(tmp_path / "csrc", cuda=True)
+    (sources / "cuda" / "kernel.cu").write_text(EMULATED_CU)
+    (sources / "cuda" / "binding.cpp").write_text("int binding() { return 1; }\n")
+    (sources / "emulator").mkdir()
+    (sources / "emulator" / "machine.cpp").write_text("int machine() { return 1; }\n")
+    (sources / "cpu" / "kernel.cpp").write_text("#error CPU kernels are another library\n")
+    plan = BuildPlan.create(sources, cache, kernels="emulated")
+    names = [path.name for path in plan.cxx_sources + plan.cuda_sources]
+    assert names == ["binding.cpp", "machine.cpp", "stub.cpp", "kernel.cu"]
+    assert plan.key != BuildPlan.create(sources, cache).key
+    assert ctypes.CDLL(str(build(plan))).stub_emulated() == 8
 
 
 @needs_nvcc

@@ -8,6 +8,7 @@ import threading
 import timeit
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def test_the_default_is_auto():
 
 def test_an_unknown_backend_names_the_variable_and_what_it_takes(monkeypatch):
     monkeypatch.setenv("RNN_CUDA_BACKEND", "fast")
-    expected = "RNN_CUDA_BACKEND must be one of auto, native, reference, but is 'fast'"
+    expected = "RNN_CUDA_BACKEND must be one of auto, native, emulated, reference, but is 'fast'"
     with pytest.raises(ValueError, match=expected):
         backend.requested()
     with pytest.raises(ValueError, match=expected):
@@ -129,6 +130,49 @@ def test_a_library_that_does_not_load_falls_back(monkeypatch, tmp_path):
     monkeypatch.setattr("rnn_cuda.build.build", lambda plan: damaged)
     with pytest.warns(backend.BackendWarning, match="cannot be loaded"):
         assert not backend.use_native("cpu", torch.float32)
+
+
+@pytest.fixture
+def failing_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose CUDA kernels do not compile, while its CPU kernels do."""
+    library = build()
+
+    def create(*_: object, kernels: str = "auto") -> SimpleNamespace:
+        cuda = object() if kernels == "auto" else None
+        return SimpleNamespace(cuda=cuda, toolchain=SimpleNamespace(cuda_note=""))
+
+    def build_only_for_the_cpu(plan: SimpleNamespace) -> Path:
+        if plan.cuda is not None:
+            raise BuildError("nvcc: unsupported GNU version")
+        return library
+
+    monkeypatch.setattr(backend, "_library", None)
+    monkeypatch.setattr("rnn_cuda.build.BuildPlan.create", create)
+    monkeypatch.setattr("rnn_cuda.build.build", build_only_for_the_cpu)
+
+
+@pytest.mark.usefixtures("failing_nvcc")
+def test_an_nvcc_that_fails_costs_one_warning_and_not_the_cpu_kernels():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert [backend.use_native(*kind) for kind in KINDS] == [True] * 3
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == 1
+    assert messages[0].startswith("rnn_cuda has no CUDA kernels, because they do not compile: nvcc")
+    if not backend._has_kernels("cuda"):
+        with pytest.warns(backend.BackendWarning, match="for cuda tensors: they do not compile"):
+            assert not backend.use_native("cuda", torch.float32)
+
+
+def test_native_and_emulated_kernels_need_a_process_each():
+    with backend.use("native"):
+        backend.use_native("cpu", torch.float32)
+    with (
+        backend.use("emulated"),
+        pytest.raises(backend.NativeBackendError, match="has loaded the native kernels; the emul"),
+    ):
+        backend.use_native("cpu", torch.float32)
+    assert backend.describe()["emulated"] is False
 
 
 def test_the_kernels_are_used_where_they_exist():

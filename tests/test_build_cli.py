@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rnn_cuda import _build_cli, _check_cuda, _toolchain
-from rnn_cuda.build import BuildPlan, build
+from rnn_cuda.build import BuildError, BuildPlan, build
 from tests.build_stubs import write_sources
 
 # Two kernels as ptxas reports them: the first is clean, the second spills.
@@ -80,7 +80,7 @@ def test_info_and_build_without_a_compiler(tmp_path):
 def test_a_bad_backend_is_an_error_without_a_traceback():
     done = run_cli("--info", RNN_CUDA_BACKEND="fast")
     assert done.returncode == 1
-    assert "RNN_CUDA_BACKEND must be one of auto, native, reference" in done.stderr
+    assert "RNN_CUDA_BACKEND must be one of auto, native, emulated, reference" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -122,44 +122,88 @@ def test_unreadable_ptxas_output_is_an_error():
         _check_cuda.parse_ptxas("ptxas info : Compiling entry function 'k' for 'sm_90'\n")
 
 
-def test_check_cuda_without_sources_says_so(tmp_path, capsys):
-    assert _check_cuda.check_cuda(write_sources(tmp_path / "csrc")) == 0
-    assert "There are no CUDA sources" in capsys.readouterr().out
+def test_check_cuda_without_sources_is_an_error(tmp_path):
+    with pytest.raises(BuildError, match=r"There are no CUDA sources in .*csrc/cuda to"):
+        _check_cuda.check_cuda(write_sources(tmp_path / "csrc"))
 
 
-def test_check_cuda_without_nvcc_fails_and_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(_check_cuda, "find_cuda", lambda: (None, "nvcc is nowhere"))
-    assert _check_cuda.check_cuda(write_sources(tmp_path / "csrc", cuda=True)) == 1
-    assert "cannot check the CUDA kernels: nvcc is nowhere" in capsys.readouterr().err
+def test_check_cuda_without_nvcc_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(_toolchain, "find_cuda", lambda: (None, "nvcc is nowhere"))
+    with pytest.raises(BuildError, match="Cannot check the CUDA kernels: nvcc is nowhere"):
+        _check_cuda.check_cuda(write_sources(tmp_path / "csrc", cuda=True))
+
+
+@pytest.fixture
+def cuda_sources(tmp_path, monkeypatch) -> Path:
+    """CUDA sources to be checked for one architecture, which register no operators."""
+    monkeypatch.setattr(_check_cuda, "ARCHITECTURES", ("sm_90",))
+    return write_sources(tmp_path / "csrc", cuda=True)
+
+
+@pytest.fixture
+def without_operators(monkeypatch) -> None:
+    """Loading the library is all that is asked of it."""
+    monkeypatch.setattr(_check_cuda, "_LOAD", "import ctypes, sys; ctypes.CDLL(sys.argv[1])")
 
 
 @needs_nvcc
-def test_check_cuda_accepts_a_clean_kernel_on_every_architecture(tmp_path, capsys):
-    assert _check_cuda.check_cuda(write_sources(tmp_path / "csrc", cuda=True)) == 0
+@pytest.mark.usefixtures("without_operators")
+def test_check_cuda_accepts_clean_kernels_that_load(cuda_sources, tmp_path, capsys, monkeypatch):
+    architectures = ("sm_80", "sm_90", "sm_100", "sm_120")
+    monkeypatch.setattr(_check_cuda, "ARCHITECTURES", architectures)
+    assert _check_cuda.check_cuda(cuda_sources, tmp_path / "cache") == 0
     table = capsys.readouterr().out
-    assert all(arch in table for arch in _check_cuda.ARCHITECTURES)
-    assert "4 kernels, 0 with spills or local memory, 0 not compiled" in table
+    assert all(arch in table for arch in architectures)
+    assert "4 kernels, 0 with spills or local memory\n" in table
+    assert "the library loads and registers its operators\n" in table
+
+
+@needs_nvcc
+@pytest.mark.usefixtures("without_operators")
+@pytest.mark.parametrize(
+    ("source", "summary"),
+    [
+        (LOCAL_MEMORY_CU, "1 kernels, 1 with spills or local memory"),
+        ("// empty\n", "0 kernels, 0 with spills or local memory"),
+    ],
+    ids=["local memory", "no kernel"],
+)
+def test_check_cuda_fails_on(source, summary, cuda_sources, tmp_path, capsys):
+    (cuda_sources / "cuda" / "kernel.cu").write_text(source)
+    (cuda_sources / "cuda" / "binding.cpp").write_text("")
+    assert _check_cuda.check_cuda(cuda_sources, tmp_path / "cache") == 1
+    assert summary in capsys.readouterr().out
+
+
+@needs_nvcc
+def test_check_cuda_fails_on_a_library_that_registers_nothing(cuda_sources, tmp_path, capsys):
+    assert _check_cuda.check_cuda(cuda_sources, tmp_path / "cache") == 1
+    assert "the library does not load: " in capsys.readouterr().out
 
 
 @needs_nvcc
 @pytest.mark.parametrize(
-    ("source", "summary"),
+    ("file", "text", "message"),
     [
-        (LOCAL_MEMORY_CU, "1 kernels, 1 with spills or local memory, 0 not compiled"),
-        (
-            "__global__ void broken( {}\n",
-            "0 kernels, 0 with spills or local memory, 1 not compiled",
-        ),
-        ("// empty\n", "0 kernels, 0 with spills or local memory, 0 not compiled"),
+        ("kernel.cu", "__global__ void broken( {}\n", "error"),
+        ("binding.cpp", "int missing(); int f() { return missing(); }\n", "undefined reference"),
     ],
-    ids=["local memory", "compile error", "no kernel"],
+    ids=["does not compile", "does not link"],
 )
-def test_check_cuda_fails_on(source, summary, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(_check_cuda, "ARCHITECTURES", ("sm_90",))
-    folder = write_sources(tmp_path / "csrc", cuda=True)
-    (folder / "cuda" / "kernel.cu").write_text(source)
-    assert _check_cuda.check_cuda(folder) == 1
-    assert summary in capsys.readouterr().out
+def test_check_cuda_raises_what_the_compiler_says(file, text, message, cuda_sources, tmp_path):
+    (cuda_sources / "cuda" / "binding.cpp").write_text("")
+    (cuda_sources / "cuda" / file).write_text(text)
+    with pytest.raises(BuildError, match=message):
+        _check_cuda.check_cuda(cuda_sources, tmp_path / "cache")
+
+
+def test_info_on_emulated_kernels(monkeypatch, capsys):
+    monkeypatch.setenv("RNN_CUDA_BACKEND", "emulated")
+    assert _build_cli.main(["--info"]) == 0
+    printed = capsys.readouterr().out
+    assert "CPU tensors use   the CUDA kernels, emulated\n" in printed
+    assert "CUDA tensors use  an error (they were not asked for)\n" in printed
+    assert "-DRNN_CUDA_EMULATED" in printed
 
 
 def test_the_sources_are_found_in_a_plain_install_too(tmp_path, monkeypatch):
