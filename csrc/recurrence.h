@@ -57,11 +57,11 @@ struct Recurrence {
   int64_t hidden_size = 0;               // H
   const int64_t* batch_sizes = nullptr;  // (T), not increasing; null: every sample has every step
 
-  Matrix weight_hidden;           // M (H, H)
-  Matrix weight_input;            // W (H, I)
-  Rows input;                     // x, I features; null if input_size is 0
-  const void* bias = nullptr;     // (H), in the type that halves compute in
-  Rows addend;                    // a, H features; null: zero
+  Matrix weight_hidden;        // M (H, H)
+  Matrix weight_input;         // W (H, I)
+  Rows input;                  // x, I features; null if input_size is 0
+  const void* bias = nullptr;  // (H), in the type that halves compute in
+  Rows addend;                 // a, H features; null: zero
   // On CUDA, with half types: a is float32, as W x_t is before it would be rounded.
   bool wide_addend = false;
   Rows operand;                   // e, H features; null for the epilogues of one argument

@@ -23,9 +23,11 @@
 using std::max;
 using std::min;
 
-#define RNN_CUDA_SPIN_UNTIL(condition)                                                        \
-  while (!(condition)) ::rnn_cuda::emulator::spin(::rnn_cuda::emulator::here("RNN_CUDA_SPIN_" \
-                                                                             "UNTIL"))
+#define RNN_CUDA_SPIN_UNTIL(condition)            \
+  while (!(condition))                            \
+  ::rnn_cuda::emulator::spin(                     \
+      ::rnn_cuda::emulator::here("RNN_CUDA_SPIN_" \
+                                 "UNTIL"))
 
 namespace rnn_cuda::device {
 
