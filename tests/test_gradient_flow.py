@@ -2,7 +2,9 @@
 
 import contextlib
 import gc
+import re
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +14,14 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.checkpoint import checkpoint
 
 import rnn_cuda
+from benchmarks import recording
 from rnn_cuda import FusedRNN, backend
 from rnn_cuda.instruments import GradientFlow
 from tests.unrolled import adjoints
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+PAGE = Path(__file__).parents[1] / "docs" / "instruments.md"
 T, B, I, H = 7, 3, 4, 6
 LENGTHS = (4, 7, 5)  # of a packed batch: not sorted
 MODELS = {
@@ -189,6 +193,29 @@ def test_the_cell_adjoint_can_count_what_goes_through_the_hidden_state(make):
     expected = problem.expected()
     flow = problem.record(vectors=True, cell_through_hidden=True)
     assert_flow_is(flow, expected.hidden, expected.cell_total)
+
+
+def test_both_readings_of_the_cell_adjoint_are_what_stepping_torchs_own_modules_shows():
+    lstm, x = nn.LSTM(I, H).double(), torch.randn(T, B, I).double()
+    cell = nn.LSTMCell(I, H).double()
+    cell.load_state_dict({k.removesuffix("_l0"): v for k, v in lstm.state_dict().items()})
+    zeros = torch.zeros(B, H).double()
+
+    def step_lstm(x_t, state):
+        state = tuple(s.unsqueeze(0) for s in state)
+        return tuple(s.squeeze(0) for s in lstm(x_t.unsqueeze(0), state)[1])
+
+    # The h of an LSTMCell hangs on the c that it returns; that of an nn.LSTM does not.
+    for step, through_hidden in ((step_lstm, False), (cell, True)):
+        states = [step(x[0], (zeros, zeros))]
+        for x_t in x[1:]:
+            states.append(step(x_t, states[-1]))
+        loss = sum(h.square().sum() for h, _ in states)
+        cells = [c for _, c in states]
+        adjoint = torch.autograd.grad(loss, cells, materialize_grads=True)
+        with GradientFlow(lstm, vectors=True, cell_through_hidden=through_hidden) as flow:
+            lstm(x)[0].square().sum().backward()
+        assert_close(flow.cell_adjoint["l0"], torch.stack(adjoint))
 
 
 @every_model
@@ -670,6 +697,21 @@ def test_a_gradient_penalty_is_not_recorded_for_torchs_modules(make):
             penalty.backward()
     problem.loss_of_sample = lambda b, run: run.output.square().sum()
     assert_flow_is(flow, problem.expected().hidden, problem.expected().cell)
+
+
+def test_the_documentations_example_runs_as_printed():
+    section = PAGE.read_text().split("## Gradient flow")[1].split("\n## ")[0]
+    (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    scope = {}
+    exec(compile(example, PAGE.name, "exec"), scope)
+    assert scope["norm"].shape == scope["cell"].shape == scope["both"].shape == (50, 16)
+    assert scope["vectors"].shape == (50, 16, 32)
+
+
+def test_the_benchmark_prints_a_row_for_every_module(capsys):
+    recording.main(["--rounds", "1", "--shape", "4", "2", "3", "5"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("FusedRNN", "RNN", "LSTM", "GRU", "4, 2, 3, 5"))
 
 
 # ---- errors --------------------------------------------------------------------------------------

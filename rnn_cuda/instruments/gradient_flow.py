@@ -41,9 +41,13 @@ class GradientFlow:
               = g_t + \left(\frac{\partial h_{t+1}}{\partial h_t}\right)^\top a_{t+1},
 
     is what vanishes or explodes (Bengio, Simard & Frasconi 1994; Pascanu, Mikolov & Bengio 2013).
-    It is recorded for `FusedRNN`, ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU`` anywhere in the model, for
-    every layer and direction. Outputs, gradients of parameters and random states are, to the last
-    bit, what they are without recording.
+    It is recorded for `FusedRNN`, ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU`` (and `LeakyRNN` and
+    `AntisymmetricRNN`) anywhere in the model, for every layer and direction. Outputs, gradients of
+    parameters and random states are, to the last bit, what they are without recording.
+
+    Results are ``(T, B)`` whatever ``batch_first`` is, time steps and samples being the caller's;
+    B = 1 for an unbatched call. Behind the end of a packed sample they are NaN. An LSTM's
+    :math:`h_t` is what it carries on, after the projection if it has one.
 
     **LSTM.** What it carries on is :math:`(h_t, c_t)`. By default the adjoint is the gradient with
     respect to that state: each component with the other held fixed. So :math:`dL/dc_t` leaves out
@@ -68,12 +72,13 @@ class GradientFlow:
 
     **How.** `FusedRNN`'s fused backward emits the norms, for a few percent of its time. For the
     others, hooks catch the direct parts, and when the backward pass is over the adjoints follow
-    from a sweep over the layer's steps; that costs about another backward pass. Calls are those
-    made inside the block; their backward pass may also come after it.
+    from a sweep over the layer's steps (``python -m benchmarks.recording`` measures what it costs).
+    Calls are those made inside the block; their backward pass may also come after it.
 
     With `torch.utils.checkpoint`, use ``use_reentrant=False``. Second derivatives: a backward pass
     through a call that was differentiated with ``create_graph=True`` before is exact for a
-    `FusedRNN` on native kernels and not recorded (with a warning) for the others.
+    `FusedRNN` on native kernels (f' then counts as a function of :math:`h_t`); for the others it is
+    not recorded, with a warning.
 
     Args:
         model: any module; it is searched for recurrent layers once, here.
@@ -86,8 +91,9 @@ class GradientFlow:
 
     A recorded call raises RuntimeError under `torch.func` transforms and forward-mode automatic
     differentiation, and for dropout between layers on a device other than the CPU (but for native
-    kernels); its backward pass, if an input, state or weight was modified in place since, and
-    inside a reentrant checkpoint.
+    kernels), and TypeError for a `FusedRNN` whose recurrence a subclass has overridden. Its
+    backward pass raises RuntimeError if an input, initial state or weight was modified in place
+    since, if it is mapped (``is_grads_batched``), and inside a reentrant checkpoint.
 
     """
 
