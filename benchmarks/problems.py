@@ -34,21 +34,25 @@ million states that comes out on the other side of it by rounding is seen in the
 
 
 class Problem:
-    """Weights, input and cotangent of a case, the same for each contestant and in every process."""
+    """Weights, input and cotangent of a case, the same for each contestant and in every process.
 
-    def __init__(self, case: Case) -> None:
+    They are drawn where they are used, so two kinds of devices have different ones.
+    """
+
+    def __init__(self, case: Case, device: str = "cpu") -> None:
         self.case = case
+        self.device = device
         self.dtype: torch.dtype = getattr(torch, case.dtype)
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device).manual_seed(0)
         directions = 2 if case.bidirectional else 1
         bound = case.H**-0.5
 
         def uniform(*shape: int) -> Tensor:
-            values = torch.rand(shape, generator=generator, dtype=torch.float64)
+            values = torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
             return (bound * (2 * values - 1)).to(self.dtype)
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator).to(self.dtype)
+            return torch.randn(shape, generator=generator, device=device).to(self.dtype)
 
         self.weights: dict[str, Tensor] = {}
         for layer in range(case.num_layers):
@@ -61,7 +65,8 @@ class Problem:
 
         self.lengths = torch.full((case.B,), case.T)
         if case.packed:
-            self.lengths = torch.randint(1, case.T + 1, (case.B,), generator=generator)
+            drawn = torch.randint(1, case.T + 1, (case.B,), generator=generator, device=device)
+            self.lengths = drawn.cpu()  # where packing wants them
             self.lengths[0] = case.T
         lead = (case.B, case.T) if case.batch_first else (case.T, case.B)
         self.x: Any = normal(*lead, case.I)  # a PackedSequence if packed
@@ -166,7 +171,7 @@ def module_of(problem: Problem, kind: Callable[..., nn.Module], **options: Any) 
         dtype=problem.dtype,
         **{"nonlinearity": case.nonlinearity, **options},
     )
-    module.load_state_dict(problem.weights)
+    module.to(problem.device).load_state_dict(problem.weights)
     return module
 
 

@@ -57,22 +57,27 @@ class Quartiles:
 
 
 def interleave(
-    contestants: Mapping[str, Contestant], seconds: float
+    contestants: Mapping[str, Contestant],
+    seconds: float,
+    sample: Callable[[Callable[[], Any], int], float] | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Time contestants in turn; each has run before, so that nothing is compiled here.
 
     Args:
         contestants: what to time, by name; in this order.
         seconds: for all rounds together; there are at least `MIN_ROUNDS`, however long they take.
+        sample: the clock: does the work so many times and returns the seconds per call; by default
+            this process's own.
 
     Returns:
         samples: seconds per call, one for each round, by name.
         repeats: calls per sample, by name.
     """
+    sample = sample or _sample
     gc.collect()
     gc.disable()  # it would strike at random, and whoever allocates most
     try:
-        single = {name: _once(contestant) for name, contestant in contestants.items()}
+        single = {name: _once(contestant, sample) for name, contestant in contestants.items()}
         repeats = {
             name: max(1, math.ceil(SHORTEST_SAMPLE / duration)) for name, duration in single.items()
         }
@@ -89,15 +94,15 @@ def interleave(
                     runtime = contestant.runtime
                 if single[name] < _WARM_BELOW:
                     contestant.run()
-                samples[name].append(_sample(contestant.run, repeats[name]))
+                samples[name].append(sample(contestant.run, repeats[name]))
     finally:
         gc.enable()
     return samples, repeats
 
 
-def _once(contestant: Contestant) -> float:
+def _once(contestant: Contestant, sample: Callable[[Callable[[], Any], int], float]) -> float:
     """Estimate the time of one call: the shorter of two, never zero."""
-    return max(1e-9, min(_sample(contestant.run, 1) for _ in range(2)))
+    return max(1e-9, min(sample(contestant.run, 1) for _ in range(2)))
 
 
 def _sample(run: Callable[[], Any], repeats: int) -> float:

@@ -1,0 +1,399 @@
+"""On a GPU: every residency against float64 on the CPU; streams, graphs, devices, errors.
+
+    RNN_CUDA_BACKEND=native pytest -m gpu tests/test_gpu.py
+
+Nothing here runs on the reference: without kernels for CUDA tensors these tests fail.
+"""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import gradcheck
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from rnn_cuda import FusedRNN, backend, reference
+from rnn_cuda.functional import NONLINEARITIES, elman_rnn, linear_recurrence
+from rnn_cuda.planning import plan, plan_override
+
+DEVICE, BACKEND = "cuda", "native"
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+PERSISTENT = ("one_sm", "cluster", "grid")
+RESIDENCIES = (*PERSISTENT, "streamed")
+
+# float64 accumulates less than a thousand roundings here, float32 likewise; the half types round
+# each state, and each delta, once per step: two units in the last place.
+TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+    torch.bfloat16: 2 * torch.finfo(torch.bfloat16).eps,
+    torch.float16: 2 * torch.finfo(torch.float16).eps,
+}
+
+
+def name_of(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+COMBINATIONS = [
+    pytest.param(residency, dtype, id=f"{residency}-{name_of(dtype)}")
+    for residency in RESIDENCIES
+    for dtype in TOLERANCE
+    if residency == "streamed" or dtype != torch.float64
+]
+
+
+@pytest.fixture(autouse=True)
+def kernels_only() -> Iterator[None]:
+    """Nothing falls back, and float32 is float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    with backend.use(BACKEND):
+        yield
+    torch.set_float32_matmul_precision(before)
+
+
+def need(residency: str) -> None:
+    if residency == "cluster" and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("this card runs no clusters")
+
+
+def relative_error(actual, expected):
+    actual, expected = actual.detach().cpu().double(), expected.detach()
+    return ((actual - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+
+
+class Problem:
+    """One random layer and direction: on the GPU in some dtype, and in float64 on the CPU."""
+
+    def __init__(self, seed, dtype, **fixed):
+        rng = random.Random(seed)
+        generator = torch.Generator().manual_seed(seed)
+        # At least three row tiles of every engine, so that a team has several blocks; odd sizes.
+        T, B = rng.choice([1, 2, 3, 19, 40]), rng.choice([1, 2, 5, 17, 40])
+        I, H = rng.choice([1, 2, 33, 70]), rng.choice([70, 100, 130, 257])
+        drawn = {"T": T, "B": B, "I": I, "H": H}
+        T, B, I, H = (fixed.get(name, size) for name, size in drawn.items())
+        packed = fixed.get("packed", rng.random() < 0.4)
+
+        def normal(*shape, scale=1.0):
+            return (scale * torch.randn(*shape, generator=generator)).to(dtype)
+
+        self.shape = T, B, I, H
+        self.dtype = dtype
+        self.options = {
+            "nonlinearity": fixed.get("nonlinearity", rng.choice(NONLINEARITIES)),
+            "reverse": fixed.get("reverse", rng.random() < 0.5),
+            "batch_sizes": None,
+        }
+        rows = (T, B)
+        if packed:
+            lengths = sorted([T] + [rng.randint(1, T) for _ in range(B - 1)], reverse=True)
+            sizes = [sum(n > t for n in lengths) for t in range(T)]
+            self.options["batch_sizes"] = torch.tensor(sizes)
+            rows = (sum(lengths),)
+        # Contracting, or relu and identity leave the range of float16.
+        self.tensors = {
+            "x": normal(*rows, I),
+            "h0": normal(B, H) if rng.random() < 0.5 else None,
+            "W": normal(H, I, scale=(I + 1) ** -0.5),
+            "U": normal(H, H, scale=0.4 * H**-0.5),
+            "b_ih": normal(H) if rng.random() < 0.5 else None,
+            "b_hh": normal(H) if rng.random() < 0.5 else None,
+        }
+        self.cotangents = normal(*rows, H), normal(B, H)
+
+    def leaves(self, device):
+        return {
+            name: None if tensor is None else tensor.to(device).requires_grad_()
+            for name, tensor in self.tensors.items()
+        }
+
+    def run(self, device=None):
+        """Return outputs and all gradients, by name."""
+        leaves = self.leaves(device or DEVICE)
+        return self._results(elman_rnn, leaves, [c.to(device or DEVICE) for c in self.cotangents])
+
+    def expected(self):
+        leaves = {
+            name: None if tensor is None else tensor.double().requires_grad_()
+            for name, tensor in self.tensors.items()
+        }
+        return self._results(reference.elman_rnn, leaves, [c.double() for c in self.cotangents])
+
+    def _results(self, run, leaves, cotangents):
+        outputs = run(*leaves.values(), **self.options)
+        inputs = {name: leaf for name, leaf in leaves.items() if leaf is not None}
+        gradients = torch.autograd.grad(outputs, list(inputs.values()), cotangents)
+        return dict(
+            zip(["output", "h_n", *(f"d{n}" for n in inputs)], [*outputs, *gradients], strict=True)
+        )
+
+    def check(self, found):
+        for name, expected in self.expected().items():
+            error = relative_error(found[name], expected)
+            assert error < TOLERANCE[self.dtype], (name, error, self.shape, self.options)
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("residency", "dtype"), COMBINATIONS)
+def test_values_and_gradients_equal_the_float64_reference(residency, dtype, seed):
+    need(residency)
+    problem = Problem(seed, dtype)
+    with plan_override(residency=residency):
+        problem.check(problem.run())
+
+
+@pytest.mark.parametrize("residency", PERSISTENT)
+def test_an_override_decides_what_the_kernels_run_with(residency):
+    need(residency)
+    with plan_override(residency=residency):
+        assert plan(20, 8, 33, 200, device=DEVICE).residency == residency
+
+
+@pytest.mark.parametrize("fuse_input", [0, 1])
+@pytest.mark.parametrize("residency", PERSISTENT)
+def test_the_input_product_may_be_inside_the_kernel_or_before_it(residency, fuse_input):
+    need(residency)
+    problem = Problem(3, torch.bfloat16, T=19, I=33, H=100)
+    with plan_override(residency=residency, fuse_input=fuse_input):
+        problem.check(problem.run())
+
+
+@pytest.mark.parametrize("residency", PERSISTENT)
+def test_tf32_is_used_only_where_torch_allows_it(residency):
+    need(residency)
+    problem = Problem(1, torch.float32, T=40, B=17, I=33, H=257, nonlinearity="tanh", packed=False)
+    expected = problem.expected()["output"]
+    errors = {}
+    for precision in ("highest", "high"):
+        torch.set_float32_matmul_precision(precision)
+        with plan_override(residency=residency):
+            errors[precision] = relative_error(problem.run()["output"], expected)
+    assert errors["highest"] < TOLERANCE[torch.float32]
+    assert errors["high"] < TOLERANCE[torch.float16]  # both carry ten bits
+
+
+def test_what_the_planner_chooses_is_right_over_the_sizes_of_studies():
+    for T, B, I, H in [(28, 128, 28, 128), (784, 4, 1, 128), (100, 16, 2, 100), (64, 1, 64, 256)]:
+        for dtype in (torch.float32, torch.bfloat16):
+            problem = Problem(7, dtype, T=T, B=B, I=I, H=H, nonlinearity="tanh", packed=False)
+            problem.check(problem.run())
+
+
+@pytest.mark.parametrize("residency", PERSISTENT)
+def test_more_batch_tiles_than_fit_the_card_at_once(residency):
+    need(residency)
+    problem = Problem(5, torch.float32, T=3, B=1500, I=2, H=100, packed=False)
+    with plan_override(residency=residency):
+        problem.check(problem.run())
+
+
+@pytest.mark.parametrize("residency", RESIDENCIES)
+def test_the_linear_recurrence_equals_the_reference(residency):
+    need(residency)
+    generator = torch.Generator().manual_seed(2)
+    T, B, H = 19, 5, 130
+    d, g = (torch.randn(T, B, H, generator=generator) for _ in range(2))
+    m = 0.4 * H**-0.5 * torch.randn(H, H, generator=generator)
+    y0 = torch.randn(B, H, generator=generator)
+    for reverse in (False, True):
+        with plan_override(residency=residency):
+            found = linear_recurrence(*(t.to(DEVICE) for t in (d, g, m, y0)), reverse=reverse)
+        wide = (t.double() for t in (d, g, m, y0))
+        expected = reference.linear_recurrence(*wide, reverse=reverse)
+        assert relative_error(found, expected) < TOLERANCE[torch.float32]
+
+
+def test_float64_passes_gradcheck():
+    problem = Problem(0, torch.float64, T=4, B=3, I=2, H=5, nonlinearity="tanh", packed=False)
+    leaves = problem.leaves(DEVICE)
+    assert gradcheck(
+        lambda *tensors: elman_rnn(*tensors, **problem.options), tuple(leaves.values())
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_bidirectional_module_equals_torchs_in_float64(layers, packed, dtype):
+    torch.manual_seed(4)
+    options = {"num_layers": layers, "bidirectional": True, "batch_first": True}
+    oracle = nn.RNN(7, 70, **options).to(dtype).double()
+    fused = FusedRNN(7, 70, **options).to(DEVICE, dtype)
+    fused.load_state_dict(oracle.state_dict())
+    x = torch.randn(5, 19, 7).to(dtype)
+    wide = x.double()
+    x = x.to(DEVICE)
+    if packed:
+        lengths = torch.tensor([4, 19, 1, 12, 12])
+        x, wide = (
+            pack_padded_sequence(t, lengths, batch_first=True, enforce_sorted=False)
+            for t in (x, wide)
+        )
+    found, expected = fused(x), oracle(wide)
+    pairs = [(found[1], expected[1])]
+    outputs = [result[0].data if packed else result[0] for result in (found, expected)]
+    pairs.append(tuple(outputs))
+    for output in outputs:
+        output.square().sum().backward()
+    pairs += [
+        (p.grad, q.grad) for p, q in zip(fused.parameters(), oracle.parameters(), strict=True)
+    ]
+    # A layer rounds its input too.
+    for actual, wanted in pairs:
+        assert relative_error(actual, wanted) < layers * TOLERANCE[dtype]
+
+
+# ---- what a GPU adds -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("residency", RESIDENCIES)
+def test_results_repeat_to_the_bit(residency):
+    need(residency)
+    problem = Problem(6, torch.float32, T=40, B=40, H=257)
+    with plan_override(residency=residency):
+        first = problem.run()
+        for _ in range(5):
+            again = problem.run()
+            assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("residency", RESIDENCIES)
+def test_work_waits_for_the_current_stream_and_the_stream_for_it(residency):
+    need(residency)
+    problem = Problem(8, torch.float32, T=19, B=17, H=130)
+    with plan_override(residency=residency):
+        expected = problem.run()
+        leaves = problem.leaves(DEVICE)
+        late = {n: None if t is None else torch.zeros_like(t) for n, t in leaves.items()}
+        cotangents = [c.to(DEVICE) for c in problem.cotangents]
+        stream = torch.cuda.Stream()
+        torch.cuda.synchronize()
+        # Work that went to the default stream would come first on one side and last on the other.
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(200_000_000)
+            with torch.no_grad():
+                for name, tensor in leaves.items():
+                    if tensor is not None:
+                        late[name].copy_(tensor)
+            late = {n: None if t is None else t.requires_grad_() for n, t in late.items()}
+            found = problem._results(elman_rnn, late, cotangents)
+            copies = {name: tensor.detach().clone() for name, tensor in found.items()}
+        stream.synchronize()
+    for name, tensor in expected.items():
+        assert torch.equal(copies[name], tensor), name
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("residency", RESIDENCIES)
+def test_a_training_step_can_be_captured_in_a_graph(residency, packed):
+    need(residency)
+    problem = Problem(9, torch.float32, T=19, B=17, I=33, H=130, packed=packed)
+    leaves = problem.leaves(DEVICE)
+    cotangents = [c.to(DEVICE) for c in problem.cotangents]
+
+    def step():
+        return problem._results(elman_rnn, leaves, cotangents)
+
+    with plan_override(residency=residency):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step()
+        for scale in (1.0, -0.5):  # a replay reads what is there then
+            with torch.no_grad():
+                leaves["x"].copy_(scale * problem.tensors["x"].to(DEVICE))
+            graph.replay()
+            expected = step()
+            for name, tensor in expected.items():
+                assert torch.equal(captured[name], tensor), (name, scale)
+
+
+@pytest.mark.parametrize("residency", RESIDENCIES)
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_nothing_waits_for_the_device(residency, packed):
+    need(residency)
+    problem = Problem(10, torch.float32, T=19, B=5, H=100, packed=packed)
+    leaves = problem.leaves(DEVICE)
+    cotangents = [c.to(DEVICE) for c in problem.cotangents]
+    with plan_override(residency=residency):
+        problem._results(elman_rnn, leaves, cotangents)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found = problem._results(elman_rnn, leaves, cotangents)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    problem.check(found)
+
+
+def test_memory_comes_from_torchs_allocator_alone():
+    problem = Problem(11, torch.float32, T=40, B=40, I=70, H=257, packed=False)
+
+    def outside():
+        """Bytes of the card in use that torch does not know of."""
+        free, total = torch.cuda.mem_get_info()
+        return total - free - torch.cuda.memory_reserved()
+
+    for residency in RESIDENCIES:
+        if residency == "cluster" and torch.cuda.get_device_capability()[0] < 9:
+            continue
+        with plan_override(residency=residency):
+            problem.run()
+            torch.cuda.synchronize()
+            before = outside()
+            for _ in range(3):
+                problem.run()
+            torch.cuda.synchronize()
+            assert outside() <= before, residency
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("residency", RESIDENCIES)
+def test_work_runs_where_the_tensors_are(residency):
+    need(residency)
+    problem = Problem(12, torch.float32)
+    with plan_override(residency=residency), torch.cuda.device(0):
+        found = problem.run("cuda:1")
+        assert torch.cuda.current_device() == 0
+    assert {tensor.device.index for tensor in found.values()} == {1}
+    problem.check(found)
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+def test_tensors_on_two_devices_are_refused_by_name():
+    problem = Problem(13, torch.float32)
+    leaves = problem.leaves(DEVICE)
+    leaves["U"] = problem.tensors["U"]
+    with pytest.raises(ValueError, match="weight_hh"):
+        elman_rnn(*leaves.values(), **problem.options)
+
+
+def test_an_impossible_override_is_refused_by_name():
+    problem = Problem(14, torch.float64)
+    with plan_override(residency="one_sm"), pytest.raises(ValueError, match="residency"):
+        problem.run()
+
+
+def test_an_error_leaves_the_device_usable():
+    problem = Problem(15, torch.float32)
+    with plan_override(residency="one_sm", blocks=3), pytest.raises(ValueError, match="blocks"):
+        problem.run()
+    problem.check(problem.run())
