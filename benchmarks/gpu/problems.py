@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,8 @@ def tf32_allowed(allowed: bool) -> Iterator[None]:
     """
     # Not the newer `fp32_precision`: set next to the older switches, which torch itself still
     # reads here and there, it makes torch raise. The older ones set both.
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that they will go one day
         before = matmul.allow_tf32, cudnn.allow_tf32
