@@ -169,9 +169,10 @@ def module_of(problem: Problem, kind: Callable[..., nn.Module], **options: Any) 
         bidirectional=case.bidirectional,
         batch_first=case.batch_first,
         dtype=problem.dtype,
+        device=problem.device,
         **{"nonlinearity": case.nonlinearity, **options},
     )
-    module.to(problem.device).load_state_dict(problem.weights)
+    module.load_state_dict(problem.weights)
     return module
 
 

@@ -22,8 +22,15 @@ needs_nvcc = pytest.mark.skipif(find_cuda()[0] is None, reason="needs nvcc")
 
 CASE = GpuCase(Case("middle", 10, 4, 3, 8, "forward"))
 PLAN = {
-    **{"residency": "cluster", "arithmetic": "fma", "fuse_input": True, "blocks": 2},
-    **{"columns": 4, "engine_columns": 4, "row_warps": 2, "depth_split": 1, "batch_tiles": 1},
+    "residency": "cluster",
+    "arithmetic": "fma",
+    "fuse_input": True,
+    "blocks": 2,
+    "columns": 4,
+    "engine_columns": 4,
+    "row_warps": 2,
+    "depth_split": 1,
+    "batch_tiles": 1,
 }
 
 

@@ -5,8 +5,8 @@
 //
 // A line of standard input is a problem and the plan of one pass,
 //
-//   T B I H directions dtype residency arithmetic fuse_input blocks columns engine_columns row_warps
-//   depth_split
+//   T B I H directions dtype residency arithmetic fuse_input blocks columns engine_columns
+//   row_warps depth_split
 //
 // with dtype, residency and arithmetic as numbers of their enumerations. For each, a line of output
 // is the seconds of one pass, the median of several, or "error: " and why there is none.
