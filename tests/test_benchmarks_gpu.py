@@ -213,7 +213,7 @@ def test_float64_has_no_persistent_kernel():
 
 
 def test_the_checkers_arguments():
-    assert checks.checker_arguments() == ["--problems", "300"]
+    assert checks.checker_arguments() == ["--problems", "1500"]
     assert checks.checker_arguments("grid", "float16") == [
         *("--problems", "40", "--residency", "grid", "--dtype", "float16", "--small")
     ]

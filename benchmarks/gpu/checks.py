@@ -13,8 +13,8 @@ from benchmarks.gpu.context import Context, SkippedError, StageError
 from benchmarks.gpu.native import CHECKER, build_program, find_tool
 from benchmarks.machine import REPOSITORY
 
-PROBLEMS = 300
-"""Random problems that the checker solves."""
+PROBLEMS = 1500
+"""Random problems that the checker solves; the judge on the host takes milliseconds for each."""
 
 SMALL_PROBLEMS = 40
 """Of tiny size: for one residency, and under a sanitizer, which takes 10 to 100 times as long."""
