@@ -67,6 +67,7 @@ struct Recurrence {
   Rows operand;                   // e, H features; null for the epilogues of one argument
   const void* initial = nullptr;  // s before a sample's first visited step, (B, H); null: zero
   // Whether M multiplies a null initial state too, so that an Inf in M spreads as in torch.nn.RNN.
+  // False only where there is no input product: the CUDA kernels then leave out the whole sum.
   bool multiplies_zero_initial = false;
   const void* first_addend = nullptr;  // added to a at a sample's first visited step, (B, H)
 

@@ -83,8 +83,13 @@ def checkers(emulator_workshop):
     return programs
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("sanitizer", SANITIZERS)
+# What happens before what, as ThreadSanitizer sees it, depends little on the schedule.
+@pytest.mark.parametrize(
+    ("sanitizer", "schedule"),
+    [("none", s) for s in SCHEDULES]
+    + [("address", s) for s in SCHEDULES]
+    + [("thread", "random:1")],
+)
 def test_right_kernels_compute_what_they_should(checkers, sanitizer, schedule):
     for case in RIGHT:
         done = run(checkers[sanitizer].result(), case, RNN_CUDA_EMULATOR_SCHEDULE=schedule)
