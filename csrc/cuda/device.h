@@ -44,7 +44,7 @@
 //   float to_float(T); T from_float<T>(float)       T is float, bfloat16, float16; rounds to even.
 //                                                   double stays double in both
 //   uint32_t pack(T low, T high)                    of bfloat16 or float16
-//   uint32_t bits_of(float); float float_of(uint32_t)
+//   uint32_t bits_of(T); float float_of(uint32_t); float widen<T>(uint32_t bits)
 //   tanh_of(x), sigmoid_of(x)                       of float and double, to their own accuracy
 //
 // and for the host, where 0 is success and any other int is for error_string():
@@ -98,3 +98,21 @@ using Stream = void*;  // a cudaStream_t
 #endif
 
 #include "carver.h"
+
+#if defined(__CUDACC__) || defined(RNN_CUDA_EMULATED)
+namespace rnn_cuda::device {
+
+__device__ __forceinline__ uint32_t bits_of(bfloat16 value) { return value.bits; }
+__device__ __forceinline__ uint32_t bits_of(float16 value) { return value.bits; }
+
+// The number that bits_of() took apart.
+template <class T>
+__device__ __forceinline__ float widen(uint32_t bits) {
+  if constexpr (sizeof(T) == 2)
+    return to_float(T{static_cast<uint16_t>(bits)});
+  else
+    return float_of(bits);
+}
+
+}  // namespace rnn_cuda::device
+#endif

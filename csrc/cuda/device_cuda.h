@@ -56,10 +56,10 @@ RNN_CUDA_DEVICE T shuffle_xor(T value, int mask) {
 
 #define RNN_CUDA_MMA(name, shape_and_types)                                                  \
   RNN_CUDA_DEVICE void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { \
-    asm volatile("mma.sync.aligned." shape_and_types                                         \
-                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"          \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                            \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));        \
+    asm("mma.sync.aligned." shape_and_types                                                  \
+        " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                   \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                     \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                 \
   }
 RNN_CUDA_MMA(mma_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
 RNN_CUDA_MMA(mma_f16, "m16n8k16.row.col.f32.f16.f16.f32")

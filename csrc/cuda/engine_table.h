@@ -18,7 +18,7 @@ constexpr Engine make_engine(int rows, int depth, int words_per_row_tile, int wo
   engine.words_per_row_tile = words_per_row_tile;
   engine.words_per_depth_tile = words_per_depth_tile;
   // A word of 32 bits carries a float32, or two of the half types.
-  engine.weight_bytes = 4 * rows * depth * words_per_depth_tile / depth;
+  engine.weight_bytes = 4 * rows * words_per_depth_tile;
   engine.held_tiles = held_tiles;
   engine.norm_parts = norm_parts;
   return engine;

@@ -7,6 +7,7 @@
 //
 //   Weights           a lane's share of a tile, kVectors x 16 bytes
 //   Accumulator       a lane's share of the running sums of kRows x kColumns
+//   raw_word()        what a word is made of, as it lies in memory; word_of() makes the word of it
 //   finish()          sums over lanes; the kOutputs values that a lane has then form kShares of
 //                     kShareSamples x kShareUnits, see share.cuh
 #pragma once
@@ -121,9 +122,11 @@ struct FMA {
                                                   Publish&& publish) {
     publish(column(lane, share, 0), unit(lane, share), device::bits_of(s[0][0]));
   }
-  static __device__ __forceinline__ uint32_t word_of(const FeatureView<float>& features, int word) {
-    return device::bits_of(features(word));
+  using RawWord = float;
+  static __device__ __forceinline__ float raw_word(const FeatureView<float>& features, int word) {
+    return features(word);
   }
+  static __device__ __forceinline__ uint32_t word_of(float raw) { return device::bits_of(raw); }
 
   static __device__ __forceinline__ constexpr int norm_part(int share) { return share; }
   static __device__ __forceinline__ double sum_units(double sum) {
@@ -258,9 +261,15 @@ struct TensorCore : TensorCoreFragments<kColumns_> {
       publish(Base::column(lane, share, j), (lane >> 2) + share % 2 * 8,
               device::pack(device::from_float<T>(s[j][0]), device::from_float<T>(s[j][1])));
   }
-  static __device__ __forceinline__ uint32_t word_of(const FeatureView<T>& features, int word) {
+  struct RawWord {
+    T low = {}, high = {};
+  };
+  static __device__ __forceinline__ RawWord raw_word(const FeatureView<T>& features, int word) {
     const int first = word / 8 * 16 + word % 8;
-    return device::pack(features(first), features(first + 8));
+    return {features(first), features(first + 8)};
+  }
+  static __device__ __forceinline__ uint32_t word_of(RawWord raw) {
+    return device::pack(raw.low, raw.high);
   }
 
  private:
@@ -320,8 +329,12 @@ struct TensorCoreTF32 : TensorCoreFragments<kColumns_> {
                 device::round_to_tf32(s[j][u]));
     }
   }
-  static __device__ __forceinline__ uint32_t word_of(const FeatureView<float>& features, int word) {
-    return device::round_to_tf32(features(word));
+  using RawWord = float;
+  static __device__ __forceinline__ float raw_word(const FeatureView<float>& features, int word) {
+    return features(word);
+  }
+  static __device__ __forceinline__ uint32_t word_of(float raw) {
+    return device::round_to_tf32(raw);
   }
 };
 

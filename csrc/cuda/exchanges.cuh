@@ -35,6 +35,23 @@ struct ExchangeSetup {
   int pitch;          // Grid: words between samples there, a multiple of four
 };
 
+// A thread's way through vectors of 16 bytes, `per_column` of each of some columns: from number
+// `first` in strides, without a division for each.
+struct VectorCursor {
+  int column, vector, per_column;
+
+  __device__ __forceinline__ VectorCursor(int first, int per_column)
+      : column(first / per_column), vector(first % per_column), per_column(per_column) {}
+
+  __device__ __forceinline__ void advance(int stride) {
+    vector += stride;
+    while (vector >= per_column) {
+      vector -= per_column;
+      ++column;
+    }
+  }
+};
+
 // One block. Two buffers: the barrier of a step keeps its writers apart from the readers of the
 // step before.
 class InBlock {
@@ -92,7 +109,7 @@ class InCluster {
     // many: all threads are to have about as many stores to make.
     const int threads = static_cast<int>(blockDim.x), vectors = columns_ * own_words_ / 4;
     senders_ = max(1, min(blocks_, threads / vectors));
-    first_vector_ = static_cast<int>(threadIdx.x) % (threads / senders_);
+    first_ = VectorCursor(static_cast<int>(threadIdx.x) % (threads / senders_), own_words_ / 4);
     first_rank_ = static_cast<int>(threadIdx.x) / (threads / senders_);
   }
 
@@ -100,7 +117,9 @@ class InCluster {
     return states_ + (step & 1) * columns_ * pitch_;
   }
 
-  // barriers_[s & 1] counts the bytes of state s; the two that come first are announced here.
+  // barriers_[s & 1] counts the bytes of state s; the two that come first are announced here. Bytes
+  // may come before they are announced: the announcement is the arrival without which no phase
+  // ends.
   __device__ __forceinline__ void begin() {
     if (threadIdx.x == 0) {
       for (int i = 0; i < 2; ++i) device::barrier_init(barriers_ + i, 1);
@@ -126,22 +145,22 @@ class InCluster {
   __device__ __forceinline__ void published() {
     if (step_ + 1 == steps_) return;
     device::sync_block();  // the outbox is full, and nobody reads this state any more
-    const int per_column = own_words_ / 4, stride = static_cast<int>(blockDim.x) / senders_;
+    if (first_rank_ >= senders_) return;  // where the threads cannot be divided evenly
+    const int stride = static_cast<int>(blockDim.x) / senders_;
     uint32_t* const to = states(step_ + 1) + first_word_;
     device::Mbarrier* const barrier = barriers_ + ((step_ + 1) & 1);
-    if (first_rank_ >= senders_) return;  // where the threads cannot be divided evenly
-    for (int i = first_vector_; i < columns_ * per_column; i += stride) {
-      const int column = i / per_column, vector = i % per_column;
+    for (VectorCursor at = first_; at.column < columns_; at.advance(stride)) {
       const device::Word16 words =
-          reinterpret_cast<const device::Word16*>(outbox_ + column * outbox_pitch_)[vector];
+          reinterpret_cast<const device::Word16*>(outbox_ + at.column * outbox_pitch_)[at.vector];
       device::Word16* const place =
-          reinterpret_cast<device::Word16*>(to + column * pitch_) + vector;
+          reinterpret_cast<device::Word16*>(to + at.column * pitch_) + at.vector;
       for (int rank = first_rank_; rank < blocks_; rank += senders_)
         device::store_async(place, words, barrier, rank);
     }
   }
 
-  // What is on its way must still find this block's memory, and the blocks that it is for.
+  // By now every block has got all that was sent to it; but whoever stores into a block's memory
+  // must not find it gone.
   __device__ __forceinline__ void end() { device::cluster_sync(); }
 
  private:
@@ -149,7 +168,8 @@ class InCluster {
   uint32_t* outbox_;
   device::Mbarrier* barriers_;
   int pitch_, outbox_pitch_, columns_, first_word_, own_words_, blocks_, steps_;
-  int senders_, first_vector_, first_rank_;
+  int senders_, first_rank_;
+  VectorCursor first_{0, 1};
   uint32_t bytes_;
   int step_ = 0;
 };
@@ -200,12 +220,22 @@ class InGrid {
   // What is published, no more: the other words of staged_ are zero, those in device memory are
   // not.
   __device__ __forceinline__ void stage(const uint32_t* from) {
-    for (int column = 0; column < columns_; ++column) {
-#pragma unroll 4
-      for (int vector = threadIdx.x; vector < words_ / 4; vector += blockDim.x)
-        reinterpret_cast<device::Word16*>(staged_ + column * staged_pitch_)[vector] =
-            device::load_shared_by_gpu(
-                reinterpret_cast<const device::Word16*>(from + column * pitch_) + vector);
+    constexpr int kAtOnce = 4;  // on their way from L2
+    for (VectorCursor at(static_cast<int>(threadIdx.x), words_ / 4); at.column < columns_;) {
+      device::Word16 held[kAtOnce];
+      VectorCursor place[kAtOnce] = {at, at, at, at};
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i, at.advance(static_cast<int>(blockDim.x))) {
+        place[i] = at;
+        if (at.column < columns_)
+          held[i] = device::load_shared_by_gpu(
+              reinterpret_cast<const device::Word16*>(from + at.column * pitch_) + at.vector);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        if (place[i].column < columns_)
+          reinterpret_cast<device::Word16*>(staged_ + place[i].column *
+                                                          staged_pitch_)[place[i].vector] = held[i];
     }
   }
 

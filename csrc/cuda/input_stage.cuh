@@ -7,8 +7,8 @@
 namespace rnn_cuda {
 namespace cuda {
 
-// Brings x of the next step into shared memory: read from device memory as the step begins, into
-// registers, and stored as it ends, so that nobody waits for it.
+// Brings x into shared memory a step ahead: read from device memory as one step ends, into
+// registers, and stored as the next one ends, so that nobody waits for it.
 template <class Engine>
 class InputStage {
  public:
@@ -43,23 +43,25 @@ class InputStage {
     const int pitch = static_cast<int>(p_.layout.input_pitch);
 #pragma unroll
     for (int i = 0; i < kHeld; ++i)
-      if (column_[i] >= 0) words(step)[column_[i] * pitch + word_[i]] = held_[i];
+      if (column_[i] >= 0) words(step)[column_[i] * pitch + word_[i]] = Engine::word_of(held_[i]);
     // More than a thread likes to hold.
     for (int item = threadIdx.x + kHeld * blockDim.x; item < count_; item += blockDim.x) {
       const int column = item / words_per_sample_, word = item % words_per_sample_;
-      words(step)[column * pitch + word] = read(tile, moment, column, word);
+      words(step)[column * pitch + word] = Engine::word_of(read(tile, moment, column, word));
     }
   }
 
  private:
   static constexpr int kHeld = 2;
 
-  __device__ __forceinline__ uint32_t read(const TileInTime& tile, const Moment& moment, int column,
-                                           int word) const {
+  using Raw = typename Engine::RawWord;
+
+  __device__ __forceinline__ Raw read(const TileInTime& tile, const Moment& moment, int column,
+                                      int word) const {
     const int sample = tile.sample(column);
-    if (sample >= moment.active) return 0;
+    if (sample >= moment.active) return Raw();
     const T* x = tile.find<T>(r_.input, moment.t, moment.row, sample);
-    return Engine::word_of(FeatureView<T>{x, p_.input_size}, word);
+    return Engine::raw_word(FeatureView<T>{x, p_.input_size}, word);
   }
 
   const WalkParameters& p_;
@@ -67,7 +69,7 @@ class InputStage {
   uint32_t* words_;
   int words_per_sample_, count_;
   int column_[kHeld], word_[kHeld];  // of what this thread holds; column -1: nothing
-  uint32_t held_[kHeld];
+  Raw held_[kHeld];
 };
 
 }  // namespace cuda

@@ -192,6 +192,7 @@ int64_t total_rows_of(const Walk& walk, const Problem& problem) {
 }  // namespace
 
 int launch(const Walk& walk, const Problem& problem, const Plan& plan, void* stream) {
+  if (problem.time_steps == 0 || problem.batch == 0 || problem.hidden_size == 0) return 0;
   const Engine engine = engine_of(problem.dtype, plan.arithmetic, plan.engine_columns);
   LaunchEngine* const launch_engine = engine_launcher(problem.dtype, plan.arithmetic);
   if (engine.rows == 0 || launch_engine == nullptr) return kNoSuchKernel;
@@ -245,6 +246,7 @@ int launch(const Walk& walk, const Problem& problem, const Plan& plan, void* str
 
 int launch_epilogue(const Recurrence& recurrence, const Step& step, const void* z, double* norms,
                     void* stream) {
+  if (step.rows == 0 || recurrence.hidden_size == 0) return 0;
   const StepParameters parameters = {recurrence, step, z, norms};
   switch (recurrence.dtype) {
     case ScalarType::Float32: return launch_step<float>(parameters, stream);

@@ -87,9 +87,8 @@ class TileInTime {
   }
   template <class T>
   __device__ __forceinline__ const T* find(const Rows& rows, int t, int64_t row, int sample) const {
-    const T* data = static_cast<const T*>(rows.data);
-    return row_starts_ != nullptr ? data + (row + sample) * rows.batch_stride
-                                  : data + t * rows.time_stride + sample * rows.batch_stride;
+    const int64_t first = row_starts_ != nullptr ? row * rows.batch_stride : t * rows.time_stride;
+    return static_cast<const T*>(rows.data) + first + sample * rows.batch_stride;
   }
 
  private:

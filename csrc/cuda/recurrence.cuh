@@ -20,6 +20,7 @@ class Walker {
  public:
   using T = typename Engine::Element;
   using Values = typename Share<Engine>::Values;
+  using Terms = typename Share<Engine>::Terms;
 
   __device__ __forceinline__ Walker(const WalkParameters& p, const Recurrence& r, int tile,
                                     int rank, const BlockMemory& memory)
@@ -44,25 +45,22 @@ class Walker {
 #pragma unroll 1
     for (int step = 0; step < tile_.steps(); ++step) {
       const bool has_next = step + 1 < tile_.steps();
-      const bool stages_input = p_.input_depth > 0 && has_next;
-      const Moment moment(tile_, step), next(tile_, has_next ? step + 1 : step);
-      Values addend[Engine::kShares], operand[Engine::kShares];
-      if (has_tile(0)) read_terms(moment, 0, 0, addend, operand);
-      if (stages_input) input_.fetch(tile_, next);
+      const Moment moment(tile_, step);
+      Terms terms[Engine::kShares];
+      if (has_tile(0)) read_terms(moment, 0, 0, terms);
       const uint32_t* state = exchange_.wait(step);
 #pragma unroll 1
       for (int round = 0; round < p_.row_rounds; ++round) {
 #pragma unroll 1
         for (int group = 0; group < p_.column_groups; ++group) {
-          if (round + group > 0 && has_tile(round))
-            read_terms(moment, round, group, addend, operand);
+          if (round + group > 0 && has_tile(round)) read_terms(moment, round, group, terms);
           float z[Engine::kOutputs];
           multiply(round, group, state, input_.words(step), z);
           if (p_.depth_split > 1) add_slices(round, z);
-          if (has_tile(round)) finish(moment, round, group, addend, operand, z, has_next);
+          if (has_tile(round)) finish(moment, round, group, terms, z, has_next);
         }
       }
-      if (stages_input) input_.store(tile_, next, step + 1);
+      if (p_.input_depth > 0 && has_next) stage_input(step + 1);
       exchange_.published();
     }
     exchange_.end();
@@ -120,18 +118,23 @@ class Walker {
       uint32_t value = 0;
       if (r_.initial != nullptr && sample < p_.batch) {
         const T* h = static_cast<const T*>(r_.initial) + int64_t(sample) * p_.hidden_size;
-        value = Engine::word_of(FeatureView<T>{h, p_.hidden_size}, word);
+        value = Engine::word_of(Engine::raw_word(FeatureView<T>{h, p_.hidden_size}, word));
       }
       exchange_.states(0)[item] = value;
       // Words that nobody publishes stay zero for good; zero times zero is no NaN.
       if (exchange_.states(1) != exchange_.states(0)) exchange_.states(1)[item] = 0;
     }
     if (p_.input_depth > 0) {
-      const Moment first(tile_, 0);
-      input_.fetch(tile_, first);
-      input_.store(tile_, first, 0);
+      input_.fetch(tile_, Moment(tile_, 0));
+      stage_input(0);
     }
     exchange_.begin();
+  }
+
+  // Stores the input of that step, and asks for the one after it: it has a whole step to come.
+  __device__ __forceinline__ void stage_input(int step) {
+    input_.store(tile_, Moment(tile_, step), step);
+    if (step + 1 < tile_.steps()) input_.fetch(tile_, Moment(tile_, step + 1));
   }
 
   __device__ __forceinline__ void multiply(int round, int group, const uint32_t* state,
@@ -173,18 +176,15 @@ class Walker {
   // other. (The lane is opaque here and below: addresses that were kept for all steps would fill
   // the registers, which are for weights.)
   __device__ __forceinline__ void read_terms(const Moment& moment, int round, int group,
-                                             Values (&addend)[Engine::kShares],
-                                             Values (&operand)[Engine::kShares]) const {
+                                             Terms (&terms)[Engine::kShares]) const {
     const int lane = device::opaque(lane_);
 #pragma unroll
     for (int share = 0; share < Engine::kShares; ++share)
-      if (is_mine(share))
-        share_of(moment, round, group, share, lane).read(addend[share], operand[share]);
+      if (is_mine(share)) share_of(moment, round, group, share, lane).read(terms[share]);
   }
 
   __device__ __forceinline__ void finish(const Moment& moment, int round, int group,
-                                         const Values (&addend)[Engine::kShares],
-                                         const Values (&operand)[Engine::kShares],
+                                         const Terms (&terms)[Engine::kShares],
                                          const float (&sums)[Engine::kOutputs], bool has_next) {
     const int lane = device::opaque(lane_);
     double* const parts = p_.norm_parts[blockIdx.y];
@@ -198,12 +198,12 @@ class Walker {
 #pragma unroll
         for (int u = 0; u < Engine::kShareUnits; ++u) z[j][u] = sums[Engine::output(share, j, u)];
       }
-      mine.add_terms(z, addend[share]);
+      mine.add_terms(z, terms[share]);
       if (parts != nullptr) {
         const int part = row_tile(round) * Engine::kSizes.norm_parts + Engine::norm_part(share);
         mine.write_squares(parts + part * p_.total_rows, z);
       }
-      mine.finish(z, operand[share]);
+      mine.finish(z, terms[share]);
       if (has_next && Engine::owns_outputs(lane)) {
         const int first_word = row_tile(round) * Engine::kSizes.words_per_row_tile;
         Engine::words_of(z, share, lane, [&](int column, int word, uint32_t value) {

@@ -35,41 +35,52 @@ class Share {
       sample_[j] = tile.sample(first_column + Engine::column(lane, share, j));
   }
 
-  // What is added to the sums, and what the epilogue reads. Both come from device memory.
-  __device__ __forceinline__ void read(Values& addend, Values& operand) const {
+  // What is added to the sums, and what the epilogue reads, as it lies in device memory: whoever
+  // widened or added it here would wait for it here.
+  struct Terms {
+    uint32_t addend[kSamples][kUnits];
+    uint32_t operand[kSamples][kUnits];
     float bias[kUnits];
+  };
+
+  __device__ __forceinline__ void read(Terms& terms) const {
+    const float* const bias = static_cast<const float*>(r_.bias);
 #pragma unroll
-    for (int u = 0; u < kUnits; ++u)
-      bias[u] = r_.bias != nullptr && inside(u) ? static_cast<const float*>(r_.bias)[unit(u)] : 0;
+    for (int u = 0; u < kUnits; ++u) {
+      terms.bias[u] = 0;
+      if (bias != nullptr && inside(u)) terms.bias[u] = bias[unit(u)];
+    }
 #pragma unroll
     for (int j = 0; j < kSamples; ++j) {
 #pragma unroll
-      for (int u = 0; u < kUnits; ++u) {
-        addend[j][u] = bias[u];
-        operand[j][u] = 0;
-      }
-      if (sample_[j] >= moment_.active) continue;
-      if (r_.addend.data != nullptr) {
-        if (r_.wide_addend)
-          add(addend[j], row<float>(r_.addend, j));
-        else
-          add(addend[j], row<T>(r_.addend, j));
-      }
-      if (r_.operand.data != nullptr) add(operand[j], row<T>(r_.operand, j));
-      if (r_.first_addend != nullptr && moment_.is_first(r_, sample_[j]))
-        add(addend[j], state_at(r_.first_addend, j));
+      for (int u = 0; u < kUnits; ++u) terms.addend[j][u] = terms.operand[j][u] = 0;
     }
+    if (r_.addend.data != nullptr) {
+      if (r_.wide_addend)
+        load<float>(terms.addend, r_.addend);
+      else
+        load<T>(terms.addend, r_.addend);
+    }
+    if (r_.operand.data != nullptr) load<T>(terms.operand, r_.operand);
   }
 
   // Sums to inputs of the epilogue: of a sample's first step there may be no state to multiply.
-  __device__ __forceinline__ void add_terms(Values& z, const Values& addend) const {
+  __device__ __forceinline__ void add_terms(Values& z, const Terms& terms) const {
     const bool skips_zero = r_.initial == nullptr && !r_.multiplies_zero_initial;
 #pragma unroll
     for (int j = 0; j < kSamples; ++j) {
-      // Only recurrences without input product skip M times nothing, so all of the sum is that.
-      const bool skips = skips_zero && moment_.is_first(r_, sample_[j]);
+      const bool is_first = moment_.is_first(r_, sample_[j]);
 #pragma unroll
-      for (int u = 0; u < kUnits; ++u) z[j][u] = (skips ? 0 : z[j][u]) + addend[j][u];
+      for (int u = 0; u < kUnits; ++u) {
+        const float addend = r_.wide_addend ? device::float_of(terms.addend[j][u])
+                                            : device::widen<T>(terms.addend[j][u]);
+        z[j][u] = (skips_zero && is_first ? 0 : z[j][u]) + (addend + terms.bias[u]);
+      }
+      if (r_.first_addend == nullptr || !is_first || sample_[j] >= moment_.active) continue;
+      const T* const first_addend = state_at(r_.first_addend, j);
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u)
+        if (inside(u)) z[j][u] += device::to_float(first_addend[u * kStep]);
     }
   }
 
@@ -89,7 +100,13 @@ class Share {
   // Applies the epilogue and stores; z becomes the new states. Of what is no sample or unit that is
   // zero; a sample that has not begun, in reverse, keeps its initial state, and that of one which
   // has ended is read by nobody.
-  __device__ __forceinline__ void finish(Values& z, const Values& operand) const {
+  __device__ __forceinline__ void finish(Values& z, const Terms& terms) const {
+    Values operand;
+#pragma unroll
+    for (int j = 0; j < kSamples; ++j) {
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) operand[j][u] = device::widen<T>(terms.operand[j][u]);
+    }
     apply_epilogue<kSamples, kUnits>(r_.epilogue, z, operand);
     const bool keeps = r_.reverse && r_.initial != nullptr;
 #pragma unroll
@@ -120,18 +137,19 @@ class Share {
   __device__ __forceinline__ int unit(int u) const { return unit_ + u * kStep; }
   __device__ __forceinline__ bool inside(int u) const { return unit(u) < p_.hidden_size; }
 
-  template <class Stored>
-  __device__ __forceinline__ const Stored* row(const Rows& rows, int j) const {
-    return tile_.find<Stored>(rows, moment_.t, moment_.row, sample_[j]) + unit_;
-  }
   __device__ __forceinline__ const T* state_at(const void* states, int j) const {
     return static_cast<const T*>(states) + int64_t(sample_[j]) * p_.hidden_size + unit_;
   }
   template <class Stored>
-  __device__ __forceinline__ void add(float (&to)[kUnits], const Stored* from) const {
+  __device__ __forceinline__ void load(uint32_t (&to)[kSamples][kUnits], const Rows& rows) const {
 #pragma unroll
-    for (int u = 0; u < kUnits; ++u)
-      if (inside(u)) to[u] += device::to_float(from[u * kStep]);
+    for (int j = 0; j < kSamples; ++j) {
+      const Stored* const from =
+          tile_.find<Stored>(rows, moment_.t, moment_.row, sample_[j]) + unit_;
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u)
+        if (sample_[j] < moment_.active && inside(u)) to[j][u] = device::bits_of(from[u * kStep]);
+    }
   }
 
   const WalkParameters& p_;

@@ -103,7 +103,7 @@ struct Step {
 int launch_epilogue(const Recurrence& recurrence, const Step& step, const void* z, double* norms,
                     void* stream);
 
-// Figures of the current device, asked once for each device. Returns 0 or an error code.
+// Figures of the current device; asks the driver each time. Returns 0 or an error code.
 int figures_of_current_device(DeviceFigures* figures);
 
 }  // namespace cuda

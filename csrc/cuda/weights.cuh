@@ -63,11 +63,25 @@ class WarpWeights {
     if (round == 0) {
       // Every other tile into sums of its own, where a product would wait for the one before it.
       Accumulator odd;
+      const auto add_held = [&](int i) {
+        Engine::multiply(Engine::kChains > 1 && i % 2 == 1 ? odd : sum, held_[i],
+                         state + i * Engine::kSizes.words_per_depth_tile, state_pitch, lane_);
+      };
+      // By groups: a branch around each tile would keep its reads from overlapping with the
+      // products of the one before.
+      constexpr int kGroup = 4;
 #pragma unroll
-      for (int i = 0; i < Engine::kSizes.held_tiles; ++i)
-        if (i < state_count_)
-          Engine::multiply(Engine::kChains > 1 && i % 2 == 1 ? odd : sum, held_[i],
-                           state + i * Engine::kSizes.words_per_depth_tile, state_pitch, lane_);
+      for (int first = 0; first < Engine::kSizes.held_tiles; first += kGroup) {
+        const int end = min(first + kGroup, Engine::kSizes.held_tiles);
+        if (end <= state_count_) {
+#pragma unroll
+          for (int i = first; i < end; ++i) add_held(i);
+        } else {
+#pragma unroll
+          for (int i = first; i < end; ++i)
+            if (i < state_count_) add_held(i);
+        }
+      }
       if constexpr (Engine::kChains > 1) Engine::add(sum, odd);
     }
 #pragma unroll 1
