@@ -322,7 +322,8 @@ def training_step(module, x, flow):
     with flow:
         output, states = module(dropout(x, 0.1))
         states = states if isinstance(states, tuple) else (states,)
-        (output.square().sum() + sum(s.sum() for s in states)).backward()
+        # Random numbers are drawn between the call and its backward pass, too.
+        (dropout(output, 0.1).square().sum() + sum(s.sum() for s in states)).backward()
     gradients = [p.grad for p in module.parameters()]
     return [output.detach(), *states, x.grad, *gradients, torch.get_rng_state()]
 
@@ -343,6 +344,24 @@ def test_outputs_gradients_and_random_state_stay_the_same_to_the_bit(make, dtype
             recorded = training_step(module, x, flow)
             assert len(flow.adjoint_norm) == 6
             assert all(torch.equal(a, b) for a, b in zip(plain, recorded, strict=True))
+
+
+@pytest.mark.parametrize("name", ["native", "reference"])
+def test_a_parametrization_that_learns_when_it_is_read_learns_no_more_than_without(name):
+    if name == "native" and not backend.use_native("cpu", torch.float32):
+        pytest.skip("the reference is the active backend")
+    torch.manual_seed(0)
+    module = nn.utils.parametrizations.spectral_norm(FusedRNN(I, H), "weight_hh_l0")
+    # Of another matrix than the vectors that it has iterated so far.
+    before = {key: torch.randn_like(value) for key, value in module.state_dict().items()}
+    x, results = torch.randn(T, B, I), []
+    with backend.use(name):
+        for flow in (contextlib.nullcontext(), GradientFlow(module)):
+            module.load_state_dict(before)
+            step = training_step(module, x, flow)
+            results.append(step + [value.clone() for value in module.state_dict().values()])
+    assert len(flow.adjoint_norm) == 1
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @main_models
@@ -453,6 +472,22 @@ def test_autocast_is_recorded_as_it_computes(make):
 
 
 @main_models
+def test_autocasts_weights_are_those_that_it_computed_with(make):
+    torch.manual_seed(0)
+    module, x = make(I, H, num_layers=2), torch.randn(T, B, I)
+    norms = []
+    for _ in range(2):
+        with GradientFlow(module) as flow:
+            with torch.autocast("cpu", torch.bfloat16):
+                output, _ = module(x)
+            output.float().square().sum().backward()
+        norms.append(flow.adjoint_norm)
+        for parameter in module.parameters():  # as autocast does
+            parameter.data = parameter.data.bfloat16().float()
+    assert all(torch.equal(norms[0][name], norms[1][name]) for name in norms[0])
+
+
+@main_models
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precisions_are_recorded(make, dtype):
     problem = Problem(make)
@@ -514,18 +549,22 @@ def test_layers_are_named_as_torch_names_their_weights(make):
 
 
 @main_models
-def test_every_call_of_a_layer_has_its_own_entry(make):
-    problem = Problem(make, num_layers=1, bidirectional=False, terms=("output",))
+@pytest.mark.parametrize("layout", ["dense", "batch_first", "unbatched"])
+@pytest.mark.parametrize("name", ["auto", "reference"])
+def test_every_call_of_a_layer_has_its_own_entry(make, layout, name):
+    problem = Problem(make, layout, num_layers=1, bidirectional=False, terms=("output",))
     problem.samples = [x[:4] for x in problem.samples]
     problem.of_output = [w[:4] for w in problem.of_output]
     expected = problem.expected()
     x, state = problem.arguments()
-    with GradientFlow(problem.module, vectors=True) as flow:
+    time = 1 if layout == "batch_first" else 0
+    with backend.use(name), GradientFlow(problem.module, vectors=True) as flow:
         outputs = []
-        for x_t in x:  # a decoder's loop
-            output, state = problem.module(x_t.unsqueeze(0), state)
+        for x_t in x.split(1, dim=time):  # a decoder's loop
+            output, state = problem.module(x_t, state)
             outputs.append(output)
-        problem.loss(torch.cat(outputs), state).backward()
+        # The gradients of the outputs are parts of one tensor.
+        problem.loss(torch.cat(outputs, dim=time), state).backward()
     assert list(flow.adjoint_norm) == ["l0", "l0[1]", "l0[2]", "l0[3]"]
     assert_close(torch.cat(list(flow.adjoint.values())), expected.hidden["l0"])
     if expected.cell:

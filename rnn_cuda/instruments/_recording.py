@@ -176,9 +176,14 @@ def _source(tensor: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     base = tensor._base
     if base is None or base.numel() != tensor.numel() or not base.is_contiguous():
         return tensor, lambda grad: grad
+    size, stride = tensor.size(), tensor.stride()
     offset = tensor.storage_offset() - base.storage_offset()
-    geometry = tensor.size(), tensor.stride(), offset
-    return base, lambda grad: grad.contiguous().as_strided(*geometry)
+
+    def back(grad: Tensor) -> Tensor:
+        grad = grad.contiguous()  # as the base is; it may itself be a part of something
+        return grad.as_strided(size, stride, grad.storage_offset() + offset)
+
+    return base, back
 
 
 def refuse(tensor: Tensor, name: str) -> None:
