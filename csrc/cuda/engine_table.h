@@ -30,7 +30,7 @@ constexpr Engine fma_engine(int columns) {
   return make_engine(16, 32, 16, 32, columns == 1 ? 8 : 5, columns == 1 ? 1 : 2);
 }
 constexpr Engine tensor_core_engine(int columns) {
-  return make_engine(32, 16, 16, 8, columns == 8 ? 16 : 6, 2);
+  return make_engine(32, 16, 16, 8, columns == 8 ? 15 : 6, 2);
 }
 constexpr Engine tensor_core_tf32_engine(int columns) {
   return make_engine(32, 8, 32, 8, columns == 8 ? 16 : 6, 2);

@@ -220,22 +220,13 @@ class InGrid {
   // What is published, no more: the other words of staged_ are zero, those in device memory are
   // not.
   __device__ __forceinline__ void stage(const uint32_t* from) {
-    constexpr int kAtOnce = 4;  // on their way from L2
-    for (VectorCursor at(static_cast<int>(threadIdx.x), words_ / 4); at.column < columns_;) {
-      device::Word16 held[kAtOnce];
-      VectorCursor place[kAtOnce] = {at, at, at, at};
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i, at.advance(static_cast<int>(blockDim.x))) {
-        place[i] = at;
-        if (at.column < columns_)
-          held[i] = device::load_shared_by_gpu(
-              reinterpret_cast<const device::Word16*>(from + at.column * pitch_) + at.vector);
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i)
-        if (place[i].column < columns_)
-          reinterpret_cast<device::Word16*>(staged_ + place[i].column *
-                                                          staged_pitch_)[place[i].vector] = held[i];
+    // Not several at once: their registers are for weights.
+    for (int column = 0; column < columns_; ++column) {
+#pragma unroll 1
+      for (int vector = threadIdx.x; vector < words_ / 4; vector += blockDim.x)
+        reinterpret_cast<device::Word16*>(staged_ + column * staged_pitch_)[vector] =
+            device::load_shared_by_gpu(
+                reinterpret_cast<const device::Word16*>(from + column * pitch_) + vector);
     }
   }
 
