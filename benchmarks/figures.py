@@ -17,6 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from benchmarks.cases import BASELINE, Case
 from benchmarks.reading import ratio_of, seconds_of, threads_text, timings_of, title_of
+from rnn_cuda.instruments import plots
 
 Results = Mapping[str, Any]
 
@@ -33,18 +34,7 @@ LOOKS: dict[str, tuple[str, str]] = {
     "torch_gru": ("#999999", ">"),
 }
 
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "savefig.dpi": 160,
-    "svg.hashsalt": "rnn_cuda",
-}
+STYLE = {**plots.STYLE, "legend.fontsize": 8.5}
 
 MODE_TITLES = {"forward": "forward", "train": "training step"}
 

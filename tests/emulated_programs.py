@@ -23,6 +23,7 @@ SCHEDULES = ("ascending", "descending", "random:1", "starving:1")
 KERNEL_OPTIONS = ["-x", "c++", "-std=c++17", "-O1", "-g1", "-DRNN_CUDA_EMULATED"]
 KERNEL_OPTIONS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 
+# Fresh memory is NaN, so that what is read before it is written shows in the results.
 RUN_ENVIRONMENT = {
     "ASAN_OPTIONS": f"malloc_fill_byte=255:max_malloc_fill_size={1 << 30}",
     "TSAN_OPTIONS": "halt_on_error=1",

@@ -131,8 +131,8 @@ DEFECTS = {
         kernel="launch",
     ),
     "two directions share a counter": Defect(
-        "recurrence.cuh",
-        "const int64_t place = blockIdx.y * p.batch_tiles + tile;",
+        "exchanges.cuh",
+        "const int64_t place = static_cast<int64_t>(blockIdx.y) * p.batch_tiles + tile;",
         "const int64_t place = tile;",
         "grid",
         WRONG_VALUE,
@@ -243,10 +243,8 @@ DEFECTS = {
     ),
     "a fragment's halves are swapped": Defect(
         "engines.cuh",
-        "mine[n * 8 * pitch], mine[n * 8 * pitch + 4]};\n#pragma unroll\n"
-        "      for (int v = 0; v < kVectors; ++v) product",
-        "mine[n * 8 * pitch + 4], mine[n * 8 * pitch]};\n#pragma unroll\n"
-        "      for (int v = 0; v < kVectors; ++v) product",
+        "mine[n * 8 * pitch], mine[n * 8 * pitch + 4]};",
+        "mine[n * 8 * pitch + 4], mine[n * 8 * pitch]};",
         "one_sm",
         WRONG_VALUE,
         kernel="walk_bfloat16",

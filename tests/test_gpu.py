@@ -271,10 +271,11 @@ def test_results_repeat_to_the_bit(residency):
             assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize("residency", RESIDENCIES)
-def test_work_waits_for_the_current_stream_and_the_stream_for_it(residency):
+def test_work_waits_for_the_current_stream_and_the_stream_for_it(residency, packed):
     need(residency)
-    problem = Problem(8, torch.float32, T=19, B=17, H=130)
+    problem = Problem(8, torch.float32, T=19, B=17, H=130, packed=packed)
     with plan_override(residency=residency):
         expected = problem.run()
         leaves = problem.leaves(DEVICE)
@@ -375,6 +376,14 @@ def test_work_runs_where_the_tensors_are(residency):
         assert torch.cuda.current_device() == 0
     assert {tensor.device.index for tensor in found.values()} == {1}
     problem.check(found)
+
+
+def test_the_figures_of_this_device_are_those_of_torch():
+    properties = torch.cuda.get_device_properties(0)
+    figures = torch.ops.rnn_cuda.cuda_device_figures(0)
+    assert figures[:2] == [properties.major, properties.minor]
+    assert figures[2] == properties.multi_processor_count
+    assert figures[3] == properties.shared_memory_per_block_optin
 
 
 # ---- errors --------------------------------------------------------------------------------------

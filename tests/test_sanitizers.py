@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -13,20 +12,16 @@ import pytest
 from rnn_cuda._plan import default_source_dir
 from rnn_cuda._toolchain import CompilerNotFoundError, find_cxx, torch_cxx_standard
 from rnn_cuda._toolchain import torch_include_dirs as torch_includes
+from tests.emulated_programs import NATIVE, RUN_ENVIRONMENT
+from tests.emulated_programs import SANITIZERS as ALL_SANITIZERS
 
 pytestmark = pytest.mark.slow
 
-NATIVE = Path(__file__).parent / "native"
 KERNELS = ("recurrence", "gradients")
 PROBLEMS = 300
 
-SANITIZERS = {
-    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
-}
-# Fresh memory is NaN, so that what is read before it is written shows in the results.
-RUN_ENVIRONMENT = {
-    "ASAN_OPTIONS": f"malloc_fill_byte=255:max_malloc_fill_size={1 << 30}",
-}
+# ThreadSanitizer would take minutes.
+SANITIZERS = {"address": ALL_SANITIZERS["address"]}
 
 
 class Defect(NamedTuple):

@@ -48,25 +48,8 @@ template <class Exchange>
 __device__ __forceinline__ void exchange_words(const FloorParameters& p) {
   const int tile = p.first_tile + static_cast<int>(blockIdx.x) / p.blocks;
   const int rank = static_cast<int>(blockIdx.x) % p.blocks;
-  const int64_t place = static_cast<int64_t>(blockIdx.y) * p.batch_tiles + tile;
-  const int first_row_tile = rank * p.block_row_tiles;
-  const BlockMemory memory(p.layout);
-
-  ExchangeSetup setup;
-  setup.shared_states = memory.states;
-  setup.barriers = memory.barriers;
-  setup.outbox = memory.outbox;
-  setup.shared_pitch = static_cast<int>(p.layout.state_pitch);
-  setup.outbox_pitch = static_cast<int>(p.layout.outbox_pitch);
-  setup.columns = p.columns;
-  setup.steps = p.steps;
-  setup.blocks = p.blocks;
-  setup.first_word = first_row_tile * p.words_per_row_tile;
-  setup.own_words = min(p.block_row_tiles, p.row_tiles - first_row_tile) * p.words_per_row_tile;
-  setup.words = p.row_tiles * p.words_per_row_tile;
-  setup.counter = p.counters + place * (Workspace::kCounterBytes / 4);
-  setup.states = p.states + place * Workspace::kStateBuffers * p.columns * p.state_words;
-  setup.pitch = p.state_words;
+  const ExchangeSetup setup =
+      exchange_setup(p, p.words_per_row_tile, tile, rank, p.steps, BlockMemory(p.layout));
 
   Exchange exchange(setup);
   for (int i = threadIdx.x; i < p.columns * setup.shared_pitch; i += blockDim.x)

@@ -165,9 +165,9 @@ RNN_CUDA_DEVICE void store_async(Word16*, Word16, Mbarrier*, int) { __trap(); }
 
 #endif
 
-// ---- exchange through global memory
-// --------------------------------------------------------------- Volatile, so that none of these
-// moves across another.
+// ---- exchange through global memory -------------------------------------------------------------
+//
+// Volatile, so that none of these moves across another.
 
 RNN_CUDA_DEVICE uint32_t load_acquire(const uint32_t* from) {
   uint32_t value;
@@ -203,8 +203,7 @@ RNN_CUDA_DEVICE void store_shared_by_gpu(Word16* to, Word16 value) {
                : "memory");
 }
 
-// ---- numbers
-// --------------------------------------------------------------------------------------
+// ---- numbers ------------------------------------------------------------------------------------
 
 RNN_CUDA_DEVICE uint32_t bits_of(float value) { return __float_as_uint(value); }
 RNN_CUDA_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
@@ -257,8 +256,7 @@ RNN_CUDA_DEVICE double sigmoid_of(double x) { return 1.0 / (1.0 + exp(-x)); }
 
 #undef RNN_CUDA_DEVICE
 
-// ---- the host's side
-// ------------------------------------------------------------------------------
+// ---- the host's side ----------------------------------------------------------------------------
 
 namespace rnn_cuda::device {
 

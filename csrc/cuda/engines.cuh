@@ -12,6 +12,8 @@
 //                     kShareSamples x kShareUnits, see share.cuh
 #pragma once
 
+#include <type_traits>
+
 #include "device.h"
 #include "engine_table.h"
 
@@ -49,8 +51,7 @@ struct FeatureView {
   }
 };
 
-// ---- float32 by fused multiply-add
-// ---------------------------------------------------------------
+// ---- float32 by fused multiply-add --------------------------------------------------------------
 
 // Lane l takes the terms k = l of each depth tile, for all rows of the row tile. Each state that it
 // reads is thus used kRows times, and each weight kColumns times.
@@ -160,13 +161,14 @@ struct FMA {
   }
 };
 
-// ---- tensor cores
-// --------------------------------------------------------------------------------
+// ---- tensor cores -------------------------------------------------------------------------------
 
 // What the fragments of mma.sync.m16n8 have in common. A row tile is two of its 16 rows, so that
 // what a warp reads of the states serves two products. Lane l = 4 g + q holds, of each product's 16
 // units by 8 samples: (unit g, sample 2q), (g, 2q + 1), (g + 8, 2q), (g + 8, 2q + 1).
-template <int kColumns_>
+//
+// `Derived` has the product, one mma.sync.
+template <class Derived, int kColumns_>
 struct TensorCoreFragments {
   static_assert(kColumns_ % 8 == 0, "a product takes eight samples");
   static constexpr int kColumns = kColumns_;
@@ -180,6 +182,30 @@ struct TensorCoreFragments {
   struct Accumulator {
     float sum[kColumns / 8][2][4] = {};
   };
+
+  // word(unit, term): what a fragment holds of that unit's terms from that one on.
+  template <class Word>
+  static __device__ __forceinline__ Weights load(int row, int k, int lane, Word&& word) {
+    const int g = lane >> 2, q = lane & 3;
+    Weights w;
+#pragma unroll
+    for (int i = 0; i < 4 * kVectors; ++i) {
+      const int unit = row + g + (i & 1) * 8 + (i >> 2) * 16, term = k + q + (i >> 1 & 1) * 4;
+      w.vector[i / 4].word[i % 4] = word(unit, term);
+    }
+    return w;
+  }
+
+  static __device__ __forceinline__ void multiply(Accumulator& a, const Weights& w,
+                                                  const uint32_t* words, int pitch, int lane) {
+    const uint32_t* mine = words + (lane >> 2) * pitch + (lane & 3);
+#pragma unroll
+    for (int n = 0; n < kColumns / 8; ++n) {
+      const uint32_t state[2] = {mine[n * 8 * pitch], mine[n * 8 * pitch + 4]};
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) Derived::product(a.sum[n][v], w.vector[v].word, state);
+    }
+  }
 
   // A product takes far longer than it keeps the tensor cores busy.
   static constexpr int kChains = kColumns == 8 ? 2 : 1;
@@ -221,8 +247,8 @@ struct TensorCoreFragments {
 // those are what one lane computes; the product sums over k in any order, so its fragments take
 // k = 2p, 2p + 1 to mean just these.
 template <class T, int kColumns_>
-struct TensorCore : TensorCoreFragments<kColumns_> {
-  using Base = TensorCoreFragments<kColumns_>;
+struct TensorCore : TensorCoreFragments<TensorCore<T, kColumns_>, kColumns_> {
+  using Base = TensorCoreFragments<TensorCore<T, kColumns_>, kColumns_>;
   using Element = T;
   using Base::kColumns;
   using Base::kOutputs;
@@ -232,25 +258,17 @@ struct TensorCore : TensorCoreFragments<kColumns_> {
   static constexpr Engine kSizes = tensor_core_engine(kColumns_);
 
   static __device__ __forceinline__ Weights load(const MatrixView<T>& m, int row, int k, int lane) {
-    const int g = lane >> 2, q = lane & 3;
-    Weights w;
-#pragma unroll
-    for (int i = 0; i < 4 * kVectors; ++i) {
-      const int unit = row + g + (i & 1) * 8 + (i >> 2) * 16, term = k + q + (i >> 1 & 1) * 4;
-      w.vector[i / 4].word[i % 4] = device::pack(m(unit, term), m(unit, term + 8));
-    }
-    return w;
+    return Base::load(row, k, lane, [&](int unit, int term) {
+      return device::pack(m(unit, term), m(unit, term + 8));
+    });
   }
 
-  static __device__ __forceinline__ void multiply(Accumulator& a, const Weights& w,
-                                                  const uint32_t* words, int pitch, int lane) {
-    const uint32_t* mine = words + (lane >> 2) * pitch + (lane & 3);
-#pragma unroll
-    for (int n = 0; n < kColumns / 8; ++n) {
-      const uint32_t state[2] = {mine[n * 8 * pitch], mine[n * 8 * pitch + 4]};
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) product(a.sum[n][v], w.vector[v].word, state, T());
-    }
+  static __device__ __forceinline__ void product(float (&d)[4], const uint32_t (&a)[4],
+                                                 const uint32_t (&b)[2]) {
+    if constexpr (std::is_same_v<T, device::bfloat16>)
+      device::mma_bf16(d, a, b);
+    else
+      device::mma_f16(d, a, b);
   }
 
   template <class Publish>
@@ -271,22 +289,12 @@ struct TensorCore : TensorCoreFragments<kColumns_> {
   static __device__ __forceinline__ uint32_t word_of(RawWord raw) {
     return device::pack(raw.low, raw.high);
   }
-
- private:
-  static __device__ __forceinline__ void product(float (&d)[4], const uint32_t (&a)[4],
-                                                 const uint32_t (&b)[2], device::bfloat16) {
-    device::mma_bf16(d, a, b);
-  }
-  static __device__ __forceinline__ void product(float (&d)[4], const uint32_t (&a)[4],
-                                                 const uint32_t (&b)[2], device::float16) {
-    device::mma_f16(d, a, b);
-  }
 };
 
 // float32 rounded to TF32 before each product.
 template <int kColumns_>
-struct TensorCoreTF32 : TensorCoreFragments<kColumns_> {
-  using Base = TensorCoreFragments<kColumns_>;
+struct TensorCoreTF32 : TensorCoreFragments<TensorCoreTF32<kColumns_>, kColumns_> {
+  using Base = TensorCoreFragments<TensorCoreTF32<kColumns_>, kColumns_>;
   using Element = float;
   using Base::kColumns;
   using Base::kOutputs;
@@ -297,25 +305,13 @@ struct TensorCoreTF32 : TensorCoreFragments<kColumns_> {
 
   static __device__ __forceinline__ Weights load(const MatrixView<float>& m, int row, int k,
                                                  int lane) {
-    const int g = lane >> 2, q = lane & 3;
-    Weights w;
-#pragma unroll
-    for (int i = 0; i < 4 * kVectors; ++i) {
-      const int unit = row + g + (i & 1) * 8 + (i >> 2) * 16, term = k + q + (i >> 1 & 1) * 4;
-      w.vector[i / 4].word[i % 4] = device::round_to_tf32(m(unit, term));
-    }
-    return w;
+    return Base::load(row, k, lane,
+                      [&](int unit, int term) { return device::round_to_tf32(m(unit, term)); });
   }
 
-  static __device__ __forceinline__ void multiply(Accumulator& a, const Weights& w,
-                                                  const uint32_t* words, int pitch, int lane) {
-    const uint32_t* mine = words + (lane >> 2) * pitch + (lane & 3);
-#pragma unroll
-    for (int n = 0; n < kColumns / 8; ++n) {
-      const uint32_t state[2] = {mine[n * 8 * pitch], mine[n * 8 * pitch + 4]};
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) device::mma_tf32(a.sum[n][v], w.vector[v].word, state);
-    }
+  static __device__ __forceinline__ void product(float (&d)[4], const uint32_t (&a)[4],
+                                                 const uint32_t (&b)[2]) {
+    device::mma_tf32(d, a, b);
   }
 
   template <class Publish>

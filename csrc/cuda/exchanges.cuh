@@ -11,8 +11,7 @@
 // in the step before is done. The kernel relies on it for its input buffers too.
 #pragma once
 
-#include "device.h"
-#include "layout.h"
+#include "parameters.cuh"
 
 namespace rnn_cuda {
 namespace cuda {
@@ -34,6 +33,32 @@ struct ExchangeSetup {
   uint32_t* states;   // Grid: [2][columns][pitch] in device memory
   int pitch;          // Grid: words between samples there, a multiple of four
 };
+
+// That of a block. `Parameters` are those of a kernel over teams and batch tiles, named as in
+// WalkParameters.
+template <class Parameters>
+__device__ __forceinline__ ExchangeSetup exchange_setup(const Parameters& p, int words_per_row_tile,
+                                                        int tile, int rank, int steps,
+                                                        const BlockMemory& memory) {
+  const int64_t place = static_cast<int64_t>(blockIdx.y) * p.batch_tiles + tile;
+  const int first_row_tile = rank * p.block_row_tiles;
+  ExchangeSetup setup;
+  setup.shared_states = memory.states;
+  setup.barriers = memory.barriers;
+  setup.outbox = memory.outbox;
+  setup.shared_pitch = static_cast<int>(p.layout.state_pitch);
+  setup.outbox_pitch = static_cast<int>(p.layout.outbox_pitch);
+  setup.columns = p.columns;
+  setup.steps = steps;
+  setup.blocks = p.blocks;
+  setup.first_word = first_row_tile * words_per_row_tile;
+  setup.own_words = min(p.block_row_tiles, p.row_tiles - first_row_tile) * words_per_row_tile;
+  setup.words = p.row_tiles * words_per_row_tile;
+  setup.counter = p.counters + place * (Workspace::kCounterBytes / 4);
+  setup.states = p.states + place * Workspace::kStateBuffers * p.columns * p.state_words;
+  setup.pitch = p.state_words;
+  return setup;
+}
 
 // A thread's way through vectors of 16 bytes, `per_column` of each of some columns: from number
 // `first` in strides, without a division for each.

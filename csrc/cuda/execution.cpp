@@ -26,9 +26,9 @@ Problem problem_of(const Recurrence& r, size_t directions) {
   return problem;
 }
 
-Plan plan_for(const Problem& problem, c10::Device device) {
+Plan plan_for(const Problem& problem, const DeviceFigures& figures) {
   try {
-    return current_plan(problem, figures_of(device));
+    return current_plan(problem, figures);
   } catch (const std::invalid_argument& error) {
     TORCH_CHECK_VALUE(false, "rnn_cuda: ", error.what());
   }
@@ -68,7 +68,8 @@ double* data_of(const Tensor& norms) {
 
 // In one launch; returns with the work queued.
 void launch_walk(c10::ArrayRef<Job*> jobs, c10::ArrayRef<Recurrence> recurrences,
-                 const Problem& problem, const Plan& plan, void* stream) {
+                 const Problem& problem, const Plan& plan, const DeviceFigures& figures,
+                 void* stream) {
   const RecurrenceBuilder& builder = jobs[0]->builder;
   Walk walk;
   walk.directions = static_cast<int>(jobs.size());
@@ -86,7 +87,7 @@ void launch_walk(c10::ArrayRef<Job*> jobs, c10::ArrayRef<Recurrence> recurrences
   const int64_t bytes = workspace_of(problem, plan, builder.total_rows(), jobs[0]->wants_norms);
   const Tensor workspace = at::empty({bytes}, builder.options().dtype(at::kByte));
   walk.workspace = workspace.mutable_data_ptr();
-  check_launch(launch(walk, problem, plan, stream), plan);
+  check_launch(launch(walk, problem, plan, figures, stream), plan);
 }
 
 }  // namespace
@@ -106,7 +107,8 @@ void run(c10::ArrayRef<Job*> jobs) {
 
   const Problem problem = problem_of(first.recurrence(), jobs.size());
   const c10::Device device = jobs[0]->output.device();
-  const Plan plan = plan_for(problem, device);
+  const DeviceFigures figures = figures_of(device);
+  const Plan plan = plan_for(problem, figures);
   void* const stream = current_stream(device);
   std::vector<Recurrence> recurrences;
   std::vector<Tensor> projected;
@@ -118,7 +120,7 @@ void run(c10::ArrayRef<Job*> jobs) {
     recurrences.push_back(r);
   }
   if (plan.residency != Residency::Streamed)
-    return launch_walk(jobs, recurrences, problem, plan, stream);
+    return launch_walk(jobs, recurrences, problem, plan, figures, stream);
   for (size_t i = 0; i < jobs.size(); ++i)
     run_streamed(jobs[i]->builder, recurrences[i], jobs[i]->output, data_of(jobs[i]->norms), plan,
                  stream);

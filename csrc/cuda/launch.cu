@@ -11,8 +11,7 @@ namespace {
 
 constexpr int kThreads = 256;  // of the small kernels
 
-// ---- norms
-// ---------------------------------------------------------------------------------------
+// ---- norms --------------------------------------------------------------------------------------
 
 struct NormParameters {
   const double* parts;  // [count][rows], sums of squares
@@ -30,8 +29,7 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ 
   p.norms[row] = sqrt(sum);
 }
 
-// ---- one step of Residency::Streamed
-// -------------------------------------------------------------
+// ---- one step of Residency::Streamed ------------------------------------------------------------
 
 struct StepParameters {
   Recurrence recurrence;
@@ -135,8 +133,7 @@ int launch_step(const StepParameters& parameters, device::Stream stream) {
   return device::launch(config, stream, step_kernel<T>, parameters);
 }
 
-// ---- the persistent kernels
-// ----------------------------------------------------------------------
+// ---- the persistent kernels ---------------------------------------------------------------------
 
 LaunchEngine* engine_launcher(ScalarType dtype, Arithmetic arithmetic) {
   switch (arithmetic) {
@@ -191,7 +188,8 @@ int64_t total_rows_of(const Walk& walk, const Problem& problem) {
 
 }  // namespace
 
-int launch(const Walk& walk, const Problem& problem, const Plan& plan, void* stream) {
+int launch(const Walk& walk, const Problem& problem, const Plan& plan, const DeviceFigures& figures,
+           void* stream) {
   if (problem.time_steps == 0 || problem.batch == 0 || problem.hidden_size == 0) return 0;
   const Engine engine = engine_of(problem.dtype, plan.arithmetic, plan.engine_columns);
   LaunchEngine* const launch_engine = engine_launcher(problem.dtype, plan.arithmetic);
@@ -217,9 +215,7 @@ int launch(const Walk& walk, const Problem& problem, const Plan& plan, void* str
   int64_t tiles_at_once = g.batch_tiles;
   if (plan.residency == Residency::Grid) {
     // All blocks of a team wait for each other, so all have to run; a multiprocessor holds one.
-    DeviceFigures device;
-    if (const int error = figures_of_current_device(&device); error != 0) return error;
-    const int64_t teams = device.multiprocessors / (g.blocks * walk.directions);
+    const int64_t teams = figures.multiprocessors / (g.blocks * walk.directions);
     tiles_at_once = std::max<int64_t>(1, teams);
     const size_t bytes =
         static_cast<size_t>(walk.directions * g.batch_tiles) * Workspace::kCounterBytes;

@@ -22,5 +22,15 @@ int launch_engine(const device::LaunchConfig& config, Residency residency, devic
   return kNoSuchKernel;
 }
 
+// Of an engine's two widths, the one with so many columns.
+template <class Narrow, class Wide>
+int launch_width(const device::LaunchConfig& config, Residency residency, device::Stream stream,
+                 const WalkParameters& parameters, int columns) {
+  if (columns == Narrow::kColumns)
+    return launch_engine<Narrow>(config, residency, stream, parameters);
+  if (columns == Wide::kColumns) return launch_engine<Wide>(config, residency, stream, parameters);
+  return kNoSuchKernel;
+}
+
 }  // namespace cuda
 }  // namespace rnn_cuda

@@ -8,12 +8,6 @@
 
 #include "walk.h"
 
-#ifdef __CUDACC__
-#define RNN_CUDA_HOST_DEVICE __host__ __device__
-#else
-#define RNN_CUDA_HOST_DEVICE
-#endif
-
 namespace rnn_cuda {
 namespace cuda {
 
@@ -54,14 +48,12 @@ struct Layout {
 
   // Samples follow one another at 4 words modulo 8. Then the eight samples and four words of a
   // sample that a warp reads at once for a tensor-core product lie in 32 different banks.
-  RNN_CUDA_HOST_DEVICE static constexpr uint32_t pitch_of(int64_t words) {
+  static constexpr uint32_t pitch_of(int64_t words) {
     return static_cast<uint32_t>((words + 7) / 8 * 8 + 4);
   }
 
-  // `red_zone` bytes, a multiple of kAlignment, stay unused after each array: the emulator looks
-  // whether a kernel touched them.
-  RNN_CUDA_HOST_DEVICE static constexpr Layout of(const Engine& engine, const Geometry& geometry,
-                                                  const BlockShape& shape, uint32_t red_zone = 0) {
+  static constexpr Layout of(const Engine& engine, const Geometry& geometry,
+                             const BlockShape& shape) {
     Layout layout;
     const int64_t warps = shape.row_warps * shape.depth_split;
     layout.state_pitch = pitch_of(geometry.state_words);
@@ -69,31 +61,26 @@ struct Layout {
     const int sums = engine.rows * shape.engine_columns;
     layout.sums_per_lane = static_cast<uint32_t>((sums + kLanes - 1) / kLanes);
     int64_t end = 0;
-    layout.barriers = take(end, kBarriers * kBarrierBytes, red_zone);
-    layout.weights =
-        take(end, warps * geometry.shared_weight_tiles * engine.weight_bytes, red_zone);
+    layout.barriers = take(end, kBarriers * kBarrierBytes);
+    layout.weights = take(end, warps * geometry.shared_weight_tiles * engine.weight_bytes);
     layout.states =
-        take(end, int64_t{4} * shape.state_buffers * shape.columns * layout.state_pitch, red_zone);
+        take(end, int64_t{4} * shape.state_buffers * shape.columns * layout.state_pitch);
     layout.outbox_pitch =
         shape.has_outbox ? pitch_of(geometry.block_row_tiles * engine.words_per_row_tile) : 0;
-    layout.outbox = take(end, int64_t{4} * shape.columns * layout.outbox_pitch, red_zone);
-    layout.inputs =
-        take(end, int64_t{4} * kInputBuffers * shape.columns * layout.input_pitch, red_zone);
-    layout.partials =
-        take(end,
-             int64_t{4} * kPartialBuffers * shape.row_warps *
-                 (shape.depth_split > 1 ? shape.depth_split : 0) * kLanes * layout.sums_per_lane,
-             red_zone);
+    layout.outbox = take(end, int64_t{4} * shape.columns * layout.outbox_pitch);
+    layout.inputs = take(end, int64_t{4} * kInputBuffers * shape.columns * layout.input_pitch);
+    layout.partials = take(end, int64_t{4} * kPartialBuffers * shape.row_warps *
+                                    (shape.depth_split > 1 ? shape.depth_split : 0) * kLanes *
+                                    layout.sums_per_lane);
     // What does not fit 32 bits fits no block either.
     layout.bytes = static_cast<uint32_t>(end < UINT32_MAX ? end : UINT32_MAX);
     return layout;
   }
 
  private:
-  RNN_CUDA_HOST_DEVICE static constexpr uint32_t take(int64_t& end, int64_t bytes,
-                                                      uint32_t red_zone) {
+  static constexpr uint32_t take(int64_t& end, int64_t bytes) {
     const int64_t begin = end;
-    if (bytes > 0) end += (bytes + kAlignment - 1) / kAlignment * kAlignment + red_zone;
+    if (bytes > 0) end += (bytes + kAlignment - 1) / kAlignment * kAlignment;
     return static_cast<uint32_t>(begin);
   }
 };

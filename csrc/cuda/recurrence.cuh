@@ -27,7 +27,8 @@ class Walker {
       : p_(p),
         r_(r),
         tile_(p, r, tile),
-        exchange_(setup(p, tile, rank, tile_.steps(), memory)),
+        exchange_(exchange_setup(p, Engine::kSizes.words_per_row_tile, tile, rank, tile_.steps(),
+                                 memory)),
         input_(p, r, memory.inputs),
         lane_(threadIdx.x % 32),
         row_warp_(static_cast<int>(threadIdx.x) / 32 % p.row_warps),
@@ -67,29 +68,6 @@ class Walker {
   }
 
  private:
-  static __device__ __forceinline__ ExchangeSetup setup(const WalkParameters& p, int tile, int rank,
-                                                        int steps, const BlockMemory& memory) {
-    const int64_t place = blockIdx.y * p.batch_tiles + tile;
-    ExchangeSetup setup;
-    setup.shared_states = memory.states;
-    setup.barriers = memory.barriers;
-    setup.outbox = memory.outbox;
-    setup.shared_pitch = static_cast<int>(p.layout.state_pitch);
-    setup.outbox_pitch = static_cast<int>(p.layout.outbox_pitch);
-    setup.columns = p.columns;
-    setup.steps = steps;
-    setup.blocks = p.blocks;
-    constexpr int kWords = Engine::kSizes.words_per_row_tile;
-    const int first_row_tile = rank * p.block_row_tiles;
-    setup.first_word = first_row_tile * kWords;
-    setup.own_words = min(p.block_row_tiles, p.row_tiles - first_row_tile) * kWords;
-    setup.words = p.row_tiles * kWords;
-    setup.counter = p.counters + place * (Workspace::kCounterBytes / 4);
-    setup.states = p.states + place * Workspace::kStateBuffers * p.columns * p.state_words;
-    setup.pitch = p.state_words;
-    return setup;
-  }
-
   // Whether this warp has a row tile in that round: the same for all its lanes.
   __device__ __forceinline__ bool has_tile(int round) const {
     return round * p_.row_warps + row_warp_ < my_row_tiles_;

@@ -83,9 +83,11 @@ struct Workspace {
 // Its bytes.
 int64_t workspace_of(const Problem& problem, const Plan& plan, int64_t total_rows, bool norms);
 
-// Queues the recurrence on the stream (a cudaStream_t) of the current device. Returns 0, or a code
-// for error_string. Residency::Streamed is the binding's own loop, not for here.
-int launch(const Walk& walk, const Problem& problem, const Plan& plan, void* stream);
+// Queues the recurrence on the stream (a cudaStream_t) of the current device, whose figures are
+// given. Returns 0, or a code for error_string. Residency::Streamed is the binding's own loop, not
+// for here.
+int launch(const Walk& walk, const Problem& problem, const Plan& plan, const DeviceFigures& figures,
+           void* stream);
 const char* error_string(int code);
 
 // One time step of Residency::Streamed. Its rows follow one another in the tensors of `recurrence`;

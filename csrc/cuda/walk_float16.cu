@@ -7,11 +7,8 @@ namespace cuda {
 
 int launch_float16(const device::LaunchConfig& config, Residency residency, device::Stream stream,
                    const WalkParameters& parameters, int columns) {
-  if (columns == 8)
-    return launch_engine<TensorCore<device::float16, 8>>(config, residency, stream, parameters);
-  if (columns == 32)
-    return launch_engine<TensorCore<device::float16, 32>>(config, residency, stream, parameters);
-  return kNoSuchKernel;
+  return launch_width<TensorCore<device::float16, 8>, TensorCore<device::float16, 32>>(
+      config, residency, stream, parameters, columns);
 }
 
 }  // namespace cuda

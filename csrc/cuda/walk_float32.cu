@@ -7,9 +7,7 @@ namespace cuda {
 
 int launch_float32(const device::LaunchConfig& config, Residency residency, device::Stream stream,
                    const WalkParameters& parameters, int columns) {
-  if (columns == 1) return launch_engine<FMA<1>>(config, residency, stream, parameters);
-  if (columns == 4) return launch_engine<FMA<4>>(config, residency, stream, parameters);
-  return kNoSuchKernel;
+  return launch_width<FMA<1>, FMA<4>>(config, residency, stream, parameters, columns);
 }
 
 }  // namespace cuda

@@ -7,10 +7,8 @@ namespace cuda {
 
 int launch_tf32(const device::LaunchConfig& config, Residency residency, device::Stream stream,
                 const WalkParameters& parameters, int columns) {
-  if (columns == 8) return launch_engine<TensorCoreTF32<8>>(config, residency, stream, parameters);
-  if (columns == 32)
-    return launch_engine<TensorCoreTF32<32>>(config, residency, stream, parameters);
-  return kNoSuchKernel;
+  return launch_width<TensorCoreTF32<8>, TensorCoreTF32<32>>(config, residency, stream, parameters,
+                                                             columns);
 }
 
 }  // namespace cuda

@@ -124,7 +124,8 @@ void check_launched(int error) {
 }
 
 template <class S>
-void run_persistent(Directions<S>& directions, const Problem& problem, const Plan& plan) {
+void run_persistent(Directions<S>& directions, const Problem& problem, const Plan& plan,
+                    const DeviceFigures& device) {
   const Shape& shape = directions[0]->shape;
   Walk walk;
   walk.directions = problem.directions;
@@ -145,7 +146,7 @@ void run_persistent(Directions<S>& directions, const Problem& problem, const Pla
   const int64_t bytes = workspace_of(problem, plan, shape.rows(), norms);
   Array<double> workspace((bytes + 7) / 8, 0);
   walk.workspace = workspace.device();
-  check_launched(launch(walk, problem, plan, nullptr));
+  check_launched(launch(walk, problem, plan, device, nullptr));
 
   // Once more, on what the first launch left in the workspace.
   std::vector<std::vector<S>> results;
@@ -154,7 +155,7 @@ void run_persistent(Directions<S>& directions, const Problem& problem, const Pla
     results.push_back(direction->output.host);
     direction->poison();
   }
-  check_launched(launch(walk, problem, plan, nullptr));
+  check_launched(launch(walk, problem, plan, device, nullptr));
   for (size_t i = 0; i < directions.size(); ++i) {
     directions[i]->output.fetch();
     if (std::memcmp(results[i].data(), directions[i]->output.host.data(),
@@ -241,7 +242,7 @@ void check_problem(const Options& options, Residency residency, const DeviceFigu
     if (residency == Residency::Streamed)
       run_streamed(*directions[0]);
     else
-      run_persistent(directions, problem, plan);
+      run_persistent(directions, problem, plan, device);
     for (auto& direction : directions) direction->judge();
   } catch (const std::exception& error) {
     throw std::runtime_error(std::string(error.what()) + "\nin the problem " +

@@ -8,6 +8,7 @@
 
 #include "cuda/walk.h"
 #include "device_array.h"
+#include "epilogue.h"
 
 namespace check {
 
@@ -37,21 +38,6 @@ constexpr double kEpsilon = std::is_same_v<S, float>      ? 0x1p-23
                             : std::is_same_v<S, double>   ? 0x1p-52
                             : std::is_same_v<S, BFloat16> ? 0x1p-7
                                                           : 0x1p-10;
-
-inline double apply(Epilogue epilogue, double z, double e) {
-  switch (epilogue) {
-    case Epilogue::Tanh: return std::tanh(z);
-    case Epilogue::Relu: return z > 0 ? z : 0;
-    case Epilogue::Sigmoid: return 1 / (1 + std::exp(-z));
-    case Epilogue::Identity:
-    case Epilogue::IdentityBackward: return z;
-    case Epilogue::TanhBackward: return z * (1 - e * e);
-    case Epilogue::ReluBackward: return e > 0 ? z : 0;
-    case Epilogue::SigmoidBackward: return z * e * (1 - e);
-    case Epilogue::Modulate: return z * e;
-  }
-  std::abort();
-}
 
 // A sum, more exact than those of float64, and how large its terms are: rounding errors are in
 // proportion to that.

@@ -22,6 +22,7 @@
 #include <string>
 #include <vector>
 
+#include "epilogue.h"
 #include "recurrence.h"
 #include "threads.h"
 
@@ -216,21 +217,6 @@ void expect(const char* name, const Array<Stored>& got, int64_t columns, int64_t
   message << std::setprecision(17) << name << "[" << i / columns << ", " << i % columns << "] is "
           << got[i] << ", not " << value;
   throw std::runtime_error(message.str());
-}
-
-inline double apply(Epilogue epilogue, double z, double e) {
-  switch (epilogue) {
-    case Epilogue::Tanh: return std::tanh(z);
-    case Epilogue::Relu: return z > 0 ? z : 0;
-    case Epilogue::Sigmoid: return 1 / (1 + std::exp(-z));
-    case Epilogue::Identity:
-    case Epilogue::IdentityBackward: return z;
-    case Epilogue::TanhBackward: return z * (1 - e * e);
-    case Epilogue::ReluBackward: return e > 0 ? z : 0;
-    case Epilogue::SigmoidBackward: return z * e * (1 - e);
-    case Epilogue::Modulate: return z * e;
-  }
-  std::abort();
 }
 
 // A Recurrence with all the memory it speaks of; which optional parts there are is drawn.
