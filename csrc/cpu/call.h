@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 
 #include "scratch.h"
 #include "walker.h"
@@ -11,8 +12,11 @@ namespace rnn_cuda::cpu {
 // Rows of a chunk: enough for efficient products over all of them, few enough to stay in the
 // second-level cache beside the weights.
 constexpr int64_t kRowsPerChunk = 256;
-// Below this many inputs, x is cheaper as one more factor of each step's tiles.
+// x is cheaper as one more factor of each step's tiles where there are fewer inputs than this, or
+// where W stays in the second-level cache beside M and a step has rows enough to be worth reading
+// it.
 constexpr int64_t kProjectedInputSize = 64;
+constexpr int64_t kFusedWeightBytes = 192 << 10, kFusedRows = 4;
 
 // Up to here, with many inputs, W x is a few dot products.
 constexpr int64_t kDottedHiddenSize = 4;
@@ -36,8 +40,8 @@ class Call {
         streams_(plan.template streams<Storage>(r)),
         dots_input_(r.input_size >= kProjectedInputSize && r.hidden_size <= kDottedHiddenSize &&
                     may_project()),
-        projects_input_(dots_input_ || (r.input_size >= (streams_ ? 1 : kProjectedInputSize) &&
-                                        r.time_steps > 1 && may_project())) {
+        projects_input_(dots_input_ ||
+                        (r.time_steps > 1 && r.input_size > 0 && may_project() && !fuses_input())) {
     const int64_t padded = panels_.padded_columns();
     const int64_t rows = plan.rows * steps_per_chunk_;
     const int teams = plan.cut_hidden ? 1 : plan.threads;  // that have states of their own
@@ -57,7 +61,9 @@ class Call {
     projected_ = layout.add<T>(projected_size_ * teams);
     block_size_ = streams_ ? kStreamedDepth * plan.panel_vectors * kLanes<T> : 0;
     blocks_ = layout.add<E>(block_size_ * plan.threads);
-    sums_size_ = streams_ ? plan.rows * plan.panel_vectors * kLanes<T> : 0;
+    sums_size_ = std::max<int64_t>(
+        std::max<int64_t>(plan.rows, kMaxTileRows) * plan.panel_vectors * kLanes<T>,
+        kSumsBytes / static_cast<int64_t>(sizeof(T)));
     sums_ = layout.add<T>(sums_size_ * plan.threads);
   }
 
@@ -74,8 +80,14 @@ class Call {
     return plan_.share(r_.batch, panels_.count(), schedule_.packed(), thread);
   }
 
-  // Packs this thread's part of what all threads read; to be followed by a wait.
+  // Packs this thread's part of what all threads read; to be followed by a wait, and then by `team`
+  // where there is no initial state.
   void pack_weights(char* scratch, int thread) const {
+    if (r_.initial == nullptr && r_.multiplies_zero_initial &&
+        !is_finite<Storage>(r_.weight_hidden, r_.hidden_size,
+                            r_.hidden_size * thread / plan_.threads,
+                            r_.hidden_size * (thread + 1) / plan_.threads))
+      is_finite_.store(false, std::memory_order_relaxed);
     const int64_t first = panels_.count() * thread / plan_.threads;
     const int64_t end = panels_.count() * (thread + 1) / plan_.threads;
     if (!streams_)
@@ -103,6 +115,7 @@ class Call {
             projects_input_,
             dots_input_,
             streams_,
+            r_.initial != nullptr || (r_.multiplies_zero_initial && !is_finite_),
             at<E>(scratch, hidden_),
             at<E>(scratch, input_),
             at<T>(scratch, input_rows_),
@@ -130,6 +143,14 @@ class Call {
  private:
   // Operands are not the values themselves.
   static constexpr bool kHasValues = kValuesPer<E> > 1;
+
+  bool fuses_input() const {
+    if (streams_) return false;
+    if (r_.input_size < kProjectedInputSize) return true;
+    const int64_t bytes =
+        r_.hidden_size * (r_.hidden_size + r_.input_size) * static_cast<int64_t>(sizeof(Storage));
+    return plan_.rows >= kFusedRows && bytes <= kFusedWeightBytes;
+  }
 
   // The projection begins with the bias, and knows no addend.
   bool may_project() const { return r_.addend.data == nullptr && r_.first_addend == nullptr; }
@@ -160,6 +181,7 @@ class Call {
   const bool streams_;
   const bool dots_input_;
   const bool projects_input_;
+  mutable std::atomic<bool> is_finite_{true};  // M, if that was looked at
   int64_t hidden_, input_, input_rows_, bias_;
   int64_t states_, values_, inputs_, projected_, blocks_, sums_;
   int64_t state_rows_, states_size_, values_size_, inputs_size_, projected_size_, block_size_,

@@ -15,6 +15,9 @@
 namespace rnn_cuda::cpu {
 namespace {
 
+// How far ahead of its use a row is asked for.
+constexpr int64_t kRowsAhead = 8;
+
 // One thread of a call.
 template <class Storage, template <class> class EpilogueOf>
 class GradientWorker {
@@ -139,11 +142,10 @@ class GradientWorker {
     }
     if (g_.grad_weight_input != nullptr) {
       for (int64_t i = 0; i < count; ++i) {
-        const Storage* x = nullptr;
-        if (places_[row + i].time >= 0)
-          x = static_cast<const Storage*>(g_.input.data) +
-              call_.schedule().offset(g_.input, places_[row + i].time, places_[row + i].sample);
-        read_row(x, g_.input_size, input_, i);
+        if (i + kRowsAhead < count)
+          prefetch_row(input_row(places_[row + i + kRowsAhead]), 0, g_.input_size,
+                       prefetch_to_read);
+        read_row(input_row(places_[row + i]), g_.input_size, input_, i);
       }
       const Strips<T> own = {delta.at(0, first_column_), delta.stride};
       const Strips<T>& left = pieces_.input_is_left ? input_ : delta;
@@ -162,6 +164,27 @@ class GradientWorker {
         for (int64_t i = 0; i < count; ++i, from += kLanes<T>) sum += load(from);
         store<T>(bias_ + n, load(bias_ + n) + sum);
       }
+  }
+
+  // x_t of a place.
+  const Storage* input_row(const Place& place) const {
+    if (place.time < 0) return nullptr;
+    return static_cast<const Storage*>(g_.input.data) +
+           call_.schedule().offset(g_.input, place.time, place.sample);
+  }
+
+  // dL/dx_t of a place.
+  Storage* input_gradient_row(const Place& place) const {
+    if (place.time < 0) return nullptr;
+    return static_cast<Storage*>(g_.grad_input) +
+           call_.schedule().row(place.time, place.sample) * g_.input_size;
+  }
+
+  static void prefetch_row(const Storage* row, int64_t first, int64_t end,
+                           void (*prefetch)(const void*)) {
+    if (row == nullptr) return;
+    for (int64_t n = first; n < end; n += kCacheLineBytes / static_cast<int64_t>(sizeof(Storage)))
+      prefetch(row + n);
   }
 
   // h_{t-1} of a place, in the direction of the forward pass.
@@ -191,36 +214,33 @@ class GradientWorker {
       f(first, end - first, buffers.sums);
       return;
     }
-    alignas(kVectorBytes) T sums[kMaxTileRows * kMaxPanelVectors * kLanes<T>];
-    for_row_blocks(end - first, vectors, [&](int64_t row, int64_t height) {
-      kTiles<E>[vectors - 1][height - 1](
-          {at(pieces_.zeros),
-           0,
-           {{delta.at(first + row, 0), delta.stride,
-             packed + operands<E>(r_.hidden_size) * panels.first_column(p),
-             operands<E>(r_.hidden_size)}},
-           1,
-           sums,
-           width});
-      f(first + row, height, sums);
-    });
+    const int64_t depth = operands<E>(r_.hidden_size);
+    const int64_t at_once =
+        std::max<int64_t>(kMaxTileRows, kSumsBytes / (width * static_cast<int64_t>(sizeof(T))));
+    for (int64_t row = first; row < end; row += at_once) {
+      const int64_t rows = std::min(at_once, end - row);
+      multiply_panel(delta.from_row(row), rows, packed + depth * panels.first_column(p), vectors,
+                     depth, at(pieces_.zeros), 0, buffers.sums, width);
+      f(row, rows, buffers.sums);
+    }
   }
 
   void write_input_gradient(Range rows) {
     const Strips<E> delta = walker_.buffers().states.from_row(walker_.slot_row(1));
     const Panels<T>& panels = pieces_.input_panels;
     for (int64_t p = 0; p < panels.count(); ++p)
-      multiply(delta, rows.first, rows.end, columns_of_w(), g_.input_size, panels, p,
-               operands_at(pieces_.packed_input), pieces_.streams_input,
-               [&](int64_t row, int64_t height, const T* sums) {
-                 for (int64_t i = 0; i < height; ++i) {
-                   const Place& place = places_[row + i];
-                   if (place.time < 0) continue;
-                   const int64_t at = call_.schedule().row(place.time, place.sample);
-                   write_row(sums + i * panels.vectors(p) * kLanes<T>, panels, p, g_.input_size,
-                             static_cast<Storage*>(g_.grad_input) + at * g_.input_size);
-                 }
-               });
+      multiply(
+          delta, rows.first, rows.end, columns_of_w(), g_.input_size, panels, p,
+          operands_at(pieces_.packed_input), pieces_.streams_input,
+          [&](int64_t row, int64_t height, const T* sums) {
+            // The next block's rows can come while its products are summed.
+            for (int64_t i = row + height; i < std::min(row + 2 * height, rows.end); ++i)
+              prefetch_row(input_gradient_row(places_[i]), panels.first_column(p),
+                           std::min(panels.first_column(p + 1), g_.input_size), prefetch_to_write);
+            for (int64_t i = 0; i < height; ++i)
+              if (Storage* const to = input_gradient_row(places_[row + i]))
+                write_row(sums + i * panels.vectors(p) * kLanes<T>, panels, p, g_.input_size, to);
+          });
   }
 
   // Rows [first, end) of step s of the chunk are their samples' first steps: dL/dh_0 = U^T delta.

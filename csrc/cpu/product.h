@@ -42,8 +42,9 @@ struct Strips {
 
   // `column` is the first of a vector of values.
   E* at(int64_t row, int64_t column) const {
-    const int64_t operand = column / kValuesPer<E>;
-    return data + operand / kLanes<E> * stride + row * kLanes<E> + operand % kLanes<E>;
+    const auto operand = static_cast<uint64_t>(column) / kValuesPer<E>;  // unsigned: a mere shift
+    return data + static_cast<int64_t>(operand / kLanes<E>) * stride + row * kLanes<E> +
+           operand % kLanes<E>;
   }
 };
 
@@ -55,7 +56,7 @@ void read_row(const Storage* from, int64_t columns, const Strips<E>& to, int64_t
     store<E>(strip, from == nullptr ? Vec<E>{} : load_operands<E>(from + k, columns - k));
 }
 
-constexpr int kMaxPanelVectors = kVectorRegisters == 32 ? 8 : 4;
+constexpr int kMaxPanelVectors = 8;
 
 constexpr int kMaxTileRows = 12;
 
@@ -116,10 +117,18 @@ T dot(const Storage* x, const T* padded, int64_t columns) {
   return sum;
 }
 
-// Few rows leave registers for wide panels; more rows reuse each panel element more often.
+// The width of panels, in vectors, that keeps most accumulators busy: few rows leave registers for
+// wide panels; more rows reuse each panel element more often.
 inline int panel_vectors_for_rows(int64_t rows) {
-  const int narrow = kVectorRegisters == 32 ? 4 : 2;
-  return rows < 4 ? kMaxPanelVectors : narrow;
+  if (kVectorRegisters == 32) return rows < 4 ? kMaxPanelVectors : 4;
+  int best = 1;
+  double most = 0;
+  for (int vectors = 1; vectors <= kMaxPanelVectors; ++vectors) {
+    const int64_t blocks = (rows + max_tile_rows(vectors) - 1) / max_tile_rows(vectors);
+    const double accumulators = static_cast<double>(rows * vectors) / static_cast<double>(blocks);
+    if (accumulators > most) best = vectors, most = accumulators;
+  }
+  return best;
 }
 
 // How many values ahead a matrix is asked for while it is packed.
@@ -146,7 +155,7 @@ void pack(const Matrix& matrix, int64_t columns, int64_t depth, const Panels<Sum
         Vec<E> square[kSide];
         for (int64_t i = 0; i < kSide; ++i) {
           const Storage* const row = from + (n + i) * matrix.stride + k;
-          __builtin_prefetch(row + kPrefetched);
+          prefetch_to_read(row + kPrefetched);
           square[i] = n + i < columns ? load_operands<E>(row, depth - k) : Vec<E>{};
         }
         transpose<E>(square);
@@ -157,6 +166,40 @@ void pack(const Matrix& matrix, int64_t columns, int64_t depth, const Panels<Sum
   }
 }
 
+// How many rows of a panel, at most, stay in the first-level cache beside what is multiplied with
+// them. Where that is nearly all of them, all.
+template <class E>
+constexpr int64_t panel_block_depth(int64_t depth, int64_t width) {
+  constexpr int64_t kBlockBytes = kVectorRegisters == 32 ? 32 << 10 : 16 << 10;
+  const int64_t block =
+      kBlockBytes / (width * static_cast<int64_t>(sizeof(E))) / kLanes<E> * kLanes<E>;
+  return 2 * depth > 3 * block ? block : std::max<int64_t>(depth, 1);
+}
+
+// Whether storage rows [first, end) of a square matrix have neither an Inf nor a NaN, so that their
+// product with zeros is zero.
+template <class Storage>
+bool is_finite(const Matrix& matrix, int64_t size, int64_t first, int64_t end) {
+  using T = typename ComputeOf<Storage>::type;
+  constexpr int64_t kSums = 4;
+  Vec<T> sums[kSums] = {};
+  for (int64_t row = first; row < end; ++row) {
+    const Storage* const from = static_cast<const Storage*>(matrix.data) + row * matrix.stride;
+    int64_t k = 0;
+    for (; k + kSums * kLanes<T> <= size; k += kSums * kLanes<T>)
+      for (int64_t j = 0; j < kSums; ++j)
+        sums[j] += load_converted(from + k + j * kLanes<T>, kLanes<T>) * T(0);
+    for (; k < size; k += kLanes<T>) sums[0] += load_converted(from + k, size - k) * T(0);
+  }
+  const auto is_zero = ((sums[0] + sums[1]) + (sums[2] + sums[3])) == T(0);
+  for (int lane = 0; lane < kLanes<T>; ++lane)
+    if (!is_zero[lane]) return false;
+  return true;
+}
+
+// Sums of so many bytes are finished together, from the first-level cache.
+constexpr int64_t kSumsBytes = 8 << 10;
+
 // A product inside a tile: rows of strips from `rows` on, times a panel.
 template <class E>
 struct Factors {
@@ -166,7 +209,7 @@ struct Factors {
   int64_t depth;  // in operands
 };
 
-// out = init + the sum of the products.
+// out = init + the sum of the products, of which there is at least one.
 template <class E>
 struct TileArguments {
   const SumOf<E>* init;
@@ -214,7 +257,8 @@ void tile(const TileArguments<E>& arguments) {
 #pragma GCC unroll 8
     for (int j = 0; j < Vectors; ++j)
       sum[i][j] = load(arguments.init + i * arguments.init_stride + j * kLanes<T>);
-  for (int p = 0; p < arguments.product_count; ++p) {
+  int p = 0;
+  do {
     const auto [rows, strip_stride, first_row, depth] = arguments.products[p];
     const E* a = rows;
     const E* panel = first_row;
@@ -224,7 +268,7 @@ void tile(const TileArguments<E>& arguments) {
         add_outer<E, Rows, Vectors>(sum, a + k, panel);
     for (int64_t k = 0; k < depth % kLanes<E>; ++k, panel += kWidth)
       add_outer<E, Rows, Vectors>(sum, a + k, panel);
-  }
+  } while (++p < arguments.product_count);
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 8
@@ -266,6 +310,29 @@ void for_row_blocks(int64_t rows, int vectors, const F& f) {
   }
 }
 
+// out (rows, width of a panel) = init + left * panel. A panel that is larger than the first-level
+// cache is used in blocks of its rows.
+template <class E>
+void multiply_panel(const Strips<E>& left, int64_t rows, const E* panel, int vectors, int64_t depth,
+                    const SumOf<E>* init, int64_t init_stride, SumOf<E>* out, int64_t out_stride) {
+  const int64_t width = vectors * kLanes<E>;
+  const int64_t block = rows > max_tile_rows(vectors) ? panel_block_depth<E>(depth, width) : depth;
+  int64_t k = 0;
+  do {
+    for_row_blocks(rows, vectors, [&](int64_t row, int64_t height) {
+      kTiles<E>[vectors - 1][height - 1](
+          {k == 0 ? init + row * init_stride : out + row * out_stride,
+           k == 0 ? init_stride : out_stride,
+           {{left.data + row * kLanes<E> + k / kLanes<E> * left.stride, left.stride,
+             panel + k * width, std::min(block, depth - k)}},
+           1,
+           out + row * out_stride,
+           out_stride});
+    });
+    k += block;
+  } while (k < depth);
+}
+
 // Rows of a matrix that is not packed are packed in blocks of so many, and used from the
 // first-level cache.
 constexpr int64_t kStreamedDepth = 256;
@@ -286,16 +353,8 @@ void add_streamed_product(const Strips<E>& left, int64_t rows, const Matrix& mat
         matrix.stride, matrix.transposed};
     pack<Storage>(part, columns, block_depth, panels, p, p + 1,
                   block - operands<E>(block_depth) * column);
-    for_row_blocks(rows, vectors, [&](int64_t row, int64_t height) {
-      SumOf<E>* const out = sums + row * width;
-      kTiles<E>[vectors - 1][height - 1](
-          {out,
-           width,
-           {{left.at(row, k), left.stride, block, operands<E>(block_depth)}},
-           1,
-           out,
-           width});
-    });
+    multiply_panel(Strips<E>{left.at(0, k), left.stride}, rows, block, vectors,
+                   operands<E>(block_depth), sums, width, sums, width);
   }
 }
 

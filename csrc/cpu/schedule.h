@@ -82,22 +82,30 @@ struct Plan {
     const int64_t work_per_step = r.batch * r.hidden_size * r.hidden_size / threads;
     const bool few_samples = r.batch < 2 * threads && vectors >= threads;
     const bool large_matrix = matrix_bytes > kCachedMatrixBytes && vectors >= 4 * threads;
-    if (threads > 1 && (few_samples || large_matrix) && work_per_step >= kWorkPerBarrier)
+    // Then each thread should rearrange a part of the matrices, not all of them.
+    const bool read_once = products(r) <= 1 && vectors >= threads;
+    if (threads > 1 && (few_samples || large_matrix || read_once) &&
+        work_per_step >= kWorkPerBarrier)
       return {threads, true, panel_vectors_for_rows(r.batch), r.batch};
     threads = static_cast<int>(std::min<int64_t>(threads, r.batch));
     const int64_t rows = (r.batch + threads - 1) / threads;
     return {threads, false, panel_vectors_for_rows(rows), rows};
   }
 
-  // Whether matrices are used where they lie. Packing pays by being read often: not in a single
-  // step, and not where the memory takes longer to deliver a matrix than it takes to rearrange it.
+  // How often M is multiplied; never by the zeros of no initial state, unless it has an Inf or NaN.
+  static int64_t products(const Recurrence& r) {
+    return r.time_steps - (r.initial == nullptr ? 1 : 0);
+  }
+
+  // Whether matrices are used where they lie. Packing pays by being read often: not once, and not
+  // where the memory takes longer to deliver a matrix than it takes to rearrange it.
   template <class Storage>
   bool streams(const Recurrence& r) const {
     constexpr int64_t kCoreCacheBytes = 1 << 20, kRearrangedRows = 2, kStreamedSteps = 2;
     const int64_t matrix_bytes = r.hidden_size * r.hidden_size *
                                  static_cast<int64_t>(sizeof(Storage)) / (cut_hidden ? threads : 1);
-    return r.time_steps == 1 || (matrix_bytes > kCoreCacheBytes && rows <= kRearrangedRows &&
-                                 r.time_steps <= kStreamedSteps);
+    return products(r) <= 1 || (matrix_bytes > kCoreCacheBytes && rows <= kRearrangedRows &&
+                                r.time_steps <= kStreamedSteps);
   }
 
   template <class T>

@@ -71,6 +71,27 @@ inline void store(T* to, Vec<T> v) {
   std::memcpy(to, &v, sizeof v);
 }
 
+constexpr int64_t kCacheLineBytes = 64;
+
+// Asks for the cache line of an address that will be read, or written. In assembler where that is
+// known: GCC takes a function that does nothing but __builtin_prefetch for one without effect, and
+// drops the calls.
+inline void prefetch_to_read(const void* address) {
+#if defined(__x86_64__)
+  asm volatile("prefetcht0 %0" : : "m"(*static_cast<const char*>(address)));
+#else
+  __builtin_prefetch(address);
+#endif
+}
+
+inline void prefetch_to_write(const void* address) {
+#if defined(__x86_64__)
+  asm volatile("prefetchw %0" : : "m"(*static_cast<const char*>(address)));
+#else
+  __builtin_prefetch(address, 1);
+#endif
+}
+
 // Reads the first `count` < kLanes values, and not a byte more; the other lanes are zero.
 inline Vec<float> load_first(const float* from, int64_t count) {
 #if defined(__AVX512F__)

@@ -29,13 +29,14 @@ struct Team {
   int64_t steps_per_chunk;
   // A chunk's slots lie one behind the other until it ends; else two slots take turns.
   bool keeps_states;
-  bool projects_input;     // for a chunk at once; else x is one more factor of each step's tiles
-  bool dots_input;         // projects by dot products: too few columns for tiles
-  bool streams;            // M, and W unless it is projected, are used where they lie, not packed
-  const E* packed_hidden;  // M
-  const E* packed_input;   // W
-  const T* input_rows;     // for dot products: W's rows, padded to whole vectors
-  const T* bias;           // of all padded columns, zeros where there is none
+  bool projects_input;      // for a chunk at once; else x is one more factor of each step's tiles
+  bool dots_input;          // projects by dot products: too few columns for tiles
+  bool streams;             // M, and W unless it is projected, are used where they lie, not packed
+  bool multiplies_initial;  // or else the first step has no previous state
+  const E* packed_hidden;   // M
+  const E* packed_input;    // W
+  const T* input_rows;      // for dot products: W's rows, padded to whole vectors
+  const T* bias;            // of all padded columns, zeros where there is none
   SpinBarrier& barrier;
 
   // Between steps: where the batch is cut, nobody waits.
@@ -52,7 +53,7 @@ struct WalkBuffers {
   Strips<T> values;        // the same in compute type, if states are kept
   Strips<E> inputs;        // x of a chunk
   T* projected = nullptr;  // bias + W x of a chunk, rows of padded columns
-  T* sums = nullptr;       // of a panel of all rows, and
+  T* sums = nullptr;       // of a panel of all rows, or kSumsBytes, and
   E* block = nullptr;      // a part of a panel, where matrices are streamed
   T* z = nullptr;          // of each of the last z_slots steps, rows of padded columns, if wanted
   int64_t z_slots = 1;
@@ -86,7 +87,9 @@ class Walker {
       begin_chunk(start, steps);
       team_.wait_for_state();
       for (int64_t s = 0; s < steps; ++s) {
-        advance(step(start, s));
+        const Step step = this->step(start, s);
+        advance(step);
+        if constexpr (kStages) write_output(step);
         team_.wait_for_state();
         after_step(start, s);
       }
@@ -107,6 +110,8 @@ class Walker {
   }
 
  private:
+  static constexpr bool kStages = std::is_same_v<Storage, E>;
+
   // A row of features for each of the share's rows at one step, or null.
   template <class Value>
   struct StepRows {
@@ -124,21 +129,24 @@ class Walker {
     int64_t previous_row, row;                // first rows of the slots it reads and writes
     int64_t input_row;                        // first row of its inputs
     bool has_previous;                        // a state to be multiplied
+    bool is_odd;                              // the number of steps before it
     StepRows<const Storage> addend, operand;  // of all rows
-    StepRows<const Storage> first_addend;     // of rows rows_before and up
-    StepRows<Storage> output;                 // of all rows
-    StepRows<Storage> last;                   // of rows rows_after and up
-    StepRows<T> z;                            // of all rows
+    StepRows<const Storage> next_addend, next_operand;  // of rows_after rows, one step later
+    StepRows<const Storage> first_addend;               // of rows rows_before and up
+    StepRows<Storage> output;                           // of all rows
+    StepRows<Storage> last;                             // of rows rows_after and up
+    StepRows<T> z;                                      // of all rows
   };
 
   Step step(int64_t start, int64_t s) const {
     const int64_t t = team_.schedule.time(start + s);
-    const auto input_rows = [&](const Rows& rows) -> StepRows<const Storage> {
-      if (rows.data == nullptr) return {};
+    const auto input_rows = [&](const Rows& rows, int64_t time) -> StepRows<const Storage> {
+      if (rows.data == nullptr || time < 0 || time >= r_.time_steps) return {};
       return {static_cast<const Storage*>(rows.data) +
-                  team_.schedule.offset(rows, t, share_.first_sample),
+                  team_.schedule.offset(rows, time, share_.first_sample),
               rows.batch_stride * share_.sample_step};
     };
+    const int64_t next = team_.schedule.time(start + s + 1);
     // (B, H), contiguous, from a row on.
     const auto block_rows = [&](auto* data,
                                 int64_t row) -> StepRows<std::remove_pointer_t<decltype(data)>> {
@@ -152,9 +160,12 @@ class Walker {
         slot_row_[s],
         slot_row_[s + 1],
         input_row_[s],
-        start + s > 0 || r_.initial != nullptr || r_.multiplies_zero_initial,
-        input_rows(r_.addend),
-        input_rows(r_.operand),
+        start + s > 0 || team_.multiplies_initial,
+        (start + s) % 2 != 0,
+        input_rows(r_.addend, t),
+        input_rows(r_.operand, t),
+        input_rows(r_.addend, next),
+        input_rows(r_.operand, next),
         block_rows(static_cast<const Storage*>(r_.first_addend), share_.first_sample),
         block_rows(static_cast<Storage*>(r_.output), team_.schedule.row(t, share_.first_sample)),
         block_rows(static_cast<Storage*>(r_.last), share_.first_sample),
@@ -237,14 +248,9 @@ class Walker {
     for (int64_t p = share_.first_panel; p < share_.end_panel; ++p) {
       const int64_t column = team_.panels.first_column(p);
       const int vectors = team_.panels.vectors(p);
-      for_row_blocks(chunk_rows, vectors, [&](int64_t row, int64_t height) {
-        kTiles<E>[vectors - 1][height - 1]({team_.bias + column,
-                                            0,
-                                            {input_factors(row, column)},
-                                            1,
-                                            buffers_.projected + row * ld_ + column,
-                                            ld_});
-      });
+      const Factors<E> input = input_factors(0, column);
+      multiply_panel(buffers_.inputs, chunk_rows, input.panel, vectors, input.depth,
+                     team_.bias + column, 0, buffers_.projected + column, ld_);
     }
   }
 
@@ -254,51 +260,112 @@ class Walker {
             depth};
   }
 
-  void advance(const Step& step) {
+  // A part of a step: rows [first, first + height), the columns of one panel.
+  struct Tile {
+    TileFunction<E> add_products;
+    int64_t column, width, first, height;
+  };
+
+  // The share's tiles, panel by panel, of steps that have so many rows.
+  void cut_into_tiles(int64_t rows) {
+    if (rows == tiled_rows_) return;
+    tiled_rows_ = rows;
+    tiles_.clear();
+    panel_tiles_.clear();
     for (int64_t p = share_.first_panel; p < share_.end_panel; ++p) {
-      if (team_.streams) {
-        advance_streamed(step, p);
-        continue;
-      }
-      const int64_t column = team_.panels.first_column(p);
       const int vectors = team_.panels.vectors(p);
-      for_row_blocks(step.rows, vectors, [&](int64_t first, int64_t height) {
-        advance_tile(step, column, vectors, first, height);
+      panel_tiles_.push_back(tiles_.size());
+      for_row_blocks(rows, vectors, [&](int64_t first, int64_t height) {
+        tiles_.push_back({kTiles<E>[vectors - 1][height - 1], team_.panels.first_column(p),
+                          vectors * kLanes<T>, first, height});
       });
+    }
+    panel_tiles_.push_back(tiles_.size());
+  }
+
+  void advance(const Step& step) {
+    if (team_.streams) {
+      for (int64_t p = share_.first_panel; p < share_.end_panel; ++p) advance_streamed(step, p);
+      return;
+    }
+    if (step.rows == 0) return;
+    cut_into_tiles(step.rows);
+    // There and back again: what was used last is still in the caches.
+    const int64_t panels = static_cast<int64_t>(panel_tiles_.size()) - 1;
+    for (int64_t p = 0; p < panels; ++p) {
+      const int64_t panel = step.is_odd ? panels - 1 - p : p;
+      advance_panel(step, tiles_.data() + panel_tiles_[panel],
+                    tiles_.data() + panel_tiles_[panel + 1]);
     }
   }
 
-  // Rows [first, first + height) of a step, the columns of one panel.
-  void advance_tile(const Step& step, int64_t column, int vectors, int64_t first, int64_t height) {
-    const int64_t width = vectors * kLanes<T>;
-    alignas(kVectorBytes) T sums[kMaxTileRows * kMaxPanelVectors * kLanes<T>];
+  void advance_panel(const Step& step, const Tile* begin, const Tile* end) {
+    const int64_t depth = operands<E>(r_.hidden_size);
+    const int64_t block = panel_block_depth<E>(depth, begin->width);
+    if (step.has_previous && block < depth && end - begin > 1)
+      return advance_tiles(step, begin, end, block);
+    const int64_t rows = kSumsBytes / (begin->width * static_cast<int64_t>(sizeof(T)));
+    while (begin < end) {
+      const Tile* const first = begin++;
+      while (begin < end && begin->first + begin->height - first->first <= rows) ++begin;
+      advance_tiles(step, first, begin, depth);
+    }
+  }
 
-    TileArguments<E> arguments;
-    arguments.out = sums;
-    arguments.out_stride = width;
-    arguments.product_count = 0;
-    const int64_t input_row = step.input_row + first;
-    const bool has_first = step.first_addend.first != nullptr && first + height > step.rows_before;
-    if (step.addend.first != nullptr || has_first) {
-      init_sums(step, column, width, first, height, sums);
-      arguments.init = sums;
-      arguments.init_stride = width;
+  // Tiles of one panel, which are finished together. A panel that is larger than the first-level
+  // cache goes through them in blocks of its rows, each of which stays there until all tiles are
+  // done with it.
+  void advance_tiles(const Step& step, const Tile* begin, const Tile* end, int64_t block) {
+    const int64_t depth = step.has_previous ? operands<E>(r_.hidden_size) : 0;
+    const E* const panel = team_.packed_hidden + operands<E>(r_.hidden_size) * begin->column;
+    int64_t k = 0;
+    do {
+      const Factors<E> factors = {buffers_.states.data + step.previous_row * kLanes<E> +
+                                      k / kLanes<E> * buffers_.states.stride,
+                                  buffers_.states.stride, panel + k * begin->width,
+                                  std::min(block, depth - k)};
+      for (const Tile* tile = begin; tile < end; ++tile) {
+        T* const sums = buffers_.sums + (tile->first - begin->first) * tile->width;
+        TileArguments<E> arguments = {sums, tile->width, {}, 0, sums, tile->width};
+        if (k == 0) {
+          begin_tile(step, *tile, arguments);
+          prefetch(step, *tile);
+        }
+        Factors<E>& product = arguments.products[arguments.product_count++];
+        product = factors;
+        product.rows += tile->first * kLanes<E>;
+        tile->add_products(arguments);
+      }
+      k += block;
+    } while (k < depth);
+    finish(step,
+           {nullptr, begin->column, begin->width, begin->first,
+            end[-1].first + end[-1].height - begin->first},
+           buffers_.sums);
+  }
+
+  // What the sums of a tile begin with, and the product of the input unless it is in there.
+  void begin_tile(const Step& step, const Tile& tile, TileArguments<E>& arguments) const {
+    const int64_t input_row = step.input_row + tile.first;
+    const bool has_first =
+        step.first_addend.first != nullptr && tile.first + tile.height > step.rows_before;
+    if (has_first || step.addend.first != nullptr) {
+      if constexpr (std::is_same_v<Storage, T>)
+        if (!has_first && r_.bias == nullptr && tile.column + tile.width <= r_.hidden_size) {
+          arguments.init = step.addend.row(tile.first, tile.column);
+          arguments.init_stride = step.addend.stride;
+        }
+      if (arguments.init == arguments.out)
+        init_sums(step, tile.column, tile.width, tile.first, tile.height, arguments.out);
     } else if (team_.projects_input) {
-      arguments.init = buffers_.projected + input_row * ld_ + column;
+      arguments.init = buffers_.projected + input_row * ld_ + tile.column;
       arguments.init_stride = ld_;
     } else {
-      arguments.init = team_.bias + column;
+      arguments.init = team_.bias + tile.column;
       arguments.init_stride = 0;
     }
     if (r_.input_size > 0 && !team_.projects_input)
-      arguments.products[arguments.product_count++] = input_factors(input_row, column);
-    if (step.has_previous)
-      arguments.products[arguments.product_count++] = {
-          buffers_.states.at(step.previous_row + first, 0), buffers_.states.stride,
-          team_.packed_hidden + operands<E>(r_.hidden_size) * column, operands<E>(r_.hidden_size)};
-    prefetch(step, column, width, first, height);
-    kTiles<E>[vectors - 1][height - 1](arguments);
-    finish(step, column, width, first, height, sums);
+      arguments.products[arguments.product_count++] = input_factors(input_row, tile.column);
   }
 
   // All rows of a step, one panel.
@@ -319,7 +386,23 @@ class Walker {
       add_streamed_product<Storage>(buffers_.states.from_row(step.previous_row), step.rows,
                                     r_.weight_hidden, r_.hidden_size, r_.hidden_size, team_.panels,
                                     p, buffers_.block, buffers_.sums);
-    finish(step, column, width, 0, step.rows, buffers_.sums);
+    finish(step, {nullptr, column, width, 0, step.rows}, buffers_.sums);
+  }
+
+  // The states of a step from their strips to the output, row by row.
+  void write_output(const Step& step) const {
+    if (step.output.first == nullptr) return;
+    const int64_t end = std::min(end_column_, r_.hidden_size);
+    for (int64_t i = 0; i < step.rows; ++i) {
+      Storage* const out = step.output.row(i, 0);
+      const E* state = buffers_.states.at(step.row + i, first_column_);
+      int64_t n = first_column_;
+      for (; n + kLanes<T> <= end; n += kLanes<T>, state += buffers_.states.stride)
+        store<T>(out + n, load(state));
+      if (n < end) store_first(out + n, load(state), end - n);
+      if (i >= step.rows_after && step.last.first != nullptr)
+        std::copy_n(out + first_column_, end - first_column_, step.last.row(i, first_column_));
+    }
   }
 
   // The addend, and what a sample gets on its first step.
@@ -339,39 +422,69 @@ class Walker {
     }
   }
 
-  // Asks for what `finish` will touch: while the products are summed, the memory can answer.
-  void prefetch(const Step& step, int64_t column, int64_t width, int64_t first,
-                int64_t height) const {
-    const int64_t bytes = std::min(width, r_.hidden_size - column) * sizeof(Storage);
-    for (int64_t i = first; i < first + height; ++i) {
-      const char* const out = reinterpret_cast<const char*>(step.output.row(i, column));
-      for (int64_t j = 0; out != nullptr && j < bytes; j += 64) __builtin_prefetch(out + j, 1);
-      if constexpr (Epilogue::kUsesOperand) {
-        const char* const operand = reinterpret_cast<const char*>(step.operand.row(i, column));
-        for (int64_t j = 0; j < bytes; j += 64) __builtin_prefetch(operand + j);
+  // Asks for what `finish` will write, and for what the same tile of the next step will read: while
+  // the products are summed, the memory can answer.
+  void prefetch(const Step& step, const Tile& tile) const {
+    const int64_t bytes =
+        std::min(tile.width, r_.hidden_size - tile.column) * static_cast<int64_t>(sizeof(Storage));
+    const auto ask = [&](const auto& rows, int64_t count, bool is_written) {
+      if (rows.first == nullptr) return;
+      for (int64_t i = tile.first; i < std::min(tile.first + tile.height, count); ++i) {
+        const char* const row = reinterpret_cast<const char*>(rows.row(i, tile.column));
+        for (int64_t j = 0; j < bytes; j += kCacheLineBytes)
+          is_written ? prefetch_to_write(row + j) : prefetch_to_read(row + j);
       }
-    }
+    };
+    ask(step.output, step.rows, true);
+    ask(step.next_addend, step.rows_after, false);
+    if constexpr (Epilogue::kUsesOperand) ask(step.next_operand, step.rows_after, false);
   }
 
   // The epilogue, and the new states to where they are wanted.
-  void finish(const Step& step, int64_t column, int64_t width, int64_t first, int64_t height,
-              const T* sums) {
-    const int64_t columns = std::min(width, r_.hidden_size - column);
-    for (int64_t i = first; i < first + height; ++i, sums += width) {
-      Storage* const out = step.output.row(i, column);
-      const Storage* const operand = step.operand.row(i, column);
-      T* const z = step.z.row(i, column);
-      for (int64_t j = 0; j < width; j += kLanes<T>) {
-        Vec<T> e{};
-        if constexpr (Epilogue::kUsesOperand) e = load_converted(operand + j, columns - j);
-        Vec<T> v = load(sums + j);
-        if (z != nullptr) store<T>(z + j, v);
-        v = Epilogue::apply(v, e);
-        if (out != nullptr) v = store_converted(out + j, v, columns - j);
-        set_state(step.row + i, column + j, v);
+  void finish(const Step& step, const Tile& tile, T* sums) const {
+    const int64_t columns = std::min(tile.width, r_.hidden_size - tile.column);
+    if (step.z.first != nullptr)
+      for (int64_t i = 0; i < tile.height; ++i)
+        std::copy_n(sums + i * tile.width, tile.width, step.z.row(tile.first + i, tile.column));
+    // In a loop of nothing else: the long chain of one vector's tanh hides behind the next ones'.
+    if constexpr (!Epilogue::kUsesOperand)
+      for (int64_t j = 0; j < tile.height * tile.width; j += kLanes<T>)
+        store<T>(sums + j, Epilogue::apply(load(sums + j), Vec<T>{}));
+    for (int64_t j = 0; j < tile.width; j += kLanes<T>) {
+      if (columns - j >= kLanes<T>)
+        write_column(step, tile, j, kLanes<T>, sums);
+      else
+        write_column(step, tile, j, columns - j, sums);
+    }
+    if (kStages || step.last.first == nullptr) return;
+    for (int64_t i = std::max(tile.first, step.rows_after); i < tile.first + tile.height; ++i)
+      std::copy_n(step.output.row(i, tile.column), columns, step.last.row(i, tile.column));
+  }
+
+  // A vector of columns, from `column` of the tile on, `count` of which exist.
+  inline __attribute__((always_inline)) void write_column(const Step& step, const Tile& tile,
+                                                          int64_t column, int64_t count,
+                                                          const T* sums) const {
+    const int64_t n = tile.column + column;
+    const Storage* operand = step.operand.row(tile.first, n);
+    Storage* out = step.output.row(tile.first, n);
+    E* state = buffers_.states.at(step.row + tile.first, n);
+    T* value = nullptr;
+    if constexpr (kValuesPer<E> > 1)
+      if (team_.keeps_states) value = buffers_.values.at(step.row + tile.first, n);
+    for (int64_t i = 0; i < tile.height; ++i) {
+      Vec<T> v = load(sums + i * tile.width + column);
+      if constexpr (Epilogue::kUsesOperand) {
+        v = Epilogue::apply(v, load_converted(operand, count));
+        operand += step.operand.stride;
       }
-      if (i >= step.rows_after && step.last.first != nullptr)
-        std::copy_n(out, columns, step.last.row(i, column));
+      if (!kStages && out != nullptr) {
+        v = store_converted(out, v, count);
+        out += step.output.stride;
+      }
+      store_operands(state + i * kLanes<E>, v);
+      if constexpr (kValuesPer<E> > 1)
+        if (value != nullptr) store<T>(value + i * kLanes<T>, v);
     }
   }
 
@@ -382,6 +495,9 @@ class Walker {
   const int64_t ld_;
   const int64_t first_column_, end_column_;
   std::vector<int64_t> rows_, slot_row_, input_row_;  // of the chunk
+  std::vector<Tile> tiles_;                           // of a step of tiled_rows_ rows
+  std::vector<size_t> panel_tiles_;                   // where a panel's begin, and the end
+  int64_t tiled_rows_ = -1;
 };
 
 }  // namespace rnn_cuda::cpu
