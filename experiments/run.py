@@ -34,7 +34,7 @@ from experiments.ladder import Arm, build_arms, run_arm, summarise_arm
 from experiments.provenance import provenance
 from experiments.settings import ConfigError, validated
 from experiments.tasks import build_task
-from experiments.workers import available_cores, run_jobs
+from experiments.workers import available_cores, noticed_interrupts, run_jobs
 from rnn_cuda import backend
 
 CONFIGURATION = Path(__file__).resolve().parents[1] / "hydra_conf"
@@ -49,7 +49,8 @@ def main(config: DictConfig) -> None:
         raise SystemExit(f"error: {error}") from error
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        run_study(plain, folder, Console())
+        with noticed_interrupts():
+            run_study(plain, folder, Console())
     except KeyboardInterrupt:
         raise SystemExit(f"\ninterrupted; what was done so far: {folder}") from None
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
+from types import FrameType
 from typing import Any
 
 import torch
@@ -45,6 +47,35 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+_interrupted = threading.Event()
+
+
+@contextmanager
+def noticed_interrupts() -> Iterator[None]:
+    """Let `run_jobs` notice every Ctrl-C that comes inside a ``with`` block of the main thread.
+
+    Python drops a KeyboardInterrupt that comes up in a destructor or in a library's callback, and
+    the run would go on for hours.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        _interrupted.set()
+        signal.default_int_handler(number, frame)
+
+    _interrupted.clear()
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        _interrupted.clear()
+
+
+def _raise_if_interrupted() -> None:
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
+
+
 def run_jobs(
     function: Callable[..., Any],
     jobs: Sequence[tuple],
@@ -63,13 +94,18 @@ def run_jobs(
 
     Raises:
         WorkerError: a job raised in another process, or its process died.
+        KeyboardInterrupt: Ctrl-C came, since `noticed_interrupts` was entered if it was.
     """
     if workers == 1 or len(jobs) <= 1:
         # One thread here too: the thread count can change the rounding of a sum, and results must
         # not depend on how many workers there were.
+        def report(value: Any) -> None:
+            _raise_if_interrupted()
+            on_progress(index, value)
+
         with one_thread():
             for index, job in enumerate(jobs):
-                on_result(index, function(*job, lambda value, i=index: on_progress(i, value)))
+                on_result(index, function(*job, report))
         return
 
     context = multiprocessing.get_context("spawn")
@@ -86,7 +122,8 @@ def run_jobs(
             processes.append(process)
             _send_next(ours, pending, running)
         while running:
-            for connection in wait(list(running)):
+            _raise_if_interrupted()
+            for connection in wait(list(running), timeout=1):
                 _receive(connection, pending, running, on_progress, on_result)
     finally:
         for process in processes:

@@ -1,5 +1,6 @@
 """Fixtures for every test."""
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +17,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def any_half_precision() -> Iterator[None]:
+    """Let every layer of torch's run in half precision, on any processor.
+
+    oneDNN raises for an LSTM in bfloat16 or float16 where the processor has no instructions for
+    them; torch's own implementation, slower, does not.
+    """
+    mkldnn = torch.ops.mkldnn
+    fast = mkldnn._is_mkldnn_bf16_supported() and mkldnn._is_mkldnn_fp16_supported()
+    with contextlib.nullcontext() if fast else torch.backends.mkldnn.flags(enabled=False):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import torch
 
-from experiments.workers import WorkerError, run_jobs
+from experiments.workers import WorkerError, noticed_interrupts, run_jobs
 
 
 def _square(value, report):
@@ -39,3 +40,25 @@ def test_jobs_report_and_return_by_their_index(workers):
 def test_a_job_that_fails_or_dies_in_its_process_is_an_error_here(bad, words):
     with pytest.raises(WorkerError, match=words):
         run_jobs(_square, [(bad,), (1,), (2,)], 2, lambda *_: None, lambda *_: None)
+
+
+def _report_twice(value, report):
+    report(value)
+    report(value)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupt_that_somebody_swallows_ends_the_run_all_the_same(workers):
+    swallowed = []
+
+    def swallow(index, value):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            swallowed.append(index)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), noticed_interrupts():
+        run_jobs(_report_twice, [(n,) for n in range(50)], workers, swallow, lambda *_: None)
+    assert 1 <= len(swallowed) < 50
+    assert signal.getsignal(signal.SIGINT) is before

@@ -162,6 +162,21 @@ def test_nan_in_a_relu_or_in_u_spreads_as_in_torch():
     assert elman_rnn(torch.randn(1, 2, 3), None, torch.randn(4, 3), U)[0].isnan().all()
 
 
+@pytest.mark.parametrize("T", [1, 2, 5])
+@pytest.mark.parametrize("H", [5, 150])  # 150: enough work for two threads, each with half of U
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_what_is_not_finite_in_u_spreads_from_no_initial_state_as_in_torch(value, H, T):
+    torch.manual_seed(0)
+    rnn = torch.nn.RNN(3, H)
+    rnn.weight_hh_l0.data[H - 1, 2] = value
+    x = torch.randn(T, 9, 3)
+    expected = rnn(x)[0]
+    assert expected[0, :, H - 1].isnan().all()  # zero times what is not finite
+    assert expected[0, :, : H - 1].isfinite().all()
+    output, _ = elman_rnn(x, None, *rnn.parameters())
+    torch.testing.assert_close(output, expected, equal_nan=True)
+
+
 def test_an_infinite_weight_leaves_the_initial_state_of_a_late_sample_alone():
     W, U = torch.ones(4, 3), torch.randn(4, 4)
     W[0, 0] = float("inf")

@@ -455,6 +455,7 @@ def test_evaluation_after_a_failed_call_uses_no_mask(make):
 
 
 @main_models
+@pytest.mark.usefixtures("any_half_precision")
 def test_autocast_is_recorded_as_it_computes(make):
     problem = Problem(make)
     expected = problem.expected()
@@ -472,6 +473,7 @@ def test_autocast_is_recorded_as_it_computes(make):
 
 
 @main_models
+@pytest.mark.usefixtures("any_half_precision")
 def test_autocasts_weights_are_those_that_it_computed_with(make):
     torch.manual_seed(0)
     module, x = make(I, H, num_layers=2), torch.randn(T, B, I)
