@@ -97,7 +97,9 @@ std::optional<Plan> draw_plan(const Options& options, const Problem& problem, Re
     int64_t most_blocks = 1;
     if (residency == Residency::Cluster) most_blocks = device.max_cluster_size;
     if (residency == Residency::Grid) most_blocks = device.multiprocessors / problem.directions;
-    plan.blocks = static_cast<int>(uniform(1, std::min(most_blocks, row_tiles)));
+    // Often as many as can be: the more blocks, the more ways to share what there is to do.
+    most_blocks = std::min(most_blocks, row_tiles);
+    plan.blocks = static_cast<int>(one_in(2) ? most_blocks : uniform(1, most_blocks));
     plan.row_warps = static_cast<int>(uniform(1, one_in(2) ? 2 : most_warps));
     plan.depth_split = static_cast<int>(uniform(1, most_warps / plan.row_warps));
     plan.blocks = static_cast<int>(Geometry::of(problem, plan).blocks);
@@ -263,7 +265,7 @@ DeviceFigures draw_device(const Options& options) {
   require(rnn_cuda::cuda::figures_of_current_device(&figures), "figures of the device");
   if (std::getenv("RNN_CUDA_EMULATOR_DEVICE") == nullptr) {
     figures.multiprocessors = static_cast<int>(uniform(4, options.small ? 6 : 12));
-    figures.max_cluster_size = options.small ? 3 : one_in(4) ? 8 : 4;
+    figures.max_cluster_size = options.small ? 3 : one_in(2) ? 8 : 4;
     figures.multiprocessors = std::max(figures.multiprocessors, figures.max_cluster_size);
     rnn_cuda::emulator::set_figures(&figures);
   }
