@@ -14,6 +14,9 @@ pytestmark = pytest.mark.slow
 
 KERNELS = ("launch", "walk_float32", "walk_tf32", "walk_bfloat16", "walk_float16")
 PLANNER = ("geometry", "override")
+# Of the template that walk_bfloat16 instantiates: AddressSanitizer would see nothing new.
+# (ThreadSanitizer has to see every synchronisation, or it takes what follows for a race.)
+SAME_TEMPLATE = {"address": ("walk_float16",)}
 # g++ does not see that what a kernel reads in one loop it has written in the one before.
 OPTIONS = [*KERNEL_OPTIONS, "-Wno-maybe-uninitialized"]
 
@@ -38,6 +41,9 @@ class Defect(NamedTuple):
 WRONG_VALUE = r"output\[\d+, \d+\] is|output differs when"
 RACE = "ThreadSanitizer: data race"
 OVERRUN = "AddressSanitizer: "
+
+# Where a kernel is compiled for each residency.
+RESIDENCY_CASES = {"one_sm": "OneSM", "cluster": "Cluster", "grid": "Grid"}
 
 DEFECTS = {
     "a block does not wait for its own states": Defect(
@@ -101,6 +107,34 @@ DEFECTS = {
         "cluster",
         "a deadlock|output|returns while stores are on their way|memory barrier",
     ),
+    "a block leaves its cluster without a word": Defect(
+        "exchanges.cuh",
+        "void end() { device::cluster_sync(); }",
+        "void end() {}",
+        "cluster",
+        "returns with no cluster_sync after a store into it",
+    ),
+    "a state that never comes is announced": Defect(
+        "exchanges.cuh",
+        "step > 0 && step + 2 < steps_",
+        "step > 0 && step + 2 <= steps_",
+        "cluster",
+        "returns while a memory barrier waits for more",
+    ),
+    "a block sends to the others alone": Defect(
+        "exchanges.cuh",
+        "int rank = first_rank_; rank < blocks_",
+        "int rank = first_rank_ + 1; rank < blocks_",
+        "cluster",
+        "a deadlock|returns while",
+    ),
+    "a column's vectors are counted once too few": Defect(
+        "exchanges.cuh",
+        "while (vector >= per_column)",
+        "if (vector >= per_column)",
+        "cluster",
+        "a deadlock|output|asynchronous store",
+    ),
     "a block counts as published before its stores are done": Defect(
         "exchanges.cuh",
         "device::sync_block();  // the block's stores, and its reads of staged_, are done",
@@ -128,6 +162,21 @@ DEFECTS = {
         "static_cast<int>(0 * bytes)",
         "grid",
         WRONG_VALUE,
+        kernel="launch",
+    ),
+    "the states of two teams overlap": Defect(
+        "exchanges.cuh",
+        "place * Workspace::kStateBuffers * p.columns * p.state_words",
+        "place * p.columns * p.state_words",
+        "grid",
+        WRONG_VALUE,
+    ),
+    "a grid's blocks need not run together": Defect(
+        "launch.cu",
+        "config.cooperative = plan.residency == Residency::Grid;",
+        "config.cooperative = false;",
+        "grid",
+        "a deadlock",
         kernel="launch",
     ),
     "two directions share a counter": Defect(
@@ -223,6 +272,83 @@ DEFECTS = {
         "one_sm",
         WRONG_VALUE,
     ),
+    "a zero initial state is multiplied": Defect(
+        "share.cuh",
+        "r_.initial == nullptr && !r_.multiplies_zero_initial",
+        "false",
+        "one_sm",
+        r"output\[\d+, \d+\] is -?nan",
+    ),
+    "a zero initial state is never multiplied": Defect(
+        "share.cuh",
+        "r_.initial == nullptr && !r_.multiplies_zero_initial",
+        "r_.initial == nullptr",
+        "one_sm",
+        WRONG_VALUE,
+    ),
+    "padding is summed into a norm": Defect(
+        "share.cuh",
+        "inside(u) ? double(z[j][u]) * double(z[j][u]) : 0.0;",
+        "double(z[j][u]) * double(z[j][u]);",
+        "one_sm",
+        r"norms\[\d+, 0\] is -?nan",
+    ),
+    "two lanes store one unit": Defect(
+        "engines.cuh",
+        "return lane % kLanesPerOutput == 0;",
+        "return lane >= 0;",
+        "one_sm",
+        RACE,
+        "thread",
+    ),
+    "tiles that a warp does not have are multiplied": Defect(
+        "weights.cuh",
+        "if (end <= state_count_) {",
+        "if (first < state_count_) {",
+        "one_sm",
+        WRONG_VALUE,
+    ),
+    "every other product is forgotten": Defect(
+        "weights.cuh",
+        "if constexpr (Engine::kChains > 1) Engine::add(sum, odd);",
+        "",
+        "one_sm",
+        WRONG_VALUE,
+        kernel="walk_bfloat16",
+        dtype="bfloat16",
+    ),
+    "a state is carried on before it is rounded": Defect(
+        "share.cuh",
+        "z[j][u] = device::to_float(s);",
+        "",
+        "one_sm",
+        WRONG_VALUE,
+        kernel="walk_bfloat16",
+        dtype="bfloat16",
+    ),
+    "an input is truncated to TF32, not rounded": Defect(
+        "engines.cuh",
+        "    return device::round_to_tf32(raw);",
+        "    return device::bits_of(raw);",
+        "one_sm",
+        WRONG_VALUE,
+        kernel="walk_tf32",
+    ),
+    "ReLU hides a NaN": Defect(
+        "epilogues.cuh",
+        "return z <= T(0) ? T(0) : z;",
+        "return z > T(0) ? z : T(0);",
+        "one_sm",
+        r"output\[\d+, \d+\] is 0, not -?nan",
+    ),
+    "a norm is written for the first direction only": Defect(
+        "launch.cu",
+        "workspace.norm_parts) + i * norm_parts * total_rows",
+        "workspace.norm_parts)",
+        "one_sm",
+        r"norms\[",
+        kernel="launch",
+    ),
     "a single step reads a sample past the batch": Defect(
         "launch.cu",
         "if (sample >= p.step.rows) return;",
@@ -261,7 +387,9 @@ class CudaPrograms:
 
     def __init__(self, workshop):
         self.workshop = workshop
-        self.right = {sanitizer: self._objects(sanitizer) for sanitizer in SANITIZERS}
+        self.right = {}
+        for sanitizer in SANITIZERS:  # "none" first
+            self.right[sanitizer] = self._objects(sanitizer)
         self.checkers = {
             sanitizer: workshop.link(f"cuda-{sanitizer}", list(objects.values()), sanitizer)
             for sanitizer, objects in self.right.items()
@@ -280,7 +408,12 @@ class CudaPrograms:
         paths = [NATIVE / "check_cuda.cpp"]
         paths += [csrc / "cuda" / f"{kernel}.cu" for kernel in KERNELS]
         paths += [csrc / "plan" / f"{part}.cpp" for part in PLANNER]
-        return {p.stem: self._compile(p, sanitizer, f"cuda-{p.stem}-{sanitizer}") for p in paths}
+        objects = {
+            p.stem: self._compile(p, sanitizer, f"cuda-{p.stem}-{sanitizer}")
+            for p in paths
+            if p.stem not in SAME_TEMPLATE.get(sanitizer, ())
+        }
+        return objects if sanitizer == "none" else {**self.right["none"], **objects}
 
     def _defective(self, name, defect):
         sources = self.workshop.folder / f"{name}-csrc"
@@ -290,10 +423,22 @@ class CudaPrograms:
         text = edited.read_text()
         assert text.count(defect.right) == 1, defect
         edited.write_text(text.replace(defect.right, defect.wrong))
+        self._keep_residency(sources / "cuda" / "launch_engine.cuh", defect.residency)
         kernel = sources / "cuda" / f"{defect.kernel}.cu"
         objects = dict(self.right[defect.sanitizer])
         objects[defect.kernel] = self._compile(kernel, defect.sanitizer, name, sources)
         return self.workshop.link(name, list(objects.values()), defect.sanitizer)
+
+    @staticmethod
+    def _keep_residency(switch, residency):
+        """Leave the other residencies' kernels out: they cost twice as much again to compile."""
+        text = switch.read_text()
+        for other, name in RESIDENCY_CASES.items():
+            if other != residency:
+                case = rf" +case Residency::{name}:\n +return .*\n"
+                text, found = re.subn(case, f"    case Residency::{name}: break;\n", text)
+                assert found == 1
+        switch.write_text(text)
 
 
 @pytest.fixture(scope="module")
@@ -306,6 +451,16 @@ def test_kernels_keep_their_contract(programs, sanitizer):
     done = run(programs.checkers[sanitizer].result(), *PROBLEMS[sanitizer])
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"ok: {PROBLEMS[sanitizer][-1]} problems" in done.stdout
+
+
+def test_clusters_are_no_larger_than_the_device_has_room_for(programs):
+    device = "multiprocessors=8,max_cluster_size=16"
+    arguments = ["--residency", "cluster", "--problems", "40"]
+    program = programs.checkers["none"].result()
+    done = run(program, *arguments, RNN_CUDA_EMULATOR_DEVICE=device)
+    assert done.stdout == "ok: 40 problems\n"
+    done = run(program, *arguments, RNN_CUDA_EMULATOR_DEVICE="multiprocessors=1")
+    assert done.stdout == "skipped: this device runs no clusters\n"
 
 
 @pytest.mark.parametrize("name", DEFECTS)

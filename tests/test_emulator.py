@@ -47,6 +47,8 @@ REFUSED = {
     "too many bytes expected": "a deadlock: nobody can go on",
     "wrong parity": "a deadlock: nobody can go on",
     "two phases late": "a deadlock: nobody can go on",
+    "return without cluster_sync": "returns with no cluster_sync after a store into it",
+    "expect what never comes": "returns while a memory barrier waits for more",
     "send before cluster_sync": "a block that has not yet carved its shared memory",
     "send to nobody": "a block that the cluster does not have",
     "send to a red zone": "outside of the arrays in shared memory",

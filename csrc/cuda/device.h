@@ -50,6 +50,8 @@
 // and for the host, where 0 is success and any other int is for error_string():
 //
 //   int launch(const LaunchConfig&, Stream, void (*kernel)(Parameters), const Parameters&)
+//   int count_clusters(const LaunchConfig&, void (*kernel)(Parameters), int* count)
+//                                  how many clusters of this launch the device runs at once
 //   int clear_async(void*, size_t bytes, Stream)
 //   int figures_of_current_device(cuda::DeviceFigures*)     asks the driver each time
 //   const char* error_string(int)

@@ -11,9 +11,11 @@
 
 #ifdef __CUDACC__
 
-// Waits by polling. Unless this is a release build, a wait of some ten seconds is taken for a hang:
-// the kernel traps, and the launch fails, where the card would otherwise be lost to everyone.
-#if defined(NDEBUG) && !defined(RNN_CUDA_BOUNDED_SPINS)
+// Waits by polling, as long as it takes: a card that is shared, or that a debugger holds, may stand
+// still for longer than any bound. The programs of benchmarks/gpu set one: there a wait of some ten
+// seconds is taken for a hang, the kernel traps, and the launch fails, where the card would
+// otherwise be lost to everyone.
+#ifndef RNN_CUDA_BOUNDED_SPINS
 #define RNN_CUDA_SPIN_UNTIL(condition) \
   while (!(condition)) {               \
   }
@@ -93,9 +95,10 @@ RNN_CUDA_DEVICE int cluster_size() {
   return static_cast<int>(size);
 }
 
+// Not .aligned: whoever comes from a branch that one thread took need not be one warp again yet.
 RNN_CUDA_DEVICE void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
 
 RNN_CUDA_DEVICE void barrier_init(Mbarrier* barrier, int arrivals) {
@@ -167,7 +170,8 @@ RNN_CUDA_DEVICE void store_async(Word16*, Word16, Mbarrier*, int) { __trap(); }
 
 // ---- exchange through global memory -------------------------------------------------------------
 //
-// Volatile, so that none of these moves across another.
+// Volatile, so that none of these moves across another; "memory", so that none moves across a
+// barrier, in the name of which others wait.
 
 RNN_CUDA_DEVICE uint32_t load_acquire(const uint32_t* from) {
   uint32_t value;
@@ -181,7 +185,7 @@ RNN_CUDA_DEVICE void add_release(uint32_t* to, uint32_t value) {
 
 RNN_CUDA_DEVICE uint32_t load_shared_by_gpu(const uint32_t* from) {
   uint32_t value;
-  asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(value) : "l"(from));
+  asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
   return value;
 }
 
@@ -189,7 +193,8 @@ RNN_CUDA_DEVICE Word16 load_shared_by_gpu(const Word16* from) {
   Word16 value;
   asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(value.word[0]), "=r"(value.word[1]), "=r"(value.word[2]), "=r"(value.word[3])
-               : "l"(from));
+               : "l"(from)
+               : "memory");
   return value;
 }
 
@@ -270,48 +275,76 @@ inline int checked(cudaError_t error) {
   return static_cast<int>(error);
 }
 
+// What one kernel has to be allowed beyond what any kernel may. Always the most that there is: two
+// threads of the host that launch it by different plans would take it from each other.
+inline cudaError_t allow(const void* function, const LaunchConfig& config) {
+  constexpr size_t kSharedBytesOfAnyKernel = 48 * 1024;
+  constexpr int kClusterOfAnyKernel = 8;
+  cudaError_t error = cudaSuccess;
+  if (config.shared_bytes > kSharedBytesOfAnyKernel) {
+    int device = 0, most = 0;
+    error = cudaGetDevice(&device);
+    if (error == cudaSuccess)
+      error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (error == cudaSuccess)
+      error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  }
+  if (error == cudaSuccess && config.cluster > kClusterOfAnyKernel)
+    error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  return error;
+}
+
+// A LaunchConfig as the runtime takes it, with what that points to.
+class RuntimeConfig {
+ public:
+  RuntimeConfig(const LaunchConfig& config, Stream stream) {
+    if (config.cluster > 1) {
+      cudaLaunchAttribute& cluster = add(cudaLaunchAttributeClusterDimension);
+      cluster.val.clusterDim.x = static_cast<unsigned>(config.cluster);
+      cluster.val.clusterDim.y = 1;
+      cluster.val.clusterDim.z = 1;
+    }
+    if (config.cooperative) add(cudaLaunchAttributeCooperative).val.cooperative = 1;
+    config_.gridDim =
+        dim3(static_cast<unsigned>(config.grid_x), static_cast<unsigned>(config.grid_y));
+    config_.blockDim = dim3(static_cast<unsigned>(config.block));
+    config_.dynamicSmemBytes = config.shared_bytes;
+    config_.stream = static_cast<cudaStream_t>(stream);
+    config_.attrs = attributes_;
+  }
+  RuntimeConfig(const RuntimeConfig&) = delete;
+  RuntimeConfig& operator=(const RuntimeConfig&) = delete;
+
+  const cudaLaunchConfig_t* get() const { return &config_; }
+
+ private:
+  cudaLaunchAttribute& add(cudaLaunchAttributeID id) {
+    cudaLaunchAttribute& attribute = attributes_[config_.numAttrs++];
+    attribute.id = id;
+    return attribute;
+  }
+
+  cudaLaunchConfig_t config_ = {};
+  cudaLaunchAttribute attributes_[2] = {};
+};
+
 template <class Parameters>
 int launch(const LaunchConfig& config, Stream stream, void (*kernel)(Parameters),
            const Parameters& parameters) {
   const void* const function = reinterpret_cast<const void*>(kernel);
-  constexpr size_t kSharedBytesOfAnyKernel = 48 * 1024;
-  constexpr int kClusterOfAnyKernel = 8;
-  if (config.shared_bytes > kSharedBytesOfAnyKernel) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(config.shared_bytes));
-    if (error != cudaSuccess) return checked(error);
-  }
-  if (config.cluster > kClusterOfAnyKernel) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    if (error != cudaSuccess) return checked(error);
-  }
-
-  cudaLaunchAttribute attributes[2];
-  unsigned count = 0;
-  if (config.cluster > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count].val.clusterDim.x = static_cast<unsigned>(config.cluster);
-    attributes[count].val.clusterDim.y = 1;
-    attributes[count].val.clusterDim.z = 1;
-    ++count;
-  }
-  if (config.cooperative) {
-    attributes[count].id = cudaLaunchAttributeCooperative;
-    attributes[count].val.cooperative = 1;
-    ++count;
-  }
-  cudaLaunchConfig_t cuda_config = {};
-  cuda_config.gridDim =
-      dim3(static_cast<unsigned>(config.grid_x), static_cast<unsigned>(config.grid_y));
-  cuda_config.blockDim = dim3(static_cast<unsigned>(config.block));
-  cuda_config.dynamicSmemBytes = config.shared_bytes;
-  cuda_config.stream = static_cast<cudaStream_t>(stream);
-  cuda_config.attrs = attributes;
-  cuda_config.numAttrs = count;
+  if (const cudaError_t error = allow(function, config); error != cudaSuccess)
+    return checked(error);
   void* arguments[] = {const_cast<Parameters*>(&parameters)};
-  return checked(cudaLaunchKernelExC(&cuda_config, function, arguments));
+  return checked(cudaLaunchKernelExC(RuntimeConfig(config, stream).get(), function, arguments));
+}
+
+template <class Parameters>
+int count_clusters(const LaunchConfig& config, void (*kernel)(Parameters), int* count) {
+  const void* const function = reinterpret_cast<const void*>(kernel);
+  if (const cudaError_t error = allow(function, config); error != cudaSuccess)
+    return checked(error);
+  return checked(
+      cudaOccupancyMaxActiveClusters(count, function, RuntimeConfig(config, nullptr).get()));
 }
 
 inline int clear_async(void* memory, size_t bytes, Stream stream) {

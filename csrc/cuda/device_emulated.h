@@ -184,6 +184,11 @@ int launch(const LaunchConfig& config, Stream, void (*kernel)(Parameters),
                           [&] { kernel(parameters); });
 }
 
+template <class Parameters>
+int count_clusters(const LaunchConfig& config, void (*)(Parameters), int* count) {
+  return emulator::count_clusters(config.cluster, count);
+}
+
 inline int clear_async(void* memory, size_t bytes, Stream) {
   std::memset(memory, 0, bytes);
   return 0;

@@ -131,9 +131,11 @@ class InCluster {
         steps_(setup.steps),
         bytes_(static_cast<uint32_t>(setup.columns * setup.words * 4)) {
     // Which of the outbox's vectors this thread sends, and to which blocks first and every how
-    // many: all threads are to have about as many stores to make.
+    // many: all threads are to have about as many stores to make. A power of two divides them
+    // evenly, since they are whole warps.
     const int threads = static_cast<int>(blockDim.x), vectors = columns_ * own_words_ / 4;
-    senders_ = max(1, min(blocks_, threads / vectors));
+    senders_ = 1;
+    while (2 * senders_ <= min(blocks_, threads / vectors)) senders_ *= 2;
     first_ = VectorCursor(static_cast<int>(threadIdx.x) % (threads / senders_), own_words_ / 4);
     first_rank_ = static_cast<int>(threadIdx.x) / (threads / senders_);
   }
@@ -170,7 +172,6 @@ class InCluster {
   __device__ __forceinline__ void published() {
     if (step_ + 1 == steps_) return;
     device::sync_block();  // the outbox is full, and nobody reads this state any more
-    if (first_rank_ >= senders_) return;  // where the threads cannot be divided evenly
     const int stride = static_cast<int>(blockDim.x) / senders_;
     uint32_t* const to = states(step_ + 1) + first_word_;
     device::Mbarrier* const barrier = barriers_ + ((step_ + 1) & 1);

@@ -1,6 +1,7 @@
 // Host code that turns a plan into launches, and the two small kernels beside the persistent ones.
 #include <algorithm>
 
+#include "engine_table.h"
 #include "epilogues.cuh"
 #include "launch.h"
 #include "launch_engine.cuh"
@@ -258,7 +259,21 @@ const char* error_string(int code) {
 }
 
 int figures_of_current_device(DeviceFigures* figures) {
-  return device::figures_of_current_device(figures);
+  DeviceFigures f;
+  if (const int error = device::figures_of_current_device(&f); error != 0) return error;
+  // Not every card of a kind has room for the largest cluster of that kind. One that fits with the
+  // largest blocks fits with all.
+  device::LaunchConfig config;
+  config.block = kMaxThreads;
+  config.shared_bytes = static_cast<size_t>(f.shared_bytes_per_block);
+  for (; f.max_cluster_size > 1; f.max_cluster_size /= 2) {
+    config.grid_x = config.cluster = f.max_cluster_size;
+    int count = 0;
+    if (const int error = count_float32_clusters(config, &count); error != 0) return error;
+    if (count > 0) break;
+  }
+  *figures = f;
+  return 0;
 }
 
 }  // namespace cuda

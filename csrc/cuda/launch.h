@@ -17,5 +17,9 @@ using LaunchEngine = int(const device::LaunchConfig& config, Residency residency
 
 LaunchEngine launch_float32, launch_tf32, launch_bfloat16, launch_float16;
 
+// How many clusters of a persistent kernel the device runs at once: of one of them for all, since
+// they are all compiled for blocks of kMaxThreads threads.
+int count_float32_clusters(const device::LaunchConfig& config, int* count);
+
 }  // namespace cuda
 }  // namespace rnn_cuda

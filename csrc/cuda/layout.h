@@ -85,5 +85,16 @@ struct Layout {
   }
 };
 
+// Whether the eight samples and four words of each that a warp reads at once lie in 32 banks.
+constexpr bool uses_every_bank(uint32_t pitch) {
+  uint32_t banks = 0;
+  for (uint32_t sample = 0; sample < 8; ++sample)
+    for (uint32_t word = 0; word < 4; ++word) banks |= 1u << (sample * pitch + word) % 32;
+  return banks == ~0u;
+}
+static_assert(uses_every_bank(Layout::pitch_of(1)) && uses_every_bank(Layout::pitch_of(8)) &&
+                  uses_every_bank(Layout::pitch_of(20)) && uses_every_bank(Layout::pitch_of(512)),
+              "a warp's reads of the states conflict");
+
 }  // namespace cuda
 }  // namespace rnn_cuda

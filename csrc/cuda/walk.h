@@ -105,7 +105,8 @@ struct Step {
 int launch_epilogue(const Recurrence& recurrence, const Step& step, const void* z, double* norms,
                     void* stream);
 
-// Figures of the current device; asks the driver each time. Returns 0 or an error code.
+// Figures of the current device; asks the driver each time. Returns 0 or an error code. Clusters
+// are no larger than the device has room for, whatever its kind could run.
 int figures_of_current_device(DeviceFigures* figures);
 
 }  // namespace cuda

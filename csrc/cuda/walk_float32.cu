@@ -10,5 +10,9 @@ int launch_float32(const device::LaunchConfig& config, Residency residency, devi
   return launch_width<FMA<1>, FMA<4>>(config, residency, stream, parameters, columns);
 }
 
+int count_float32_clusters(const device::LaunchConfig& config, int* count) {
+  return device::count_clusters(config, walk_kernel<FMA<1>, InCluster>, count);
+}
+
 }  // namespace cuda
 }  // namespace rnn_cuda

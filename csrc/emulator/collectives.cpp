@@ -238,7 +238,10 @@ void cluster_sync(const Site& site) {
   Barrier& barrier = cluster.barrier;
   const unsigned phase = barrier.phase;
   if (arrive(barrier, cluster.threads, false, site)) {
-    for (Block* const block : cluster.blocks) wake(*block);
+    for (Block* const block : cluster.blocks) {
+      block->stored_into = false;
+      wake(*block);
+    }
     machine->progress();
     machine->give_way();
   } else {

@@ -95,5 +95,8 @@ void set_schedule(const std::string& schedule);
 void set_figures(const cuda::DeviceFigures* figures);
 int get_figures(cuda::DeviceFigures* figures);  // 0 or an error code
 
+// How many clusters of that size fit its multiprocessors at once; 0 or an error code.
+int count_clusters(int size, int* count);
+
 }  // namespace emulator
 }  // namespace rnn_cuda

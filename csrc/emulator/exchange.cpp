@@ -1,6 +1,7 @@
 // Memory barriers with a transaction count, and the asynchronous stores that they count.
 #include "exchange.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <utility>
 
@@ -101,9 +102,17 @@ void store_async(uint32_t* to, const uint32_t* words, int count, device::Mbarrie
   if (!is_in_shared_memory(theirs, there(to), static_cast<int64_t>(bytes)))
     fail_here("an asynchronous store to a block that has not yet carved its shared memory", site);
   MbarrierState& state = state_of(there(barrier), theirs, site);
+  theirs.stored_into |= &theirs != &mine;
   has_written(there(to), bytes);
   released(state.tag(state.phase));
   for (int i = 0; i < count; ++i) machine->issue({there(to) + i, words[i], &state, &theirs});
+}
+
+bool waits_for_what_never_comes(const Block& block) {
+  return std::any_of(block.mbarriers.begin(), block.mbarriers.end(),
+                     [](const MbarrierState& state) {
+                       return state.pending != state.arrivals || state.bytes != 0;
+                     });
 }
 
 void land(const Store& store) {

@@ -118,6 +118,9 @@ std::string refusal(const device::LaunchConfig& c, const cuda::DeviceFigures& f)
   else if (c.cluster < 1 || (c.cluster > 1 && c.cluster > f.max_cluster_size))
     why << "clusters of " << c.cluster << " blocks, but this device has at most "
         << f.max_cluster_size;
+  else if (c.cluster > 1 && c.cluster > f.multiprocessors)
+    why << "clusters of " << c.cluster << " blocks, but this device has " << f.multiprocessors
+        << " multiprocessors";
   else if (c.grid_x % c.cluster != 0)
     why << "a grid of " << c.grid_x << " blocks in clusters of " << c.cluster;
   else if (c.cooperative && blocks > f.multiprocessors)
@@ -250,6 +253,13 @@ int get_figures(cuda::DeviceFigures* figures) {
   } catch (const std::exception& error) {
     return code_of(error.what());
   }
+}
+
+int count_clusters(int size, int* count) {
+  cuda::DeviceFigures figures;
+  const int error = get_figures(&figures);
+  *count = size > figures.max_cluster_size ? 0 : figures.multiprocessors / size;
+  return error;
 }
 
 }  // namespace rnn_cuda::emulator

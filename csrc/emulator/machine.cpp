@@ -245,6 +245,13 @@ void Machine::leave() {
   if (++block.returned == static_cast<int>(block.threads.size())) {
     if (block.stores_on_their_way > 0)
       fail("the last thread of a block returns while stores are on their way to it", self, site);
+    // A block may leave once nobody reaches into its memory any more: this barrier is what shows it
+    // to all.
+    if (block.stored_into)
+      fail("the last thread of a block returns with no cluster_sync after a store into it", self,
+           site);
+    if (waits_for_what_never_comes(block))
+      fail("the last thread of a block returns while a memory barrier waits for more", self, site);
     if (const char* const trouble = close_shared_memory(block, shared_bytes_))
       fail(trouble, self, site);
   }

@@ -95,6 +95,8 @@ struct Block {
   std::vector<Range> arrays;  // what the kernel carved from it
   std::deque<MbarrierState> mbarriers;
   int64_t stores_on_their_way = 0;
+  // Whether others stored into it since the last barrier of the cluster.
+  bool stored_into = false;
 };
 
 struct Schedule {

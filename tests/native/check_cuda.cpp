@@ -7,8 +7,8 @@
 //
 // prints "ok: N problems" and exits 0, or says what differs, in which problem, and exits 1. One
 // source for a card, compiled by nvcc, and for the emulator, compiled as C++ with
-// RNN_CUDA_EMULATED. There, each problem also draws a schedule, unless the environment variable
-// RNN_CUDA_EMULATOR_SCHEDULE names one, and a size of the device.
+// RNN_CUDA_EMULATED. There, each problem also draws a schedule and a size of the device, unless the
+// environment variables RNN_CUDA_EMULATOR_SCHEDULE and RNN_CUDA_EMULATOR_DEVICE name them.
 //
 // To be linked with csrc/cuda/*.cu and csrc/plan/{geometry,override}.cpp.
 #include <algorithm>
@@ -97,7 +97,9 @@ std::optional<Plan> draw_plan(const Options& options, const Problem& problem, Re
     int64_t most_blocks = 1;
     if (residency == Residency::Cluster) most_blocks = device.max_cluster_size;
     if (residency == Residency::Grid) most_blocks = device.multiprocessors / problem.directions;
-    plan.blocks = static_cast<int>(uniform(1, std::min(most_blocks, row_tiles)));
+    // Often as many as can be: the more blocks, the more ways to share what there is to do.
+    most_blocks = std::min(most_blocks, row_tiles);
+    plan.blocks = static_cast<int>(one_in(2) ? most_blocks : uniform(1, most_blocks));
     plan.row_warps = static_cast<int>(uniform(1, one_in(2) ? 2 : most_warps));
     plan.depth_split = static_cast<int>(uniform(1, most_warps / plan.row_warps));
     plan.blocks = static_cast<int>(Geometry::of(problem, plan).blocks);
@@ -184,14 +186,15 @@ void run_streamed(RecurrenceProblem<S>& p) {
     step.begun = r.reverse ? later : visited == 0 ? 0 : step.rows;
     step.continued = r.reverse ? (step.t == 0 ? 0 : step.rows) : later;
     Array<Compute<S>> z(step.rows * H);
+    const bool skips_zero = r.initial == nullptr && !r.multiplies_zero_initial;
     for (int64_t b = 0; b < step.rows; ++b)
       for (int64_t n = 0; n < H; ++n) {
         long double sum = 0;
-        for (int64_t k = 0; k < H; ++k)
+        for (int64_t k = 0; k < H && (b < step.begun || !skips_zero); ++k)
           sum += p.weight_hidden.at(n, k) * states[static_cast<size_t>(b * H + k)];
         z.host[static_cast<size_t>(b * H + n)] = static_cast<Compute<S>>(sum);
       }
-    const bool is_zero = visited == 0 && r.initial == nullptr && one_in(2);
+    const bool is_zero = step.begun == 0 && skips_zero && one_in(2);
     check_launched(launch_epilogue(r, step, is_zero ? nullptr : z.device(),
                                    p.wants_norms ? p.norms.device() : nullptr, nullptr));
     p.output.fetch();
@@ -255,14 +258,17 @@ void check_problem(const Options& options, Residency residency, const DeviceFigu
 #ifdef RNN_CUDA_EMULATED
 std::string schedule;
 
-// A small device and, mostly, a schedule drawn for each problem.
+// A small device and, mostly, a schedule drawn for each problem, unless the environment names them.
 DeviceFigures draw_device(const Options& options) {
   DeviceFigures figures;
   rnn_cuda::emulator::set_figures(nullptr);
   require(rnn_cuda::cuda::figures_of_current_device(&figures), "figures of the device");
-  figures.multiprocessors = static_cast<int>(uniform(4, options.small ? 6 : 12));
-  figures.max_cluster_size = options.small ? 3 : one_in(4) ? 8 : 4;
-  rnn_cuda::emulator::set_figures(&figures);
+  if (std::getenv("RNN_CUDA_EMULATOR_DEVICE") == nullptr) {
+    figures.multiprocessors = static_cast<int>(uniform(4, options.small ? 6 : 12));
+    figures.max_cluster_size = options.small ? 3 : one_in(2) ? 8 : 4;
+    figures.multiprocessors = std::max(figures.multiprocessors, figures.max_cluster_size);
+    rnn_cuda::emulator::set_figures(&figures);
+  }
   if (std::getenv("RNN_CUDA_EMULATOR_SCHEDULE") != nullptr) return figures;
   const int64_t kind = uniform(0, 3), seed = uniform(0, 999);
   schedule = kind == 0   ? "ascending"

@@ -265,7 +265,7 @@ void sum_over_cluster(Numbers p) {
     if (step > 0) {
       barrier_wait(barriers + from, (step - 1) / 2 % 2);
       sync_block();
-      if (i == 0) barrier_expect(barriers + from, bytes);
+      if (i == 0 && step + 2 < p.n) barrier_expect(barriers + from, bytes);
     }
     uint32_t sum = rank;
     for (int other = 0; other < blocks; ++other) sum += values[(from * blocks + other) * n + i];
@@ -554,10 +554,28 @@ void return_before_a_store_arrives(Nothing) {
   Exchange e;
   if (threadIdx.x == 0) {
     barrier_init(e.barriers, 1);
-    barrier_expect(e.barriers, 4 * 32);
+    if (cluster_rank() == 1) barrier_expect(e.barriers, 4 * 32);
   }
   cluster_sync();
   if (cluster_rank() == 0) store_async(e.words + threadIdx.x, 1, e.barriers, 1);
+}
+
+void return_without_cluster_sync(Nothing) {
+  Exchange e;
+  if (threadIdx.x == 0) {
+    barrier_init(e.barriers, 1);
+    barrier_expect(e.barriers, 4 * 32);
+  }
+  cluster_sync();
+  store_async(e.words + threadIdx.x, 1, e.barriers, 1 - cluster_rank());
+  barrier_wait(e.barriers, 0);
+}
+
+void expect_what_never_comes(Nothing) {
+  Exchange e;
+  if (threadIdx.x > 0) return;
+  barrier_init(e.barriers, 1);
+  barrier_expect(e.barriers, 4);
 }
 
 void read_before_a_store_arrives(Numbers p) {
@@ -695,6 +713,9 @@ const std::map<std::string, std::function<void()>> cases = {
     {"wrong parity", [] { run<Nothing>(threads(64, kExchangeBytes), wrong_parity, {}); }},
     {"two phases late", [] { run<Nothing>(threads(64, kExchangeBytes), two_phases_late, {}); }},
     {"send before cluster_sync", [] { run<Nothing>(kPair, send_before_cluster_sync, {}); }},
+    {"return without cluster_sync", [] { run<Nothing>(kPair, return_without_cluster_sync, {}); }},
+    {"expect what never comes",
+     [] { run<Nothing>(threads(64, kExchangeBytes), expect_what_never_comes, {}); }},
     {"return before a store arrives",
      [] { run<Nothing>(kPair, return_before_a_store_arrives, {}); }},
     {"read before a store arrives",

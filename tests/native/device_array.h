@@ -203,7 +203,7 @@ class RowsArray {
 template <class S>
 class MatrixArray {
  public:
-  MatrixArray(int64_t n, int64_t k, float scale)
+  MatrixArray(int64_t n, int64_t k, float scale, bool has_infinity = false)
       : transposed_(one_in(2)),
         lines_(transposed_ ? k : n),
         length_(transposed_ ? n : k),
@@ -211,6 +211,9 @@ class MatrixArray {
         array_(n * k == 0 ? 0 : (lines_ - 1) * stride_ + length_) {
     for (int64_t i = 0; n > 0 && i < lines_; ++i)
       fill_randomly(array_, i * stride_, length_, scale);
+    if (has_infinity)
+      array_.host[static_cast<size_t>(uniform(0, lines_ - 1) * stride_ + uniform(0, length_ - 1))] =
+          S(std::numeric_limits<float>::infinity());
   }
 
   rnn_cuda::Matrix matrix() { return {array_.device(), stride_, transposed_}; }
