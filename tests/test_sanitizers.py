@@ -129,7 +129,7 @@ DEFECTS = {
     ),
     "all blocks of a panel are multiplied with a row's first states": Defect(
         "recurrence",
-        "address",
+        "none",
         "walker.h",
         "k / kLanes<E> * buffers_.states.stride",
         "0 * buffers_.states.stride",
@@ -137,7 +137,7 @@ DEFECTS = {
     ),
     "an initial state that was given is not multiplied": Defect(
         "recurrence",
-        "address",
+        "none",
         "call.h",
         "r_.initial != nullptr || (r_.multiplies_zero_initial && !is_finite_)",
         "r_.multiplies_zero_initial && !is_finite_",
@@ -145,19 +145,19 @@ DEFECTS = {
     ),
     "the output of a thread's own columns begins with the first ones": Defect(
         "recurrence",
-        "address",
+        "none",
         "walker.h",
         "const E* state = buffers_.states.at(step.row + i, first_column_);",
         "const E* state = buffers_.states.at(step.row + i, 0);",
         "output[",
     ),
-    "threads that share all samples each leave a norm out": Defect(
+    "threads that share all samples each leave a row out": Defect(
         "gradients",
         "none",
         "gradients.cpp",
         "rows * (thread_ + 1) / threads}",
         "rows * (thread_ + 1) / threads - 1}",
-        "adjoint_norm[",
+        ", not ",  # a norm, or a row of the input's gradient
     ),
     "a matrix used where it lies is read from its first block only": Defect(
         "recurrence",

@@ -101,9 +101,10 @@ struct Shape {
       case 3:  // both
         T = uniform(80, 120), B = uniform(3, 6), H = uniform(100, 150);
     }
-    if (one_in(4)) I = uniform(60, 80);                 // x may be projected a chunk at a time
-    if (one_in(12)) T = 1, H = uniform(250, 300);       // a matrix used where it lies, in blocks
-    if (one_in(80)) T = 3, B = uniform(4, 6), H = 730;  // a matrix beyond a core's own cache
+    if (one_in(4)) I = uniform(60, 80);            // x may be projected a chunk at a time
+    if (one_in(12)) T = 1, H = uniform(250, 300);  // a matrix used where it lies, in blocks
+    // A matrix beyond a core's own cache, in panels that several tiles use block by block.
+    if (one_in(40)) T = 3, B = uniform(4, 12), H = 730;
     const bool packed = one_in(2);
     first_row.push_back(0);
     for (int64_t t = 0, size = B; t < T; ++t) {
