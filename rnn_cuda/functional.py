@@ -111,8 +111,8 @@ def bidirectional_elman_rnn(
     """Run one layer of an Elman RNN over a sequence in both directions of time, in one native call.
 
     What it computes is what two calls of :func:`elman_rnn` do, ``elman_rnn(input, *forward)`` and
-    ``elman_rnn(input, *reverse, reverse=True)`` (Schuster and Paliwal, 1997). The CUDA kernels run
-    both at the same time, and so the backward pass.
+    ``elman_rnn(input, *reverse, reverse=True)`` (Schuster and Paliwal, 1997). With the CUDA kernels
+    both are one launch, as is their backward pass, wherever U stays on the chip (``docs/cuda.md``).
 
     Args:
         input: as in :func:`elman_rnn`.
@@ -249,7 +249,7 @@ def _check_layer(
     nonlinearity: str,
     batch_sizes: Tensor | None,
 ) -> None:
-    """Check the arguments of a layer; those of one direction or of both are in order of names."""
+    """Check the arguments of a layer that has one direction, or a second one in reverse."""
     _check_tensor("input", input)
     for names, direction in zip(_NAMES_OF_EACH, directions, strict=False):
         _check_tensor(names[1], direction[1])
