@@ -18,6 +18,22 @@ TORCH_LIBRARY(rnn_cuda, library) {
       "Tensor weight_ih, Tensor weight_hh, Tensor output, str nonlinearity, bool reverse, "
       "Tensor? batch_sizes, bool[6] wanted) -> (Tensor grad_input, Tensor grad_h0, "
       "Tensor grad_weight_ih, Tensor grad_weight_hh, Tensor grad_bias, Tensor adjoint_norm)");
+  // Both directions of a layer at once; the second, which runs against time, has the suffix. Each
+  // of the two computes what the operators above do, and grad_input is the sum of both directions'.
+  library.def(
+      "elman_forward_pair(Tensor input, Tensor? h0, Tensor weight_ih, Tensor weight_hh, "
+      "Tensor? bias, Tensor? h0_reverse, Tensor weight_ih_reverse, Tensor weight_hh_reverse, "
+      "Tensor? bias_reverse, str nonlinearity, Tensor? batch_sizes) -> (Tensor output, Tensor h_n, "
+      "Tensor output_reverse, Tensor h_n_reverse)");
+  library.def(
+      "elman_gradients_pair(Tensor input, Tensor? grad_output, Tensor? grad_h_n, Tensor? h0, "
+      "Tensor weight_ih, Tensor weight_hh, Tensor output, Tensor? grad_output_reverse, "
+      "Tensor? grad_h_n_reverse, Tensor? h0_reverse, Tensor weight_ih_reverse, "
+      "Tensor weight_hh_reverse, Tensor output_reverse, str nonlinearity, Tensor? batch_sizes, "
+      "bool[11] wanted) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_weight_ih, "
+      "Tensor grad_weight_hh, Tensor grad_bias, Tensor adjoint_norm, Tensor grad_h0_reverse, "
+      "Tensor grad_weight_ih_reverse, Tensor grad_weight_hh_reverse, Tensor grad_bias_reverse, "
+      "Tensor adjoint_norm_reverse)");
   // y_t = d_t * (g_t + M y_{t-1})
   library.def(
       "linear_recurrence(Tensor d, Tensor g, Tensor m, Tensor? y0, bool reverse, "

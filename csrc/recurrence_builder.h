@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <optional>
 #include <string_view>
 #include <tuple>
@@ -43,6 +44,32 @@ inline NonlinearityEpilogues epilogues_of(std::string_view nonlinearity) {
 
 // Of input, h0, weight_ih, weight_hh, bias; and the adjoints' norm.
 using GradientTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Wanted = std::array<bool, 6>;  // which of them; the others come back without elements
+
+// Of both directions of a layer: of their common input, then of the rest of each.
+using PairGradientTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                                       Tensor, Tensor, Tensor, Tensor>;
+using PairWanted = std::array<bool, 11>;
+
+inline Wanted wanted_of_direction(const PairWanted& wanted, size_t direction) {
+  Wanted own = {wanted[0]};
+  for (size_t i = 1; i < own.size(); ++i) own[i] = wanted[5 * direction + i];
+  return own;
+}
+
+inline PairGradientTensors pair_of(const Tensor& grad_input, const GradientTensors& forward,
+                                   const GradientTensors& reverse) {
+  const auto but_input = [](const Tensor&, const auto&... rest) { return std::tuple(rest...); };
+  return std::tuple_cat(std::tuple(grad_input), std::apply(but_input, forward),
+                        std::apply(but_input, reverse));
+}
+
+// All else of the two directions' shapes is checked against what they have in common.
+inline void check_one_hidden_size(const Tensor& weight_hh, const Tensor& weight_hh_reverse) {
+  TORCH_CHECK(weight_hh.sizes() == weight_hh_reverse.sizes(),
+              "rnn_cuda: weight_hh_reverse must have shape ", weight_hh.sizes(),
+              " as weight_hh has, got ", weight_hh_reverse.sizes());
+}
 
 // Fills in a Recurrence. Keeps alive what it had to copy; checks what it takes against what is
 // already there. (The Python layer has said the same in friendlier words before.)

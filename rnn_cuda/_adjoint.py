@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -69,22 +69,47 @@ def check_recordable(grads: Sequence[Tensor | None]) -> None:
         )
 
 
-def report(
-    sinks: Sequence[AdjointSink],
-    norm: Tensor,
-    grads: Sequence[Tensor | None],
-    output: Tensor,
-    weight_hh: Tensor,
-    options: Sequence[Any],
-    batch: int,
-) -> None:
-    """Tell the sinks of a backward pass, given what it got and the norms that it computed."""
-    adjoint = None
-    if any(sink.vectors for sink in sinks):
-        with torch.no_grad():
-            delta = torch.ops.rnn_cuda.elman_backward(*grads, output, weight_hh, *options)
-            _, reverse, batch_sizes = options
-            links = Links.of(output, reverse, batch_sizes, batch)
-            adjoint = total_adjoint(grads[0], grads[1], delta, weight_hh, links)
-    for sink in sinks:
-        sink(norm.detach(), adjoint if sink.vectors else None)
+class Direction(NamedTuple):
+    """One direction of an Elman layer, as a backward pass finds it."""
+
+    grads: Sequence[Tensor | None]  # of the output and of h_n
+    states: Sequence[Any]  # h0, weight_ih, weight_hh, and the output
+    options: Sequence[Any]  # nonlinearity, reverse, batch_sizes
+    needs: Sequence[bool]  # whether h0, weight_ih, weight_hh, bias_ih, bias_hh need a gradient
+    sinks: Sequence[AdjointSink]
+    batch: int
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether there is a gradient to propagate, or somebody who wants to hear of none."""
+        return self.grads[0] is not None or self.grads[1] is not None or bool(self.sinks)
+
+    @property
+    def wanted(self) -> tuple[bool, ...]:
+        """What to ask the kernel for: gradients of h0, weights and bias, and the adjoint's norm."""
+        needs_h0, needs_ih, needs_hh, needs_bias_ih, needs_bias_hh = self.needs
+        return needs_h0, needs_ih, needs_hh, needs_bias_ih or needs_bias_hh, bool(self.sinks)
+
+    def take(self, results: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """Tell the sinks what `wanted` brought; return the gradients as ``needs`` lists them."""
+        *gradients, of_bias, norm = results
+        if self.sinks:
+            self._report(norm)
+        pairs = zip((*gradients, of_bias, of_bias), self.needs, strict=True)
+        return tuple(gradient if needs else None for gradient, needs in pairs)
+
+    def _report(self, norm: Tensor) -> None:
+        check_recordable(self.grads)
+        adjoint = None
+        if any(sink.vectors for sink in self.sinks):
+            grad_output, grad_h_n = self.grads
+            _, _, weight_hh, output = self.states
+            _, reverse, batch_sizes = self.options
+            with torch.no_grad():
+                delta = torch.ops.rnn_cuda.elman_backward(
+                    grad_output, grad_h_n, output, weight_hh, *self.options
+                )
+                links = Links.of(output, reverse, batch_sizes, self.batch)
+                adjoint = total_adjoint(grad_output, grad_h_n, delta, weight_hh, links)
+        for sink in self.sinks:
+            sink(norm.detach(), adjoint if sink.vectors else None)

@@ -24,7 +24,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from rnn_cuda._adjoint import check_recordable, report, row_norms, total_adjoint
+from rnn_cuda._adjoint import Direction, row_norms, total_adjoint
 from rnn_cuda._links import Links, add_at, outer_with_previous, rows_of, take, times_previous
 from rnn_cuda.reference import activation_derivative, compute_dtype
 
@@ -53,7 +53,7 @@ def _differentiable_again(jvp: Callable[..., Any]) -> Callable[..., Any]:
 def plain_eager_mode() -> bool:
     """Whether what runs now is eager code, under no transform of torch.func and no forward mode.
 
-    Then only reverse mode can follow, and `_OperatorFunction.call` does for the dispatcher, whose
+    Then only reverse mode can follow, and `OperatorFunction.call` does for the dispatcher, whose
     way to an autograd kernel in Python and back takes longer than a small RNN.
     """
     return not (
@@ -68,7 +68,7 @@ def _needs_graph(args: Sequence[Any]) -> bool:
     return torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
 
 
-class _OperatorFunction(_SingleLevelFunction):
+class OperatorFunction(_SingleLevelFunction):
     """The autograd kernel of a native operator: its derivative in both modes, of every order.
 
     A plain ``torch.autograd.Function`` would not do, because torch.compile takes none that has a
@@ -116,7 +116,7 @@ class _OperatorFunction(_SingleLevelFunction):
         return args[-1][0]  # the outputs, see _differentiable
 
 
-class _Shortcut(_OperatorFunction):
+class Shortcut(OperatorFunction):
     """The autograd kernel of an operator that computes what a composition of others does, faster.
 
     Derivatives are those of the composition.
@@ -137,6 +137,15 @@ class _Shortcut(_OperatorFunction):
     ) -> None:
         ctx.save_for_forward(*inputs[: cls.tensors])
         ctx.options = inputs[cls.tensors : -1]
+
+    @classmethod
+    def within_backward(cls, *args: Any, **of_composition: Any) -> Any:
+        """Call the operator, or what reverse mode can follow where that has to."""
+        if _needs_graph(args):
+            return cls.composition(*args, **of_composition)
+        if plain_eager_mode():
+            return cls.below_autograd(*args)
+        return getattr(torch.ops.rnn_cuda, cls.operator)(*args)
 
     @classmethod
     def jvp(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -170,7 +179,7 @@ def total_bias(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | None:
     return bias_ih + bias_hh
 
 
-class ElmanRNN(_OperatorFunction):
+class ElmanRNN(OperatorFunction):
     """The operator takes bias_ih + bias_hh; the Function both, so that their sum has no node."""
 
     operator = "elman_forward"
@@ -191,40 +200,17 @@ class ElmanRNN(_OperatorFunction):
         input, h0, weight_ih, weight_hh, *_ = inputs
         ctx.options = inputs[6:9]  # nonlinearity, reverse, batch_sizes
         ctx.batch = output[1].shape[0]
-        ctx.adjoint_sinks = ()  # set from outside, on the output's grad_fn, which is ctx
+        ctx.adjoint_sinks = [()]  # of the one direction; set from outside, on the node: it is ctx
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(input, h0, weight_ih, weight_hh, output[0])
         ctx.save_for_forward(input, h0, weight_ih, weight_hh, output[0])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        sinks = ctx.adjoint_sinks
-        if grads[0] is None and grads[1] is None and not sinks:
-            return (None,) * 10
-        needs, saved = ctx.needs_input_grad, ctx.saved_tensors
-        if sinks:
-            check_recordable(grads)
-        wanted = (*needs[:4], needs[4] or needs[5], bool(sinks))
-        arguments: Any = (*grads, *saved, *ctx.options, wanted)
-        if _needs_graph(arguments):
-            gradients = elman_gradients_by_parts(*arguments, batch=ctx.batch)
-        elif plain_eager_mode():
-            gradients = ElmanGradients.below_autograd(*arguments)
-        else:
-            gradients = torch.ops.rnn_cuda.elman_gradients(*arguments)
-        of_input, of_h0, of_weight_ih, of_weight_hh, of_bias, norm = gradients
-        if sinks:
-            _, _, _, weight_hh, output = saved
-            report(sinks, norm, grads, output, weight_hh, ctx.options, ctx.batch)
-        return (
-            of_input if needs[0] else None,
-            of_h0 if needs[1] else None,
-            of_weight_ih if needs[2] else None,
-            of_weight_hh if needs[3] else None,
-            of_bias if needs[4] else None,
-            of_bias if needs[5] else None,
-            *(None,) * 4,
-        )
+        (input, *states), (needs_input, *needs) = ctx.saved_tensors, ctx.needs_input_grad
+        (sinks,) = ctx.adjoint_sinks
+        direction = Direction(grads, states, ctx.options, needs[:5], sinks, ctx.batch)
+        return (*gradients_of_direction(direction, input, needs_input), *(None,) * 4)
 
     @staticmethod
     @_differentiable_again
@@ -253,6 +239,23 @@ class ElmanRNN(_OperatorFunction):
             batch_sizes,
         )
         return tangent, take(rows_of(tangent), links.last)
+
+
+def gradients_of_direction(
+    direction: Direction, input: Tensor, needs_input: bool
+) -> tuple[Tensor | None, ...]:
+    """Those of the input, h0, weight_ih, weight_hh and the two biases; the rest is None."""
+    if not direction.is_reached:
+        return (None,) * 6
+    of_input, *others = ElmanGradients.within_backward(
+        *direction.grads,
+        input,
+        *direction.states,
+        *direction.options,
+        (needs_input, *direction.wanted),
+        batch=direction.batch,
+    )
+    return (of_input if needs_input else None, *direction.take(others))
 
 
 def elman_gradients_by_parts(
@@ -296,7 +299,7 @@ def elman_gradients_by_parts(
     return tuple(output.new_empty(0) if g is None else g for g in gradients)
 
 
-class ElmanGradients(_Shortcut):
+class ElmanGradients(Shortcut):
     """The same by one operator, which keeps no delta. It is what ordinary training runs."""
 
     operator = "elman_gradients"
@@ -328,7 +331,7 @@ def elman_backward_by_p2(
     )
 
 
-class ElmanBackward(_Shortcut):
+class ElmanBackward(Shortcut):
     """The same by one operator, which reads f' off the output."""
 
     operator = "elman_backward"
@@ -339,7 +342,7 @@ class ElmanBackward(_Shortcut):
 # ---- P2 ------------------------------------------------------------------------------------------
 
 
-class LinearRecurrence(_OperatorFunction):
+class LinearRecurrence(OperatorFunction):
     operator = "linear_recurrence"
 
     @staticmethod

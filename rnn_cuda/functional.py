@@ -3,14 +3,16 @@
     P1  elman_rnn          h_t = f(W x_t + b_ih + U h_{t-1} + b_hh)
     P2  linear_recurrence  y_t = d_t * (g_t + M y_{t-1})
 
-Either has derivatives of any order, in both modes, without Python per time step, because all of
-them can be had from P1 and P2; see ``docs/differentiation.md``.
+`bidirectional_elman_rnn` is P1 in both directions of time. Each has derivatives of any order, in
+both modes, without Python per time step, because all of them can be had from P1 and P2; see
+``docs/differentiation.md``.
 
 Shape legend: T time steps, B batch, I input size, H hidden size, N = sum(batch_sizes) packed rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,9 +20,10 @@ from torch import Tensor
 
 from rnn_cuda import backend, reference
 from rnn_cuda._autograd import ElmanRNN, LinearRecurrence, plain_eager_mode, total_bias
+from rnn_cuda._autograd_pair import ElmanRNNPair
 from rnn_cuda.reference import NONLINEARITIES
 
-__all__ = ["NONLINEARITIES", "elman_rnn", "linear_recurrence"]
+__all__ = ["NONLINEARITIES", "bidirectional_elman_rnn", "elman_rnn", "linear_recurrence"]
 
 _SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -68,31 +71,13 @@ def elman_rnn(
             expected and what was given.
 
     """
-    _check_tensor("input", input)
-    _check_tensor("weight_ih", weight_ih)
-    _check_tensor("weight_hh", weight_hh)
-    if nonlinearity not in NONLINEARITIES:
-        raise ValueError(
-            f"nonlinearity: expected one of {', '.join(NONLINEARITIES)}; got {nonlinearity!r}"
-        )
-    hidden = _check_square("weight_hh", weight_hh)
-    features = _check_weight_ih(weight_ih, hidden)
     _check_bool("reverse", reverse)
-    kind = (input.dtype, input.device)
+    direction = (h0, weight_ih, weight_hh, bias_ih, bias_hh)
+    _check_layer(input, (direction,), nonlinearity, batch_sizes)
     batched = batch_sizes is not None or input.ndim != 2
     if not batched:
         input = input.unsqueeze(1)
-        _check_like(kind, h0, "h0", (hidden,))
-        h0 = None if h0 is None else h0.unsqueeze(0)
-    batch = _check_sequence("input", input, features, batch_sizes)
-    if batch is None and isinstance(h0, Tensor):
-        batch = h0.shape[0]
-    _check_like(kind, h0, "h0", (batch, hidden))
-    _check_kind(kind, weight_ih, "weight_ih")
-    _check_kind(kind, weight_hh, "weight_hh")
-    _check_like(kind, bias_ih, "bias_ih", (hidden,))
-    _check_like(kind, bias_hh, "bias_hh", (hidden,))
-
+        h0 = _unsqueezed(h0)
     if backend.use_native(input.device.type, input.dtype):
         weights, options = (weight_ih, weight_hh), (nonlinearity, reverse, batch_sizes)
         if plain_eager_mode():
@@ -113,6 +98,65 @@ def elman_rnn(
             batch_sizes=batch_sizes,
         )
     return (output, h_n) if batched else (output.squeeze(1), h_n.squeeze(0))
+
+
+def bidirectional_elman_rnn(
+    input: Tensor,
+    forward: Sequence[Tensor | None],
+    reverse: Sequence[Tensor | None],
+    *,
+    nonlinearity: str = "tanh",
+    batch_sizes: Tensor | None = None,
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Run one layer of an Elman RNN over a sequence in both directions of time, in one native call.
+
+    What it computes is what two calls of :func:`elman_rnn` do, ``elman_rnn(input, *forward)`` and
+    ``elman_rnn(input, *reverse, reverse=True)`` (Schuster and Paliwal, 1997). With the CUDA kernels
+    both are one launch, as is their backward pass, wherever U stays on the chip (``docs/cuda.md``).
+
+    Args:
+        input: as in :func:`elman_rnn`.
+        forward: ``(h0, weight_ih, weight_hh, bias_ih, bias_hh)`` of the direction from the first
+            time step to the last, as in :func:`elman_rnn`; ``h0`` and the biases may be None, and
+            the biases may be left out.
+        reverse: the same of the other direction, with the same H.
+        nonlinearity: as in :func:`elman_rnn`; so is batch_sizes.
+        batch_sizes: those of a PackedSequence, or None.
+
+    Returns:
+        ``(output, h_n)`` of each direction, as :func:`elman_rnn` returns them. The output of
+        ``torch.nn.RNN`` is the two outputs' concatenation along the last dimension.
+
+    Raises:
+        TypeError, ValueError: as in :func:`elman_rnn`; tensors of ``reverse`` are named
+            ``weight_ih_reverse`` and so on.
+
+    """
+    first, second = _direction("forward", forward), _direction("reverse", reverse)
+    _check_layer(input, (first, second), nonlinearity, batch_sizes)
+    batched = batch_sizes is not None or input.ndim != 2
+    if not batched:
+        input = input.unsqueeze(1)
+        first, second = (_unsqueezed(first[0]), *first[1:]), (_unsqueezed(second[0]), *second[1:])
+    if backend.use_native(input.device.type, input.dtype):
+        if plain_eager_mode():
+            results = ElmanRNNPair.call(input, *first, *second, nonlinearity, batch_sizes)
+        else:
+            tensors = [t for each in (first, second) for t in (*each[:3], total_bias(*each[3:]))]
+            results = torch.ops.rnn_cuda.elman_forward_pair(
+                input, *tensors, nonlinearity, batch_sizes
+            )
+        output, h_n, output_reverse, h_n_reverse = results
+    else:
+        options: Any = {"nonlinearity": nonlinearity, "batch_sizes": batch_sizes}
+        output, h_n = reference.elman_rnn(input, *first, **options)
+        output_reverse, h_n_reverse = reference.elman_rnn(input, *second, reverse=True, **options)
+    if batched:
+        return (output, h_n), (output_reverse, h_n_reverse)
+    return (
+        (output.squeeze(1), h_n.squeeze(0)),
+        (output_reverse.squeeze(1), h_n_reverse.squeeze(0)),
+    )
 
 
 def linear_recurrence(
@@ -174,6 +218,63 @@ def _check_tensor(name: str, value: object) -> None:
 def _check_bool(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+
+
+_Direction = tuple[Any, Any, Any, Any, Any]  # h0, weight_ih, weight_hh, bias_ih, bias_hh
+
+
+def _direction(name: str, tensors: object) -> _Direction:
+    if not isinstance(tensors, tuple | list):
+        raise TypeError(f"{name}: expected a tuple of tensors, got {type(tensors).__name__}")
+    if not 3 <= len(tensors) <= 5:
+        raise ValueError(
+            f"{name}: expected (h0, weight_ih, weight_hh) and up to two biases, "
+            f"got {len(tensors)} items"
+        )
+    h0, weight_ih, weight_hh, bias_ih, bias_hh = (*tensors, None, None)[:5]
+    return h0, weight_ih, weight_hh, bias_ih, bias_hh
+
+
+def _unsqueezed(h0: Tensor | None) -> Tensor | None:
+    return None if h0 is None else h0.unsqueeze(0)
+
+
+_NAMES = ("h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_NAMES_OF_EACH = (_NAMES, tuple(f"{name}_reverse" for name in _NAMES))
+
+
+def _check_layer(
+    input: Tensor,
+    directions: Sequence[_Direction],
+    nonlinearity: str,
+    batch_sizes: Tensor | None,
+) -> None:
+    """Check the arguments of a layer that has one direction, or a second one in reverse."""
+    _check_tensor("input", input)
+    for names, direction in zip(_NAMES_OF_EACH, directions, strict=False):
+        _check_tensor(names[1], direction[1])
+        _check_tensor(names[2], direction[2])
+    if nonlinearity not in NONLINEARITIES:
+        raise ValueError(
+            f"nonlinearity: expected one of {', '.join(NONLINEARITIES)}; got {nonlinearity!r}"
+        )
+    _, weight_ih, weight_hh, *_ = directions[0]
+    hidden = _check_square("weight_hh", weight_hh)
+    features = _check_weight_ih(weight_ih, hidden)
+    kind = (input.dtype, input.device)
+    if batch_sizes is None and input.ndim == 2:
+        _check_sequence("input", input.unsqueeze(1), features, None)
+        state = (hidden,)
+    else:
+        batch = _check_sequence("input", input, features, batch_sizes)
+        for h0, *_ in directions:
+            if batch is None and isinstance(h0, Tensor):
+                batch = h0.shape[0]
+        state = (batch, hidden)
+    shapes = (state, (hidden, features), (hidden, hidden), (hidden,), (hidden,))
+    for names, direction in zip(_NAMES_OF_EACH, directions, strict=False):
+        for tensor, name, shape in zip(direction, names, shapes, strict=True):
+            _check_like(kind, tensor, name, shape)
 
 
 def _check_square(name: str, matrix: Tensor) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any, overload
 
 import torch
@@ -25,7 +26,7 @@ from rnn_cuda.arguments import (
     check_tensor,
     type_name,
 )
-from rnn_cuda.functional import elman_rnn
+from rnn_cuda.functional import bidirectional_elman_rnn, elman_rnn
 from rnn_cuda.rebuild import TORCH_NONLINEARITIES, parameter_copier, rebuild
 
 
@@ -33,7 +34,7 @@ class ElmanStack(nn.Module):
     """Layers and directions of Elman cells, with the interface of :class:`torch.nn.RNN`.
 
     Arguments, inputs, outputs and parameters are those that `FusedRNN` documents; a subclass says
-    how one layer and direction runs over a sequence.
+    how one layer runs over a sequence.
     """
 
     # A plain Module rather than an nn.RNNBase: the base class keeps a second, flat list of the
@@ -255,33 +256,26 @@ class ElmanStack(nn.Module):
             h0 = hx.unbind(0) if len(weights) > 1 else [hx.squeeze(0)]
         final_states = []
         for layer in range(self.num_layers):
-            outputs = []
-            for direction in range(self._num_directions):
-                index = layer * self._num_directions + direction
-                output, h_n = self._recurrence(
-                    sequence,
-                    h0[index],
-                    weights[index],
-                    reverse=direction == 1,
-                    batch_sizes=batch_sizes,
-                )
-                outputs.append(output)
-                final_states.append(h_n)
+            its = slice(layer * self._num_directions, (layer + 1) * self._num_directions)
+            directions = self._layer(sequence, h0[its], weights[its], batch_sizes)
+            outputs = [output for output, _ in directions]
+            final_states += [h_n for _, h_n in directions]
             sequence = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
             if self.dropout and layer + 1 < self.num_layers:
                 sequence = nn.functional.dropout(sequence, self.dropout, self.training)
         return sequence, torch.stack(final_states)
 
-    def _recurrence(
+    def _layer(
         self,
         sequence: Tensor,
-        h0: Tensor | None,
-        weights: list[Tensor],
-        *,
-        reverse: bool,
+        h0: Sequence[Tensor | None],
+        weights: Sequence[list[Tensor]],
         batch_sizes: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Run one layer and direction; arguments and results as in ``functional.elman_rnn``."""
+    ) -> Sequence[tuple[Tensor, Tensor]]:
+        """Run one layer: initial state and weights of each direction to ``(output, h_n)`` of each.
+
+        Shapes are those of ``functional.elman_rnn``.
+        """
         raise NotImplementedError
 
     def _check_hx_shape(self, hx: Tensor, batch: tuple[int, ...]) -> None:
@@ -369,23 +363,18 @@ class FusedRNN(ElmanStack):
 
     """
 
-    def _recurrence(
+    def _layer(
         self,
         sequence: Tensor,
-        h0: Tensor | None,
-        weights: list[Tensor],
-        *,
-        reverse: bool,
+        h0: Sequence[Tensor | None],
+        weights: Sequence[list[Tensor]],
         batch_sizes: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        return elman_rnn(
-            sequence,
-            h0,
-            *weights,
-            nonlinearity=self.nonlinearity,
-            reverse=reverse,
-            batch_sizes=batch_sizes,
-        )
+    ) -> Sequence[tuple[Tensor, Tensor]]:
+        options: Any = {"nonlinearity": self.nonlinearity, "batch_sizes": batch_sizes}
+        directions = [(start, *its) for start, its in zip(h0, weights, strict=True)]
+        if self.bidirectional:
+            return bidirectional_elman_rnn(sequence, *directions, **options)
+        return [elman_rnn(sequence, *directions[0], **options)]
 
     @classmethod
     def from_torch(cls, rnn: nn.RNN) -> FusedRNN:

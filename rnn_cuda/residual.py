@@ -13,6 +13,7 @@ Shape legend: T time steps, B batch, I input size, H hidden size, N = sum(batch_
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,14 +30,25 @@ class ResidualRNN(ElmanStack):
         """Return keep, rate and A (in the dtype of ``weight_hh``)."""
         raise NotImplementedError
 
-    def _recurrence(
+    def _layer(
+        self,
+        sequence: Tensor,
+        h0: Sequence[Tensor | None],
+        weights: Sequence[list[Tensor]],
+        batch_sizes: Tensor | None,
+    ) -> Sequence[tuple[Tensor, Tensor]]:
+        return [
+            self._direction(sequence, start, its, batch_sizes, reverse)
+            for start, its, reverse in zip(h0, weights, (False, True), strict=False)
+        ]
+
+    def _direction(
         self,
         sequence: Tensor,
         h0: Tensor | None,
         weights: list[Tensor],
-        *,
-        reverse: bool,
         batch_sizes: Tensor | None,
+        reverse: bool,
     ) -> tuple[Tensor, Tensor]:
         dtype, wide = sequence.dtype, compute_dtype(sequence.dtype)
         weight_ih, weight_hh, *biases = (weight.to(wide) for weight in weights)

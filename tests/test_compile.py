@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from rnn_cuda import FusedRNN, backend
-from rnn_cuda.functional import elman_rnn
+from rnn_cuda.functional import bidirectional_elman_rnn, elman_rnn
 
 NATIVE = backend.use_native("cpu", torch.float32)
 needs_native = pytest.mark.skipif(
@@ -83,9 +83,9 @@ def test_one_graph_serves_every_batch_size_and_length_and_holds_no_time_steps():
             torch.testing.assert_close(loss, expected)
             torch.testing.assert_close(gradients(model, loss), gradients(model, expected))
     (forward,), (backward,) = recorder.fw_graphs, recorder.bw_graphs
-    assert native_calls(forward) == ["elman_forward"] * 4
-    assert native_calls(backward) == ["elman_gradients"] * 4
-    # About twenty nodes per layer and direction, however long the sequence is.
+    assert native_calls(forward) == ["elman_forward_pair"] * 2  # of both layers
+    assert native_calls(backward) == ["elman_gradients_pair"] * 2
+    # About forty nodes per layer, however long the sequence is.
     assert len(forward.graph.nodes) < 100
     assert len(backward.graph.nodes) < 120
 
@@ -124,14 +124,15 @@ def test_inductor_trains_as_eager_mode_does():
 
 
 @needs_native
+@pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("with_hx", [False, True])
-def test_one_graph_serves_every_packed_sequence(with_hx):
-    rnn = FusedRNN(I, H)
+def test_one_graph_serves_every_packed_sequence(with_hx, bidirectional):
+    rnn = FusedRNN(I, H, bidirectional=bidirectional)
     compiled = torch.compile(rnn, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         for lengths in [(4, 3, 1), (8, 8, 2, 1, 1, 1, 1), (9, 3)]:
             packed = pack_sequence([torch.randn(n, I) for n in lengths])
-            hx = torch.randn(1, len(lengths), H) if with_hx else None
+            hx = torch.randn(1 + bidirectional, len(lengths), H) if with_hx else None
             results = []
             for module in (compiled, rnn):
                 output, h_n = module(packed, hx)
@@ -244,7 +245,7 @@ def test_an_exported_program_saved_and_loaded_serves_every_batch_size_and_length
     program = export_with_dynamic_shapes(rnn, strict)
     torch.export.save(program, tmp_path / "rnn.pt2")
     loaded = torch.export.load(tmp_path / "rnn.pt2")
-    assert native_calls(loaded.graph_module) == ["elman_forward"] * 4
+    assert native_calls(loaded.graph_module) == ["elman_forward_pair"] * 2
     assert_runs_as(rnn, loaded.module())
     assert_runs_as(rnn, loaded.run_decompositions().module())
 
@@ -293,7 +294,7 @@ def operator_arguments(packed, with_state, requires_grad):
     states, cotangent = leaf(*rows, H), leaf(*rows, H) if packed else None
     if cotangent is None and state is None:
         cotangent = leaf(*rows, H)
-    return [
+    found = [
         (operators.elman_forward, (leaf(*rows, I), state, W, U, b, "tanh", packed, sizes)),
         (operators.elman_backward, (cotangent, state, states, U, "sigmoid", packed, sizes)),
         (
@@ -301,6 +302,24 @@ def operator_arguments(packed, with_state, requires_grad):
             (cotangent, state, leaf(*rows, I), state, W, U, states, "relu", packed, sizes, wanted),
         ),
         (operators.linear_recurrence, (states, leaf(*rows, H), U, state, packed, sizes)),
+    ]
+    if packed != with_state:  # two kinds are enough of what is composed of the others
+        return found
+    return [
+        *found,
+        (
+            operators.elman_forward_pair,
+            (leaf(*rows, I), state, W, U, b, None, leaf(H, I), leaf(H, H), b, "relu", sizes),
+        ),
+        (
+            operators.elman_gradients_pair,
+            (
+                leaf(*rows, I),
+                *(cotangent, state, state, W, U, states),
+                *(None, leaf(3, H), state, leaf(H, I), leaf(H, H), leaf(*rows, H)),
+                *("tanh", sizes, [*wanted, *reversed(wanted[1:])]),
+            ),
+        ),
     ]
 
 
@@ -358,6 +377,9 @@ def test_flops_are_those_of_the_matrix_products(packed):
     with FlopCounterMode(display=False) as forward:
         output, _ = elman_rnn(x, None, W, U, batch_sizes=sizes)
     assert forward.get_total_flops() == 2 * rows * H * (I + H)
+    with FlopCounterMode(display=False) as both:
+        bidirectional_elman_rnn(x, (None, W, U), (None, W, U), batch_sizes=sizes)
+    assert both.get_total_flops() == 2 * forward.get_total_flops()
     with FlopCounterMode(display=False) as backward:
         torch.autograd.grad(output.sum(), (x, W, U))
     recurrence, input_and_weight = 2 * rows * H * H, 2 * 2 * rows * H * I

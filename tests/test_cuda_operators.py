@@ -13,9 +13,11 @@ import pytest
 import torch
 
 import rnn_cuda
-from rnn_cuda import backend, functional, reference
+from rnn_cuda import FusedRNN, backend, functional, reference
 from rnn_cuda._autograd import elman_gradients_by_parts
-from rnn_cuda.functional import NONLINEARITIES, elman_rnn
+from rnn_cuda._autograd_pair import elman_gradients_in_turn
+from rnn_cuda.functional import NONLINEARITIES, bidirectional_elman_rnn, elman_rnn
+from rnn_cuda.instruments import GradientFlow
 from tests.test_functional import batch_sizes_of, relative_error, widened
 
 EMULATED = backend.requested() == "emulated"
@@ -202,6 +204,106 @@ def test_norms_do_not_vanish_before_the_adjoint_does(dtype, text):
     smallest = torch.finfo(dtype).tiny
     kept = expected[:normal] / H**0.5 > smallest
     torch.testing.assert_close(norms[:normal][kept], expected[:normal][kept], rtol=1e-6, atol=0)
+
+
+# ---- both directions at once ---------------------------------------------------------------------
+
+only_emulated = pytest.mark.skipif(not EMULATED, reason="a GPU does not count its launches")
+
+
+def launches_of(f, *args, **kwargs):
+    """Return the result, and how many kernels were launched (None on a GPU)."""
+    if not EMULATED:
+        return f(*args, **kwargs), None
+    before = torch.ops.rnn_cuda.emulated_launches()
+    result = f(*args, **kwargs)
+    return result, torch.ops.rnn_cuda.emulated_launches() - before
+
+
+@every_plan
+def test_both_directions_equal_the_float64_reference_in_one_launch_each_way(dtype, text):
+    tolerance = TOLERANCE.get(dtype, 4 * torch.finfo(dtype).eps)
+    for seed, packed in enumerate((False, True)):
+        tensors, sizes = problem(dtype, packed, seed)  # one direction with h0, and with two biases
+        x, *forward = tensors.values()
+        _, *reverse = problem(dtype, packed, seed + 1)[0].values()
+        options = {"nonlinearity": NONLINEARITIES[seed], "batch_sizes": sizes}
+        everything = [x, *forward, *reverse]
+        leaves = [t.requires_grad_() for t in everything if t is not None]
+        wide = [None if t is None else t.detach().double().requires_grad_() for t in everything]
+        run = reference.elman_rnn
+        expected = [*run(wide[0], *wide[1:6], **options)]
+        expected += run(wide[0], *wide[6:], reverse=True, **options)
+        cotangents = [torch.randn_like(t).to(dtype) for t in expected]
+        expected += torch.autograd.grad(
+            expected, [t for t in wide if t is not None], [c.double() for c in cotangents]
+        )
+        with rnn_cuda.plan_override(text):
+            of_each, launches = launches_of(bidirectional_elman_rnn, x, forward, reverse, **options)
+            outputs = [t for each in of_each for t in each]
+            grads, backward_launches = launches_of(torch.autograd.grad, outputs, leaves, cotangents)
+        for i, (got, want) in enumerate(zip([*outputs, *grads], expected, strict=True)):
+            assert relative_error(got, want) < tolerance, (i, packed)
+        if "streamed" in text:
+            assert launches in (2 * T, None)
+        else:
+            assert launches in (1, None)
+        assert backward_launches == launches
+
+
+@every_plan
+def test_norms_of_both_directions_or_of_one_are_those_of_float64(dtype, text):
+    tolerance = TOLERANCE.get(dtype, 4 * torch.finfo(dtype).eps)
+    for packed in (False, True):
+        first, second = (gradient_arguments(dtype, packed, r, seed=3 * r) for r in (False, True))
+        grad_output, grad_h_n, x, *states = first[:7]
+        of_reverse = [*second[:2], *second[3:7]]
+        args = [x, grad_output, grad_h_n, *states, *of_reverse, "identity", first[9]]
+        wide = [a.double() if isinstance(a, torch.Tensor) else a for a in args[:-1]]
+        with rnn_cuda.plan_override("residency=streamed"):
+            exact = elman_gradients_in_turn(*wide, args[-1], [True] * 11)
+        for of_forward, of_reverse in ((True, True), (True, False), (False, True)):
+            wanted = [*[False] * 5, of_forward, *[False] * 4, of_reverse]
+            with rnn_cuda.plan_override(text), torch.no_grad():
+                found = torch.ops.rnn_cuda.elman_gradients_pair(*args, wanted)
+            for place in (5, 10):
+                if not wanted[place]:
+                    assert found[place].numel() == 0
+                    continue
+                errors = (found[place] - exact[place]).abs() / exact[place]
+                assert errors.max() < tolerance, (packed, place)
+
+
+@only_emulated
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_bidirectional_module_is_one_launch_each_way(recorded):
+    rnn = FusedRNN(I, H, bidirectional=True)
+    with GradientFlow(rnn if recorded else FusedRNN(I, H)) as flow:
+        (output, _), launches = launches_of(rnn, torch.randn(T, B, I))
+        _, backward_launches = launches_of(output.sum().backward)
+    assert launches == 1
+    # With norms, one more for each direction, which adds up the parts.
+    assert backward_launches == (3 if recorded else 1)
+    assert list(flow.adjoint_norm) == (["l0", "l0_reverse"] if recorded else [])
+
+
+@only_emulated
+@pytest.mark.parametrize("directions", [1, 2])
+def test_the_plan_of_both_directions_is_what_a_module_runs_with(directions, monkeypatch):
+    sizes = (64, 64, 64, 512)  # where the plans of one and of two directions differ
+    plan = rnn_cuda.plan(*sizes, directions=directions, device=DEVICE)
+    other = rnn_cuda.plan(*sizes, directions=3 - directions, device=DEVICE)
+    fields = ("residency", "fuse_input", "blocks", "columns", "row_warps", "depth_split")
+    words = [{name: getattr(p, name) for name in fields} for p in (plan, other)]
+    assert words[0] != words[1]
+    time_steps, batch, inputs, hidden = sizes
+    rnn = FusedRNN(inputs, hidden, bidirectional=directions == 2)
+    monkeypatch.setenv("RNN_CUDA_EMULATOR_SCHEDULE", "sideways")  # the error names the plan
+    with torch.no_grad(), pytest.raises(RuntimeError, match="The plan was") as caught:
+        rnn(torch.randn(time_steps, batch, inputs))
+    for name, value in words[0].items():
+        value = int(value) if isinstance(value, bool) else value
+        assert f"{name}={value}" in str(caught.value)
 
 
 # ---- edges ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rnn_cuda import backend, reference
 from rnn_cuda._autograd import elman_gradients_by_parts
+from rnn_cuda._autograd_pair import arguments_of_each, elman_gradients_in_turn
 from rnn_cuda.functional import NONLINEARITIES, elman_rnn
 
 pytestmark = [
@@ -76,9 +77,9 @@ def native(*args):
     return torch.ops.rnn_cuda.elman_gradients(*args)
 
 
-def assert_equal(actual, expected, tolerance=1e-12):
+def assert_equal(actual, expected, tolerance=1e-12, names=NAMES):
     """Compare gradients, each on the scale of its own norm."""
-    for name, (got, want) in zip(NAMES, zip(actual, expected, strict=True), strict=False):
+    for name, (got, want) in zip(names, zip(actual, expected, strict=True), strict=False):
         assert got.shape == want.shape, name
         assert got.dtype == want.dtype, name
         assert (got.double() - want.double()).norm() <= tolerance * want.double().norm(), name
@@ -171,6 +172,87 @@ def test_gradients_of_one_sequence_without_a_batch_equal_the_references():
         output, h_n = run(leaf(x), leaf(h0), W, U)
         results.append(torch.autograd.grad(output.square().sum() + h_n.sum(), (x, h0, W, U)))
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+# ---- both directions at once ---------------------------------------------------------------------
+
+BOTH_NAMES = (*NAMES, *(f"{name}_reverse" for name in NAMES[1:]))
+# Each result alone, all but each, all.
+CHOICES = [tuple((i == k) != others for i in range(11)) for k in range(11) for others in (0, 1)]
+CHOICES.append((True,) * 11)
+
+
+def arguments_of_both(*, wanted=CHOICES[-1], sizes=None, **options):
+    """Arguments of elman_gradients_pair; the directions differ in what arrives at each."""
+    grad_output, grad_h_n, x, *states = arguments(sizes=sizes, **options)[:7]
+    states_reverse = arguments(sizes=sizes, **options | {"h0": False, "reverse": True})[3:7]
+    tensors = [x, grad_output, grad_h_n, *states, None, torch.randn_like(grad_h_n), *states_reverse]
+    return [*tensors, options.get("nonlinearity", "tanh"), sizes, list(wanted)]
+
+
+def native_both(*args):
+    return torch.ops.rnn_cuda.elman_gradients_pair(*args)
+
+
+@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_every_choice_of_both_directions_gradients_equals_two_calls(sizes):
+    for wanted in CHOICES:
+        args = arguments_of_both(sizes=sizes, wanted=wanted)
+        actual = native_both(*args)
+        (of_input, *first), (of_input_reverse, *second) = (
+            native(*each) for each in arguments_of_each(*args)
+        )
+        assert_equal(actual, (of_input + of_input_reverse, *first, *second), names=BOTH_NAMES)
+        assert [g.shape != (0,) for g in actual] == list(wanted)
+
+
+@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_transforms_of_both_directions_gradients_are_those_of_the_parts(sizes):
+    args = arguments_of_both(sizes=sizes, nonlinearity="sigmoid")
+    differentiable = [i for i in range(13) if args[i] is not None]
+
+    def of_tensors(f):
+        def g(*tensors):
+            for i, tensor in zip(differentiable, tensors, strict=True):
+                args[i] = tensor
+            return f(*args)
+
+        return g
+
+    primals = tuple(args[i] for i in differentiable)
+    tangents = tuple(torch.randn_like(p) for p in primals)
+    results = []
+    for f in (native_both, elman_gradients_in_turn):
+        values, pushed = jvp(of_tensors(f), primals, tangents)
+        mapped = vmap(of_tensors(f))(*(torch.stack([p, -p]) for p in primals))
+        leaves = [p.detach().clone().requires_grad_() for p in primals]
+        total = sum(g.pow(2).sum() for g in of_tensors(f)(*leaves))
+        second = torch.autograd.grad(total, leaves)
+        results.append((*values, *pushed, *mapped, *second))
+    for got, want in zip(*results, strict=True):
+        assert (got - want).norm() <= 1e-12 * want.norm()
+
+
+@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_flops_of_both_directions_are_those_of_the_parts(sizes):
+    for wanted in CHOICES:
+        counts = []
+        for f in (native_both, elman_gradients_in_turn):
+            args = arguments_of_both(sizes=sizes, wanted=wanted)
+            args[-1][5] = args[-1][10] = False  # by parts a norm has a product of its own
+            with FlopCounterMode(display=False) as counter:
+                f(*args)
+            counts.append(counter.get_total_flops())
+        assert counts[0] == counts[1], wanted
+
+
+def test_both_directions_have_one_number_of_hidden_units():
+    args = arguments_of_both()
+    args[11] = args[11][1:, 1:]
+    with pytest.raises(
+        RuntimeError, match=r"weight_hh_reverse must have shape .* as weight_hh has"
+    ):
+        native_both(*args)
 
 
 # ---- norms of the adjoint ------------------------------------------------------------------------

@@ -11,7 +11,12 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from rnn_cuda import functional, reference
-from rnn_cuda.functional import NONLINEARITIES, elman_rnn, linear_recurrence
+from rnn_cuda.functional import (
+    NONLINEARITIES,
+    bidirectional_elman_rnn,
+    elman_rnn,
+    linear_recurrence,
+)
 
 
 def batch_sizes_of(lengths):
@@ -94,6 +99,70 @@ def test_values_and_gradients_equal_the_float64_reference(seed, dtype):
                 assert error < TOLERANCE[dtype], (name, error, options, leaves["x"].shape)
     finally:
         torch.set_num_threads(threads)
+
+
+def two_calls(x, forward, reverse, **options):
+    """What `bidirectional_elman_rnn` computes at once."""
+    return elman_rnn(x, *forward, **options), elman_rnn(x, *reverse, reverse=True, **options)
+
+
+@pytest.mark.skipif(
+    functional.backend.requested() == "emulated",
+    reason="a plan for two directions may sum in another order; test_cuda_operators.py compares",
+)
+@pytest.mark.parametrize("dtype", functional.backend.NATIVE_DTYPES, ids=str)
+@pytest.mark.parametrize("seed", range(6))
+def test_both_directions_at_once_are_two_calls_to_the_bit(seed, dtype):
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(rng.choice([1, 2, 3]))
+        for nonlinearity in NONLINEARITIES:
+            (x, *forward), options = problem_of_both_directions(rng, dtype)
+            forward, reverse = forward[:5], forward[5:]
+            options["nonlinearity"] = nonlinearity
+            # Some results unused, even all of a direction; some arguments frozen.
+            use = rng.choice([(0, 1, 2, 3), (0, 2), (1, 3), (0,), (3,), (1, 2)])
+            leaves = [t for t in (x, *forward, *reverse) if t is not None]
+            for leaf in leaves:
+                leaf.requires_grad_(rng.random() < 0.7)
+            results, cotangents = [], None
+            for run in (bidirectional_elman_rnn, two_calls):
+                outputs = [t for each in run(x, forward, reverse, **options) for t in each]
+                cotangents = cotangents or [torch.randn_like(out) for out in outputs]
+                used = [i for i in use if outputs[i].requires_grad]
+                wanted = [leaf for leaf in leaves if leaf.requires_grad]
+                grads = [outputs[i].requires_grad for i in range(4)]
+                if used and wanted:
+                    grads += torch.autograd.grad(
+                        [outputs[i] for i in used],
+                        wanted,
+                        [cotangents[i] for i in used],
+                        allow_unused=True,
+                    )
+                results.append([*outputs, *grads])
+            for got, want in zip(*results, strict=True):
+                if isinstance(want, torch.Tensor):
+                    assert torch.equal(got, want), (options, use)
+                else:
+                    assert got is want, (options, use)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def problem_of_both_directions(rng, dtype):
+    """(x, h0, W, U, b_ih, b_hh and the same of the other direction), options."""
+    tensors, options = random_problem(rng, dtype)
+    x, *forward = tensors.values()
+    del options["reverse"]
+    sizes, hidden = options["batch_sizes"], forward[2].shape[0]
+    shapes = [(x.shape[1] if sizes is None else int(sizes[0]), hidden)]
+    shapes += [forward[1].shape, forward[2].shape, (hidden,), (hidden,)]
+    reverse = [torch.randn(shape, dtype=dtype) / hidden**0.5 for shape in shapes]
+    for i in (0, 3, 4):
+        reverse[i] = reverse[i] if rng.random() < 0.5 else None
+    return (x, *forward, *reverse), options
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
@@ -228,6 +297,13 @@ def test_one_sequence_without_a_batch():
     batched, last = elman_rnn(x[:, None], h0[None], W, U)
     assert torch.equal(output, batched[:, 0])
     assert torch.equal(h_n, last[0])
+    of_each = bidirectional_elman_rnn(x, (h0, W, U), (-h0, W / 2, U))
+    batched_of_each = bidirectional_elman_rnn(
+        x[:, None], (h0[None], W, U), [-h0[None], W / 2, U, None, None]
+    )
+    for (output, h_n), (batched, last) in zip(of_each, batched_of_each, strict=True):
+        assert torch.equal(output, batched[:, 0])
+        assert torch.equal(h_n, last[0])
 
 
 def test_an_empty_batch_gives_empty_results_and_zero_weight_gradients():
@@ -237,6 +313,12 @@ def test_an_empty_batch_gives_empty_results_and_zero_weight_gradients():
     assert h_n.shape == (0, 4)
     for grad, weight in zip(torch.autograd.grad(output.sum(), (W, U)), (W, U), strict=True):
         assert torch.equal(grad, torch.zeros_like(weight))
+    x = torch.randn(5, 0, 3, requires_grad=True)
+    of_each = bidirectional_elman_rnn(x, (None, W, U), (None, 2 * W, 2 * U))
+    assert [[t.shape for t in each] for each in of_each] == [[(5, 0, 4), (0, 4)]] * 2
+    loss = sum(t.sum() for each in of_each for t in each)
+    for grad, leaf in zip(torch.autograd.grad(loss, (x, W, U)), (x, W, U), strict=True):
+        assert torch.equal(grad, torch.zeros_like(leaf))
 
 
 # ---- derivatives ---------------------------------------------------------------------------------
@@ -271,6 +353,26 @@ def test_elman_rnn_derivatives_of_both_orders_and_modes(
 
     assert gradcheck(f, tensors, check_forward_ad=True, check_batched_grad=True)
     assert gradgradcheck(f, tensors, check_fwd_over_rev=True, fast_mode=True)
+
+
+@pytest.mark.parametrize(
+    OPTION_NAMES[1:], [(False, True, True), (True, False, False), (True, True, True)]
+)
+def test_derivatives_of_both_directions_at_once_of_both_orders_and_modes(
+    packed, with_h0, with_bias
+):
+    (x, *forward), sizes = small_problem(packed, with_h0, with_bias)
+    reverse = [None if t is None else torch.randn_like(t).requires_grad_() for t in forward]
+
+    def f(x, *tensors):
+        options = {"nonlinearity": "sigmoid", "batch_sizes": sizes}
+        of_each = bidirectional_elman_rnn(x, tensors[:5], tensors[5:], **options)
+        return of_each[0] + of_each[1]
+
+    tensors = (x, *forward, *reverse)
+    options = {"fast_mode": True}
+    assert gradcheck(f, tensors, check_forward_ad=True, check_batched_grad=True, **options)
+    assert gradgradcheck(f, tensors, check_fwd_over_rev=True, **options)
 
 
 @pytest.mark.parametrize(OPTION_NAMES[:3], list(itertools.product([False, True], repeat=3)))
@@ -366,6 +468,45 @@ BAD_ARGUMENTS = [
 def test_a_bad_argument_is_named_with_what_was_expected_and_what_came(change, error, message):
     with pytest.raises(error, match=message):
         elman_rnn(**(good_arguments() | change))
+
+
+W, U = torch.randn(4, 3), torch.randn(4, 4)
+BAD_DIRECTIONS = [
+    ({"reverse": W}, TypeError, "reverse: expected a tuple of tensors, got Tensor"),
+    ({"forward": (None,)}, ValueError, r"forward: expected \(h0, weight_ih, .* got 1 items"),
+    ({"forward": (None, W, W)}, ValueError, r"weight_hh: expected shape \(H, H\)"),
+    ({"reverse": (None, None, U)}, TypeError, "weight_ih_reverse: expected a torch.Tensor"),
+    (
+        {"reverse": (None, U, U)},
+        ValueError,
+        r"weight_ih_reverse: expected shape \(4, 3\), got \(4, 4\)",
+    ),
+    (
+        {"reverse": (None, W, torch.randn(5, 5))},
+        ValueError,
+        r"weight_hh_reverse: expected shape \(4, 4\), got \(5, 5\)",
+    ),
+    (
+        {"reverse": (torch.randn(1, 4), W, U)},
+        ValueError,
+        r"h0_reverse: expected shape \(2, 4\), got \(1, 4\)",
+    ),
+    (
+        {"reverse": (None, W, U, torch.randn(4).double())},
+        ValueError,
+        "bias_ih_reverse: expected torch.float32 .* got torch.float64",
+    ),
+    ({"nonlinearity": "gelu"}, ValueError, "nonlinearity: expected one of tanh"),
+    ({"input": torch.randn(5, 2, 7)}, ValueError, r"input: expected shape \(T, B, 3\)"),
+    ({"batch_sizes": torch.tensor([2])}, ValueError, r"input: expected shape \(N, 3\)"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD_DIRECTIONS)
+def test_a_bad_argument_of_either_direction_is_named(change, error, message):
+    arguments = {"input": torch.randn(5, 2, 3), "forward": (None, W, U), "reverse": (None, W, U)}
+    with pytest.raises(error, match=message):
+        bidirectional_elman_rnn(**(arguments | change))
 
 
 @pytest.mark.parametrize(

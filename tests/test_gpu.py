@@ -15,7 +15,12 @@ from torch.autograd import gradcheck
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from rnn_cuda import FusedRNN, backend, reference
-from rnn_cuda.functional import NONLINEARITIES, elman_rnn, linear_recurrence
+from rnn_cuda.functional import (
+    NONLINEARITIES,
+    bidirectional_elman_rnn,
+    elman_rnn,
+    linear_recurrence,
+)
 from rnn_cuda.planning import plan, plan_override
 
 DEVICE, BACKEND = "cuda", "native"
@@ -70,8 +75,21 @@ def relative_error(actual, expected):
     return ((actual - expected).norm() / expected.norm().clamp_min(1e-30)).item()
 
 
+def both_directions_of_the_reference(x, *tensors, **options):
+    run = reference.elman_rnn
+    return *run(x, *tensors[:5], **options), *run(x, *tensors[5:], reverse=True, **options)
+
+
+def both_directions(x, *tensors, **options):
+    first, second = bidirectional_elman_rnn(x, tensors[:5], tensors[5:], **options)
+    return *first, *second
+
+
 class Problem:
-    """One random layer and direction: on the GPU in some dtype, and in float64 on the CPU."""
+    """One random layer: on the GPU in some dtype, and in float64 on the CPU.
+
+    In one direction, or in ``both`` at once.
+    """
 
     def __init__(self, seed, dtype, **fixed):
         rng = random.Random(seed)
@@ -102,15 +120,20 @@ class Problem:
             self.options["batch_sizes"] = torch.tensor(sizes)
             rows = (sum(lengths),)
         # Contracting, or relu and identity leave the range of float16.
-        self.tensors = {
-            "x": normal(*rows, I),
-            "h0": normal(B, H) if rng.random() < 0.5 else None,
-            "W": normal(H, I, scale=(I + 1) ** -0.5),
-            "U": normal(H, H, scale=0.4 * H**-0.5),
-            "b_ih": normal(H) if rng.random() < 0.5 else None,
-            "b_hh": normal(H) if rng.random() < 0.5 else None,
-        }
-        self.cotangents = normal(*rows, H), normal(B, H)
+        self.tensors = {"x": normal(*rows, I)}
+        self.runs, suffixes = (elman_rnn, reference.elman_rnn), [""]
+        if fixed.get("both", False):
+            del self.options["reverse"]
+            self.runs, suffixes = (both_directions, both_directions_of_the_reference), ["", "_r"]
+        for suffix in suffixes:
+            self.tensors |= {
+                f"h0{suffix}": normal(B, H) if rng.random() < 0.5 else None,
+                f"W{suffix}": normal(H, I, scale=(I + 1) ** -0.5),
+                f"U{suffix}": normal(H, H, scale=0.4 * H**-0.5),
+                f"b_ih{suffix}": normal(H) if rng.random() < 0.5 else None,
+                f"b_hh{suffix}": normal(H) if rng.random() < 0.5 else None,
+            }
+        self.cotangents = [normal(*shape) for _ in suffixes for shape in ((*rows, H), (B, H))]
 
     def leaves(self, device):
         return {
@@ -121,22 +144,25 @@ class Problem:
     def run(self, device=None):
         """Return outputs and all gradients, by name."""
         leaves = self.leaves(device or DEVICE)
-        return self._results(elman_rnn, leaves, [c.to(device or DEVICE) for c in self.cotangents])
+        return self.results(leaves, [c.to(device or DEVICE) for c in self.cotangents])
 
     def expected(self):
         leaves = {
             name: None if tensor is None else tensor.double().requires_grad_()
             for name, tensor in self.tensors.items()
         }
-        return self._results(reference.elman_rnn, leaves, [c.double() for c in self.cotangents])
+        return self._results(self.runs[1], leaves, [c.double() for c in self.cotangents])
+
+    def results(self, leaves, cotangents):
+        return self._results(self.runs[0], leaves, cotangents)
 
     def _results(self, run, leaves, cotangents):
         outputs = run(*leaves.values(), **self.options)
         inputs = {name: leaf for name, leaf in leaves.items() if leaf is not None}
         gradients = torch.autograd.grad(outputs, list(inputs.values()), cotangents)
-        return dict(
-            zip(["output", "h_n", *(f"d{n}" for n in inputs)], [*outputs, *gradients], strict=True)
-        )
+        names = ["output", "h_n", "output_r", "h_n_r"][: len(outputs)]
+        names += [f"d{name}" for name in inputs]
+        return dict(zip(names, [*outputs, *gradients], strict=True))
 
     def check(self, found):
         for name, expected in self.expected().items():
@@ -154,6 +180,30 @@ def test_values_and_gradients_equal_the_float64_reference(residency, dtype, seed
     problem = Problem(seed, dtype)
     with plan_override(residency=residency):
         problem.check(problem.run())
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("residency", "dtype"), COMBINATIONS)
+def test_both_directions_at_once_equal_the_float64_reference(residency, dtype, seed):
+    need(residency)
+    problem = Problem(seed, dtype, both=True)
+    with plan_override(residency=residency):
+        problem.check(problem.run())
+
+
+@pytest.mark.parametrize("residency", PERSISTENT)
+def test_both_directions_are_one_launch_each_way(residency):
+    need(residency)
+    problem = Problem(3, torch.float32, both=True, B=5, H=100)
+    with plan_override(residency=residency):
+        problem.run()
+        torch.cuda.synchronize()
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            problem.run()
+            torch.cuda.synchronize()
+    kernels = [event.name for event in profile.events() if "walk_kernel" in event.name]
+    assert len(kernels) == 2, kernels
 
 
 @pytest.mark.parametrize("residency", PERSISTENT)
@@ -271,11 +321,12 @@ def test_results_repeat_to_the_bit(residency):
             assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+@pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize("residency", RESIDENCIES)
-def test_work_waits_for_the_current_stream_and_the_stream_for_it(residency, packed):
+def test_work_waits_for_the_current_stream_and_the_stream_for_it(residency, packed, both):
     need(residency)
-    problem = Problem(8, torch.float32, T=19, B=17, H=130, packed=packed)
+    problem = Problem(8, torch.float32, T=19, B=17, H=130, packed=packed, both=both)
     with plan_override(residency=residency):
         expected = problem.run()
         leaves = problem.leaves(DEVICE)
@@ -291,23 +342,24 @@ def test_work_waits_for_the_current_stream_and_the_stream_for_it(residency, pack
                     if tensor is not None:
                         late[name].copy_(tensor)
             late = {n: None if t is None else t.requires_grad_() for n, t in late.items()}
-            found = problem._results(elman_rnn, late, cotangents)
+            found = problem.results(late, cotangents)
             copies = {name: tensor.detach().clone() for name, tensor in found.items()}
         stream.synchronize()
     for name, tensor in expected.items():
         assert torch.equal(copies[name], tensor), name
 
 
+@pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize("residency", RESIDENCIES)
-def test_a_training_step_can_be_captured_in_a_graph(residency, packed):
+def test_a_training_step_can_be_captured_in_a_graph(residency, packed, both):
     need(residency)
-    problem = Problem(9, torch.float32, T=19, B=17, I=33, H=130, packed=packed)
+    problem = Problem(9, torch.float32, T=19, B=17, I=33, H=130, packed=packed, both=both)
     leaves = problem.leaves(DEVICE)
     cotangents = [c.to(DEVICE) for c in problem.cotangents]
 
     def step():
-        return problem._results(elman_rnn, leaves, cotangents)
+        return problem.results(leaves, cotangents)
 
     with plan_override(residency=residency):
         side = torch.cuda.Stream()
@@ -328,18 +380,19 @@ def test_a_training_step_can_be_captured_in_a_graph(residency, packed):
                 assert torch.equal(captured[name], tensor), (name, scale)
 
 
+@pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
 @pytest.mark.parametrize("residency", RESIDENCIES)
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
-def test_nothing_waits_for_the_device(residency, packed):
+def test_nothing_waits_for_the_device(residency, packed, both):
     need(residency)
-    problem = Problem(10, torch.float32, T=19, B=5, H=100, packed=packed)
+    problem = Problem(10, torch.float32, T=19, B=5, H=100, packed=packed, both=both)
     leaves = problem.leaves(DEVICE)
     cotangents = [c.to(DEVICE) for c in problem.cotangents]
     with plan_override(residency=residency):
-        problem._results(elman_rnn, leaves, cotangents)
+        problem.results(leaves, cotangents)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            found = problem._results(elman_rnn, leaves, cotangents)
+            found = problem.results(leaves, cotangents)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     problem.check(found)

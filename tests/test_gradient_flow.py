@@ -829,9 +829,8 @@ def test_a_mapped_backward_pass_is_refused(make):
 
 def test_an_unknown_recurrence_is_refused():
     class Other(FusedRNN):
-        def _recurrence(self, *args, **kwargs):
-            output, h_n = super()._recurrence(*args, **kwargs)
-            return 2 * output, 2 * h_n
+        def _layer(self, *args):
+            return [(2 * output, 2 * h_n) for output, h_n in super()._layer(*args)]
 
     module = Other(I, H)
     with GradientFlow(module), pytest.raises(TypeError, match="recurrence of a Other"):

@@ -24,7 +24,12 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnn_cuda import FusedRNN, backend, reference
-from rnn_cuda.functional import NONLINEARITIES, elman_rnn, linear_recurrence
+from rnn_cuda.functional import (
+    NONLINEARITIES,
+    bidirectional_elman_rnn,
+    elman_rnn,
+    linear_recurrence,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -86,6 +91,30 @@ def test_every_derivative_for_every_argument_equals_the_references(sizes, transf
     tensors = problem(sizes)
     actual = transform(loss(elman_rnn, sizes, reverse=True), ALL)(*tensors)
     assert_equal(actual, transform(loss(reference.elman_rnn, sizes, reverse=True), ALL)(*tensors))
+
+
+def loss_of_both_directions(run, sizes):
+    """As `loss`, of both directions; the second shares weights with the first, in other roles."""
+
+    def f(x, W, U, b, h0):
+        of_each = run(x, (h0, W, U, b), (None, 2 * W, U.mT, None, b), batch_sizes=sizes)
+        return sum(output.pow(2).sum() + h_n.pow(3).sum() for output, h_n in of_each)
+
+    return f
+
+
+def reference_of_both_directions(x, forward, reverse, **options):
+    run = reference.elman_rnn
+    return run(x, *forward, **options), run(x, *reverse, reverse=True, **options)
+
+
+@pytest.mark.parametrize("transform", DERIVATIVES.values(), ids=DERIVATIVES.keys())
+@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_every_derivative_of_both_directions_at_once_equals_the_references(sizes, transform):
+    tensors, argnums = problem(sizes), (0, 2)
+    actual = transform(loss_of_both_directions(bidirectional_elman_rnn, sizes), argnums)(*tensors)
+    oracle = loss_of_both_directions(reference_of_both_directions, sizes)
+    assert_equal(actual, transform(oracle, argnums)(*tensors))
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
@@ -153,7 +182,15 @@ def test_derivatives_of_both_orders_can_be_batched(sizes):
     assert gradgradcheck(f, tensors, check_fwd_over_rev=True, **options)
 
 
-def test_a_gradient_taken_without_a_graph_carries_tangents():
+@pytest.mark.parametrize(
+    ("loss", "run", "oracle"),
+    [
+        (loss, elman_rnn, reference.elman_rnn),
+        (loss_of_both_directions, bidirectional_elman_rnn, reference_of_both_directions),
+    ],
+    ids=["one direction", "both directions"],
+)
+def test_a_gradient_taken_without_a_graph_carries_tangents(loss, run, oracle):
     x, W, U, b, h0 = problem(None)
     direction = torch.randn_like(U)
 
@@ -163,7 +200,22 @@ def test_a_gradient_taken_without_a_graph_carries_tangents():
             (gradient,) = torch.autograd.grad(loss(run, None)(x, W, dual, b, h0), dual)
             return forward_ad.unpack_dual(gradient).tangent
 
-    assert_equal(tangent_of_gradient(elman_rnn), tangent_of_gradient(reference.elman_rnn))
+    assert_equal(tangent_of_gradient(run), tangent_of_gradient(oracle))
+
+
+def test_a_cotangent_with_a_tangent_meets_a_graph_built_without():
+    x, W, U, b, h0 = problem(None)
+    W.requires_grad_()
+    tangents = []
+    for run in (bidirectional_elman_rnn, reference_of_both_directions):
+        (output, _), (output_reverse, _) = run(x, (h0, W, U, b), (None, 2 * W, U.mT))
+        with forward_ad.dual_level():
+            cotangent = forward_ad.make_dual(output.detach(), torch.ones_like(output))
+            (gradient,) = torch.autograd.grad(
+                (output, output_reverse), W, (cotangent, cotangent), retain_graph=True
+            )
+            tangents.append(forward_ad.unpack_dual(gradient).tangent)
+    assert_equal(*tangents)
 
 
 def test_a_tensor_leaked_out_of_a_transform_is_differentiated_as_itself():
@@ -384,3 +436,22 @@ def test_training_uses_the_fused_backward_and_nothing_else():
     with count_native_calls() as counts:
         torch.autograd.grad(loss(elman_rnn, None)(x, W, U, b, h0), (x, W, U, b, h0))
     assert counts == {"elman_forward": 1, "elman_gradients": 1}
+
+
+@needs_native
+def test_a_bidirectional_layer_is_one_call_each_way_and_copies_no_gradient():
+    gradients = []
+
+    class Watch(count_native_calls):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.rnn_cuda.elman_gradients_pair.default:
+                gradients.append((args[1], args[7]))  # of the two outputs
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    rnn, x = module(), normal(T, B, I)
+    with Watch() as counts:
+        rnn(x)[0].pow(2).sum().backward()
+    assert counts == {"elman_forward_pair": 2, "elman_gradients_pair": 2}
+    for both in gradients:  # halves of the gradient of their concatenation
+        assert [g.stride() for g in both] == [(B * 2 * H, 2 * H, 1)] * 2
+        assert len({g.untyped_storage().data_ptr() for g in both}) == 1

@@ -1,10 +1,9 @@
 // The operators on CPU tensors.
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
-
-#include <array>
 
 #include "output_pool.h"
 #include "recurrence_builder.h"
@@ -34,7 +33,7 @@ Tensor run(const RecurrenceBuilder& builder, Tensor* last = nullptr) {
 
 // The recurrence being the backward one: what is wanted of the gradients.
 GradientTensors run_gradients(RecurrenceBuilder& builder, const Tensor& x, const Tensor& weight,
-                              const OptionalTensor& h0, std::array<bool, 6> wanted) {
+                              const OptionalTensor& h0, const Wanted& wanted) {
   Gradients g;
   g.backward = builder.recurrence();
   const int64_t batch = g.backward.batch, H = g.backward.hidden_size;
@@ -87,12 +86,11 @@ Tensor elman_backward(const OptionalTensor& grad_output, const OptionalTensor& g
                                     batch_sizes));
 }
 
-// `wanted` says which of the results; the others come back without elements.
 GradientTensors elman_gradients(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
                                 const Tensor& input, const OptionalTensor& h0,
                                 const Tensor& weight_ih, const Tensor& weight_hh,
                                 const Tensor& output, std::string_view nonlinearity, bool reverse,
-                                const OptionalTensor& batch_sizes, std::array<bool, 6> wanted) {
+                                const OptionalTensor& batch_sizes, Wanted wanted) {
   RecurrenceBuilder builder = elman_backward_builder(grad_output, grad_h_n, output, weight_hh,
                                                      nonlinearity, reverse, batch_sizes);
   return run_gradients(builder, input, weight_ih, h0, wanted);
@@ -104,12 +102,46 @@ Tensor linear_recurrence(const Tensor& d, const Tensor& g, const Tensor& m,
   return run(linear_recurrence_builder(d, g, m, y0, reverse, batch_sizes));
 }
 
+// Both directions, one after the other.
+std::tuple<Tensor, Tensor, Tensor, Tensor> elman_forward_pair(
+    const Tensor& input, const OptionalTensor& h0, const Tensor& weight_ih, const Tensor& weight_hh,
+    const OptionalTensor& bias, const OptionalTensor& h0_reverse, const Tensor& weight_ih_reverse,
+    const Tensor& weight_hh_reverse, const OptionalTensor& bias_reverse,
+    std::string_view nonlinearity, const OptionalTensor& batch_sizes) {
+  check_one_hidden_size(weight_hh, weight_hh_reverse);
+  return std::tuple_cat(elman_forward(input, h0, weight_ih, weight_hh, bias, nonlinearity,
+                                      /*reverse=*/false, batch_sizes),
+                        elman_forward(input, h0_reverse, weight_ih_reverse, weight_hh_reverse,
+                                      bias_reverse, nonlinearity, /*reverse=*/true, batch_sizes));
+}
+
+PairGradientTensors elman_gradients_pair(
+    const Tensor& input, const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+    const OptionalTensor& h0, const Tensor& weight_ih, const Tensor& weight_hh,
+    const Tensor& output, const OptionalTensor& grad_output_reverse,
+    const OptionalTensor& grad_h_n_reverse, const OptionalTensor& h0_reverse,
+    const Tensor& weight_ih_reverse, const Tensor& weight_hh_reverse, const Tensor& output_reverse,
+    std::string_view nonlinearity, const OptionalTensor& batch_sizes, PairWanted wanted) {
+  check_one_hidden_size(weight_hh, weight_hh_reverse);
+  const GradientTensors forward =
+      elman_gradients(grad_output, grad_h_n, input, h0, weight_ih, weight_hh, output, nonlinearity,
+                      /*reverse=*/false, batch_sizes, wanted_of_direction(wanted, 0));
+  const GradientTensors reverse =
+      elman_gradients(grad_output_reverse, grad_h_n_reverse, input, h0_reverse, weight_ih_reverse,
+                      weight_hh_reverse, output_reverse, nonlinearity, /*reverse=*/true,
+                      batch_sizes, wanted_of_direction(wanted, 1));
+  const at::AutoDispatchBelowADInplaceOrView no_autograd;
+  return pair_of(std::get<0>(forward).add_(std::get<0>(reverse)), forward, reverse);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rnn_cuda, CPU, library) {
   library.impl("elman_forward", elman_forward);
   library.impl("elman_backward", elman_backward);
   library.impl("elman_gradients", elman_gradients);
+  library.impl("elman_forward_pair", elman_forward_pair);
+  library.impl("elman_gradients_pair", elman_gradients_pair);
   library.impl("linear_recurrence", linear_recurrence);
 }
 

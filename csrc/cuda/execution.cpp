@@ -84,7 +84,8 @@ void launch_walk(c10::ArrayRef<Job*> jobs, c10::ArrayRef<Recurrence> recurrences
     walk.batch_sizes = lengths.const_data_ptr<int64_t>();
     walk.row_starts = walk.batch_sizes + problem.time_steps;
   }
-  const int64_t bytes = workspace_of(problem, plan, builder.total_rows(), jobs[0]->wants_norms);
+  const bool norms = walk.norms[0] != nullptr || walk.norms[1] != nullptr;
+  const int64_t bytes = workspace_of(problem, plan, builder.total_rows(), norms);
   const Tensor workspace = at::empty({bytes}, builder.options().dtype(at::kByte));
   walk.workspace = workspace.mutable_data_ptr();
   check_launch(launch(walk, problem, plan, figures, stream), plan);

@@ -72,8 +72,8 @@ void check_forward_arguments(RecurrenceBuilder& backward, const Tensor& input,
   if (h0) backward.block(*h0, "h0", {r.batch, r.hidden_size});
 }
 
-GradientTensors gradients_of(const Job& backward, const ForwardPass& pass,
-                             std::array<bool, 6> wanted) {
+GradientTensors gradients_of(const Job& backward, const ForwardPass& pass, const Wanted& wanted,
+                             const Tensor* other_of_input) {
   const RecurrenceBuilder& builder = backward.builder;
   const c10::DeviceGuard guard(builder.options().device());
   const int64_t hidden = builder.recurrence().hidden_size;
@@ -89,7 +89,12 @@ GradientTensors gradients_of(const Job& backward, const ForwardPass& pass,
   GradientTensors gradients = {nothing(type), nothing(type), nothing(type),
                                nothing(type), nothing(wide), nothing(at::kDouble)};
   auto& [of_input, of_h0, of_weight_ih, of_weight_hh, of_bias, norms] = gradients;
-  if (wanted[0]) of_input = at::mm(delta, pass.weight_ih).view(pass.input.sizes());
+  if (wanted[0] && other_of_input != nullptr) {
+    of_input = *other_of_input;
+    of_input.view(input.sizes()).addmm_(delta, pass.weight_ih);
+  } else if (wanted[0]) {
+    of_input = at::mm(delta, pass.weight_ih).view(pass.input.sizes());
+  }
   if (wanted[1]) of_h0 = at::mm(neighbours.first(delta), pass.weight_hh);
   if (wanted[2]) of_weight_ih = at::mm(delta.t(), input);
   if (wanted[3]) {

@@ -2,8 +2,6 @@
 // up in a fixed order.
 #pragma once
 
-#include <array>
-
 #include "execution.h"
 
 namespace rnn_cuda {
@@ -20,10 +18,10 @@ struct ForwardPass {
 void check_forward_arguments(RecurrenceBuilder& backward, const Tensor& input,
                              const OptionalTensor& h0, const Tensor& weight_ih);
 
-// `backward` has been run. Of input, h0, weight_ih, weight_hh, bias, and the adjoints' norm; those
-// not wanted have no elements.
-GradientTensors gradients_of(const Job& backward, const ForwardPass& pass,
-                             std::array<bool, 6> wanted);
+// `backward` has been run. The gradient of the input is added to that of another direction, if that
+// is given.
+GradientTensors gradients_of(const Job& backward, const ForwardPass& pass, const Wanted& wanted,
+                             const Tensor* other_of_input = nullptr);
 
 }  // namespace cuda
 }  // namespace rnn_cuda

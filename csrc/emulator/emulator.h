@@ -85,6 +85,7 @@ void announce();
 int launch(const device::LaunchConfig& config, const void* kernel,
            const std::function<void()>& body);
 const char* error_string(int code);
+int64_t launch_count();  // so far, those that failed included
 
 // "ascending", "descending", "random:SEED" or "starving:SEED"; "" for what the environment variable
 // RNN_CUDA_EMULATOR_SCHEDULE says, or ascending. Throws std::invalid_argument.

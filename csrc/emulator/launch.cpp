@@ -22,6 +22,7 @@ namespace rnn_cuda::emulator {
 namespace {
 
 std::mutex mutex;  // one launch at a time
+int64_t launches = 0;
 
 // ---- errors: a code for each text, the last ones are kept ---------------------------------------
 
@@ -213,6 +214,7 @@ int launch(const device::LaunchConfig& config, const void* kernel,
            const std::function<void()>& body) {
   const std::lock_guard<std::mutex> lock(mutex);
   const Unobserved bookkeeping;
+  ++launches;
   try {
     const std::string name = name_of(kernel);
     const std::string refused = refusal(config, current_figures());
@@ -232,6 +234,11 @@ const char* error_string(int code) {
   const bool known =
       code >= kFirstCode && number < message_count && number + kKept >= message_count;
   return known ? messages[number % kKept].c_str() : "an unknown error of the emulator";
+}
+
+int64_t launch_count() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  return launches;
 }
 
 void set_schedule(const std::string& schedule) {

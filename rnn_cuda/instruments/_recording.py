@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rnn_cuda._adjoint import check_recordable, row_norms
 from rnn_cuda._autograd import ElmanRNN
+from rnn_cuda._autograd_pair import ElmanRNNPair
 from rnn_cuda.instruments._stack import Layout, Recurrent, StackCall, layer_names
 from rnn_cuda.modules import FusedRNN
 
@@ -91,21 +92,22 @@ class Sink:
         self._log.add(self._index, norm, adjoint)
 
 
-def native_nodes(module: Recurrent, h_n: Tensor) -> list[Any] | None:
-    """The autograd nodes of a FusedRNN's layers and directions, if all of them have one.
+def native_nodes(module: Recurrent, h_n: Tensor) -> list[tuple[Any, int]] | None:
+    """The autograd node of each of a FusedRNN's layers and directions, and which of its directions.
 
-    They have not on the reference backend, nor where a layer has nothing to differentiate.
+    None if not all of them have one: on the reference backend, or where a layer has nothing to
+    differentiate.
     """
     if not isinstance(module, FusedRNN):
         return None
     node: Any = h_n.grad_fn  # of the stack of all final states, perhaps after a change of order
     while node is not None and node.name() != "StackBackward0":
         node = node.next_functions[0][0] if node.next_functions else None
-    nodes = [] if node is None else [child for child, _ in node.next_functions]
-    native = ElmanRNN._backward_cls  # pyright: ignore[reportAttributeAccessIssue]
-    if len(nodes) != len(layer_names(module)) or not all(isinstance(n, native) for n in nodes):
-        return None
-    return nodes
+    # A node's results are the output and h_n of its directions in turn.
+    nodes = [] if node is None else [(child, place // 2) for child, place in node.next_functions]
+    of_layer: Any = ElmanRNNPair if module.bidirectional else ElmanRNN
+    is_native = [isinstance(child, of_layer._backward_cls) for child, _ in nodes]
+    return nodes if len(nodes) == len(layer_names(module)) and all(is_native) else None
 
 
 # ---- everything else -----------------------------------------------------------------------------

@@ -120,10 +120,10 @@ class StackCall:
         output: Tensor | PackedSequence,
         random_state: Tensor | None,
     ) -> StackCall:
-        if isinstance(module, FusedRNN) and type(module)._recurrence is not FusedRNN._recurrence:
+        if isinstance(module, FusedRNN) and type(module)._layer is not FusedRNN._layer:
             raise TypeError(
                 f"GradientFlow does not know the recurrence of a {type(module).__name__}, a "
-                "FusedRNN that overrides _recurrence"
+                "FusedRNN that overrides _layer"
             )
         layout = Layout.of(module, input)
         x = (input.data if isinstance(input, PackedSequence) else input).detach()
@@ -265,16 +265,13 @@ class StackCall:
         if isinstance(self.module, ElmanStack):
             dtype = self.autocast_dtype
             with autocast.disabled(sequence.device.type, dtype):
-                outputs = [
-                    self.module._recurrence(
-                        autocast.cast(sequence, dtype),
-                        autocast.cast(_at(self.h0, index), dtype),
-                        [autocast.cast(w, dtype) for w in self.weights[index]],
-                        reverse=index != indices[0],
-                        batch_sizes=sizes,
-                    )[0]
-                    for index in indices
-                ]
+                directions = self.module._layer(
+                    autocast.cast(sequence, dtype),
+                    [autocast.cast(_at(self.h0, index), dtype) for index in indices],
+                    [[autocast.cast(w, dtype) for w in self.weights[index]] for index in indices],
+                    sizes,
+                )
+            outputs = [output for output, _ in directions]
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
         weights = [w for index in indices for w in self.weights[index]]
         hx = self._initial_states(indices, sequence)

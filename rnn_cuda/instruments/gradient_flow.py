@@ -231,8 +231,8 @@ class GradientFlow:
             nodes = native_nodes(module, results[1])
             if nodes is not None:
                 layout = Layout.of(module, input)
-                for index, node in enumerate(nodes):
-                    node.adjoint_sinks += (Sink(log, index, layout),)
+                for index, (node, direction) in enumerate(nodes):
+                    node.adjoint_sinks[direction] += (Sink(log, index, layout),)
                 return
             if random_state is not None and output.device.type != "cpu":
                 raise RuntimeError(
