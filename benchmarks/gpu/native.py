@@ -18,8 +18,8 @@ from rnn_cuda._toolchain import CudaToolchain, find_cuda, find_cxx
 
 _SOURCES = REPOSITORY / "csrc"
 
-# -lineinfo: so that a sanitizer names the line. Every wait of a kernel is bounded: a hang becomes an
-# error and not the end of the run.
+# -lineinfo: so that a sanitizer names the line. Every wait of a kernel is bounded: a hang becomes
+# an error and not the end of the run.
 FLAGS = ("-std=c++17", "-O3", "-lineinfo", "-DRNN_CUDA_BOUNDED_SPINS", "-I", str(_SOURCES))
 
 PLANNER = tuple(f"csrc/plan/{name}.cpp" for name in ("geometry", "cost", "planner", "override"))
