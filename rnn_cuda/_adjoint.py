@@ -84,6 +84,11 @@ class Direction(NamedTuple):
         """Whether there is a gradient to propagate, or somebody who wants to hear of none."""
         return self.grads[0] is not None or self.grads[1] is not None or bool(self.sinks)
 
+    def check(self) -> None:
+        """Raise RuntimeError if somebody wants to hear of gradients that cannot be told."""
+        if self.sinks:
+            check_recordable(self.grads)
+
     @property
     def wanted(self) -> tuple[bool, ...]:
         """What to ask the kernel for: gradients of h0, weights and bias, and the adjoint's norm."""
@@ -99,7 +104,6 @@ class Direction(NamedTuple):
         return tuple(gradient if needs else None for gradient, needs in pairs)
 
     def _report(self, norm: Tensor) -> None:
-        check_recordable(self.grads)
         adjoint = None
         if any(sink.vectors for sink in self.sinks):
             grad_output, grad_h_n = self.grads

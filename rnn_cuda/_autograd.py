@@ -210,6 +210,7 @@ class ElmanRNN(OperatorFunction):
         (input, *states), (needs_input, *needs) = ctx.saved_tensors, ctx.needs_input_grad
         (sinks,) = ctx.adjoint_sinks
         direction = Direction(grads, states, ctx.options, needs[:5], sinks, ctx.batch)
+        direction.check()
         return (*gradients_of_direction(direction, input, needs_input), *(None,) * 4)
 
     @staticmethod

@@ -88,6 +88,8 @@ class ElmanRNNPair(OperatorFunction):
             )
             for i in (0, 1)
         ]
+        for direction in pair:  # before either is told
+            direction.check()
         if all(direction.is_reached for direction in pair):
             gradients = _gradients_of_both(pair, input, needs_input)
         else:
