@@ -27,15 +27,12 @@ def run(seed=0):
         return rnn(torch.randn(time_steps, batch, inputs))[0]
 
 
-def test_a_freed_output_is_used_again_and_one_in_use_never():
+def test_an_output_in_use_is_left_alone():
     first = run(0)
     kept = first.clone()
     second = run(1)
     assert first.data_ptr() != second.data_ptr()
     torch.testing.assert_close(first, kept, rtol=0, atol=0)
-    freed = second.data_ptr()
-    del second
-    assert run(2).data_ptr() == freed
 
 
 def test_an_output_is_a_tensor_like_any_other():
@@ -55,12 +52,16 @@ def test_an_output_is_a_tensor_like_any_other():
 
 SCRIPT = """
 import torch, rnn_cuda
-rnn_cuda.FusedRNN(8, 64)(torch.randn(64, 32, 8))
-print("ran")
+rnn, x = rnn_cuda.FusedRNN(8, 64), torch.randn(64, 32, 8)
+output = rnn(x)[0]
+freed = output.data_ptr()
+del output
+print("ran", rnn(x)[0].data_ptr() == freed)
 """
 
 
 def run_with_pool(megabytes):
+    """Run in a process of its own, where no other test has left anything in the pool."""
     environment = os.environ | {"RNN_CUDA_CPU_POOL_MB": megabytes, "RNN_CUDA_BACKEND": "native"}
     return subprocess.run(
         [sys.executable, "-c", SCRIPT],
@@ -72,9 +73,14 @@ def run_with_pool(megabytes):
     )
 
 
+def test_a_freed_output_is_used_again():
+    done = run_with_pool("128")
+    assert done.stdout == "ran True\n", done.stderr
+
+
 def test_the_pool_can_be_switched_off():
     done = run_with_pool("0")
-    assert done.stdout == "ran\n", done.stderr
+    assert done.stdout.startswith("ran "), done.stderr  # where malloc puts it is its own affair
 
 
 @pytest.mark.parametrize("text", ["plenty", "-1", "1.5", ""])
