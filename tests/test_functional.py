@@ -275,6 +275,62 @@ def test_results_do_not_depend_on_threads_or_on_the_rest_of_the_batch():
     torch.testing.assert_close(results[0][:, 4:5], alone)
 
 
+@pytest.mark.parametrize("dtype", functional.backend.NATIVE_DTYPES, ids=str)
+@pytest.mark.parametrize("has_h0", [False, True])
+@pytest.mark.parametrize("T", [1, 2])
+def test_few_rows_of_few_steps_give_the_bits_that_they_give_in_a_batch(T, has_h0, dtype):
+    """What is read once or twice is not packed; up to four rows have a path of their own."""
+    if not functional.backend.use_native("cpu", dtype):
+        pytest.skip("other backends promise it within rounding only")
+    torch.manual_seed(0)
+    for I, H, transposed in [(1, 150, False), (137, 261, False), (70, 150, True), (16, 528, True)]:
+        x = torch.randn(T, 9, I, dtype=dtype)
+        h0 = torch.randn(9, H, dtype=dtype) if has_h0 else None
+        W, U = torch.randn(H, I, dtype=dtype) / I**0.5, torch.randn(H, H, dtype=dtype) / H**0.5
+        if transposed:
+            W, U = W.t().contiguous().t(), U.t().contiguous().t()
+        seed = torch.randn(T, 9, H, dtype=dtype)
+
+        def run(n, x=x, h0=h0, W=W, U=U, seed=seed):
+            inputs = [x[:, :n].clone()] + ([h0[:n].clone()] if has_h0 else [])
+            inputs = [tensor.requires_grad_() for tensor in inputs]
+            output, h_n = elman_rnn(inputs[0], inputs[1] if has_h0 else None, W, U)
+            gradients = torch.autograd.grad(output, inputs, seed[:, :n])
+            return [
+                output,
+                h_n.unsqueeze(0),
+                gradients[0],
+                *(g.unsqueeze(0) for g in gradients[1:]),
+            ]
+
+        in_a_batch = run(9)
+        for n in (1, 2, 3, 4, 5):
+            for few, all_of_them in zip(run(n), in_a_batch, strict=True):
+                assert torch.equal(few, all_of_them[:, :n]), (I, H, n)
+
+
+@pytest.mark.parametrize("dtype", functional.backend.NATIVE_DTYPES, ids=str)
+@pytest.mark.parametrize("B", [1, 2, 3])
+@pytest.mark.parametrize("T", [1, 2])
+def test_weight_gradients_of_few_rows(T, B, dtype):
+    """Sums of one or two outer products are written as memory lies, others in tiles."""
+    torch.manual_seed(0)
+    tolerance = {torch.float64: 1e-14, torch.float32: 1e-6}.get(dtype, 2e-2)
+    for I, H in [(1, 150), (137, 261), (40, 8)]:
+        x, h0 = torch.randn(T, B, I, dtype=dtype), torch.randn(B, H, dtype=dtype)
+        weights = [torch.randn(H, I, dtype=dtype) / I**0.5, torch.randn(H, H, dtype=dtype) / H**0.5]
+        weights.append(torch.randn(H, dtype=dtype))
+        leaves = [w.requires_grad_() for w in weights]
+        seed = torch.randn(T, B, H, dtype=dtype)
+        actual = torch.autograd.grad(elman_rnn(x, h0, *leaves)[0], leaves, seed)
+        exact = [w.detach().double().requires_grad_() for w in weights]
+        expected = torch.autograd.grad(
+            reference.elman_rnn(x.double(), h0.double(), *exact)[0], exact, seed.double()
+        )
+        for a, e in zip(actual, expected, strict=True):
+            assert relative_error(a, e) < tolerance, (I, H)
+
+
 def test_an_expanded_gradient_and_input_need_no_copy_and_give_the_same():
     torch.manual_seed(0)
     W, U = torch.randn(17, 3), torch.randn(17, 17) / 4

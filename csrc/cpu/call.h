@@ -38,6 +38,7 @@ class Call {
         keeps_states_(keeps_states),
         steps_per_chunk_(std::clamp<int64_t>(kRowsPerChunk / plan.rows, 1, r.time_steps)),
         streams_(plan.template streams<Storage>(r)),
+        streams_in_blocks_(streams_ && (plan.rows > kStreamedRows || kHasValues)),
         dots_input_(r.input_size >= kProjectedInputSize && r.hidden_size <= kDottedHiddenSize &&
                     may_project()),
         projects_input_(dots_input_ ||
@@ -59,7 +60,7 @@ class Call {
     inputs_ = layout.add<E>(inputs_size_ * plan.threads);
     projected_size_ = projects_input_ ? rows * padded : 0;
     projected_ = layout.add<T>(projected_size_ * teams);
-    block_size_ = streams_ ? kStreamedDepth * plan.panel_vectors * kLanes<T> : 0;
+    block_size_ = streams_in_blocks_ ? kBlockDepth * plan.panel_vectors * kLanes<T> : 0;
     blocks_ = layout.add<E>(block_size_ * plan.threads);
     sums_size_ = std::max<int64_t>(
         std::max<int64_t>(plan.rows, kMaxTileRows) * plan.panel_vectors * kLanes<T>,
@@ -73,6 +74,7 @@ class Call {
     return steps_per_chunk_ == r_.time_steps && chunk_rows() <= kRowsPerChunk;
   }
   bool streams() const { return streams_; }
+  bool streams_in_blocks() const { return streams_in_blocks_; }
   const Plan& plan() const { return plan_; }
   const Schedule& schedule() const { return schedule_; }
   const Panels<T>& panels() const { return panels_; }
@@ -115,6 +117,8 @@ class Call {
             projects_input_,
             dots_input_,
             streams_,
+            streams_in_blocks_,
+            packs_input(),
             r_.initial != nullptr || (r_.multiplies_zero_initial && !is_finite_),
             at<E>(scratch, hidden_),
             at<E>(scratch, input_),
@@ -165,7 +169,7 @@ class Call {
                                                                        : from[n * stride + k]);
   }
 
-  bool packs_input() const { return projects_input_ || !streams_; }
+  bool packs_input() const { return !streams_ || (projects_input_ && streams_in_blocks_); }
 
   template <class Value>
   static Value* at(char* scratch, int64_t offset) {
@@ -179,6 +183,7 @@ class Call {
   const bool keeps_states_;
   const int64_t steps_per_chunk_;
   const bool streams_;
+  const bool streams_in_blocks_;
   const bool dots_input_;
   const bool projects_input_;
   mutable std::atomic<bool> is_finite_{true};  // M, if that was looked at

@@ -93,6 +93,15 @@ class GradientWorker {
     return {rows * thread_ / threads, rows * (thread_ + 1) / threads};
   }
 
+  // Which of so many columns of those rows; whole cache lines.
+  Range own_columns(int64_t columns) const {
+    if (!call_.plan().cut_hidden) return {0, columns};
+    constexpr int64_t kLine = kCacheLineBytes / static_cast<int64_t>(sizeof(Storage));
+    const int64_t threads = call_.plan().threads, lines = (columns + kLine - 1) / kLine;
+    return {lines * thread_ / threads * kLine,
+            std::min(columns, lines * (thread_ + 1) / threads * kLine)};
+  }
+
   void write_norms(int64_t start, int64_t s) const {
     const int64_t t = call_.schedule().time(start + s);
     const Range rows = own(walker_.rows(s));
@@ -120,7 +129,7 @@ class GradientWorker {
     const Strips<T> delta = walker_.buffers().values.from_row(walker_.slot_row(1));
     for (int64_t row = 0; row < rows; row += pieces_.rows)
       add_rows(delta.from_row(row), row, std::min(pieces_.rows, rows - row));
-    if (g_.grad_input != nullptr) write_input_gradient(own(rows));
+    if (g_.grad_input != nullptr) write_input_gradient();
     if (g_.grad_initial != nullptr)
       for (int64_t s = 0; s < steps; ++s)
         if (walker_.rows(s + 1) < walker_.rows(s))
@@ -133,7 +142,10 @@ class GradientWorker {
     if (g_.grad_weight_hidden != nullptr) {
       for (int64_t i = 0; i < count; ++i)
         read_row(previous_state(places_[row + i]), r_.hidden_size, previous_, i);
-      if (pieces_.sums_at_once)
+      if (pieces_.sums_at_once && count <= OuterProduct<T>::kRowsWritten)
+        weight_hidden().write(delta, previous_, count, static_cast<Storage*>(g_.grad_weight_hidden),
+                              r_.hidden_size);
+      else if (pieces_.sums_at_once)
         weight_hidden().compute(delta, previous_, count, [&](int64_t n, int64_t k, Vec<T> sum) {
           write_weight_hidden(n, k, sum);
         });
@@ -150,7 +162,10 @@ class GradientWorker {
       const Strips<T> own = {delta.at(0, first_column_), delta.stride};
       const Strips<T>& left = pieces_.input_is_left ? input_ : delta;
       const Strips<T>& right = pieces_.input_is_left ? own : input_;
-      if (pieces_.sums_at_once)
+      if (pieces_.sums_at_once && !pieces_.input_is_left && count <= OuterProduct<T>::kRowsWritten)
+        weight_input().write(left, right, count, static_cast<Storage*>(g_.grad_weight_input),
+                             g_.input_size);
+      else if (pieces_.sums_at_once)
         weight_input().compute(left, right, count, [&](int64_t i, int64_t j, Vec<T> sum) {
           write_weight_input(i, j, sum);
         });
@@ -198,6 +213,22 @@ class GradientWorker {
     return static_cast<const Storage*>(g_.initial) + place.sample * r_.hidden_size;
   }
 
+  // Calls f(column, width, sums) with all of so few rows of delta times columns [first, end) of a
+  // matrix, which is used where it lies, in as many columns at once as there is memory for.
+  template <class F>
+  void stream(const Strips<E>& delta, int64_t rows, const Matrix& matrix, int64_t first,
+              int64_t end, const F& f) const {
+    const int64_t at_once = kSumsBytes / static_cast<int64_t>(sizeof(T)) / kStreamedRows;
+    T* const sums = walker_.buffers().sums;
+    for (int64_t n = first; n < end; n += at_once) {
+      const int64_t columns = std::min(at_once, end - n), width = padded_to_vectors<T>(columns);
+      std::fill_n(sums, rows * width, T(0));
+      if constexpr (kValuesPer<E> == 1)
+        add_streamed_product<Storage>(delta, rows, matrix, n, columns, r_.hidden_size, sums, width);
+      f(n, width, sums);
+    }
+  }
+
   // Calls f(row, height, sums) with rows [first, end) of delta times a panel of a matrix, in
   // blocks: of the packed panel, or of the matrix where it lies.
   template <class F>
@@ -209,8 +240,8 @@ class GradientWorker {
     const WalkBuffers<Storage>& buffers = walker_.buffers();
     if (streamed) {
       std::fill_n(buffers.sums, (end - first) * width, T(0));
-      add_streamed_product<Storage>(delta.from_row(first), end - first, matrix, columns,
-                                    r_.hidden_size, panels, p, buffers.block, buffers.sums);
+      add_product_in_blocks<Storage>(delta.from_row(first), end - first, matrix, columns,
+                                     r_.hidden_size, panels, p, buffers.block, buffers.sums);
       f(first, end - first, buffers.sums);
       return;
     }
@@ -225,43 +256,68 @@ class GradientWorker {
     }
   }
 
-  void write_input_gradient(Range rows) {
+  void write_input_gradient() {
     const Strips<E> delta = walker_.buffers().states.from_row(walker_.slot_row(1));
+    const int64_t chunk_rows = static_cast<int64_t>(places_.size());
+    if (pieces_.streams_input && !call_.streams_in_blocks()) {
+      const Range columns = own_columns(g_.input_size);
+      return stream(delta, chunk_rows, columns_of_w(), columns.first, columns.end,
+                    [&](int64_t column, int64_t width, const T* sums) {
+                      for (int64_t i = 0; i < chunk_rows; ++i)
+                        if (Storage* const to = input_gradient_row(places_[i]))
+                          write_row(sums + i * width, column, width, g_.input_size, to);
+                    });
+    }
+    const Range rows = own(chunk_rows);
     const Panels<T>& panels = pieces_.input_panels;
     for (int64_t p = 0; p < panels.count(); ++p)
-      multiply(
-          delta, rows.first, rows.end, columns_of_w(), g_.input_size, panels, p,
-          operands_at(pieces_.packed_input), pieces_.streams_input,
-          [&](int64_t row, int64_t height, const T* sums) {
-            // The next block's rows can come while its products are summed.
-            for (int64_t i = row + height; i < std::min(row + 2 * height, rows.end); ++i)
-              prefetch_row(input_gradient_row(places_[i]), panels.first_column(p),
-                           std::min(panels.first_column(p + 1), g_.input_size), prefetch_to_write);
-            for (int64_t i = 0; i < height; ++i)
-              if (Storage* const to = input_gradient_row(places_[row + i]))
-                write_row(sums + i * panels.vectors(p) * kLanes<T>, panels, p, g_.input_size, to);
-          });
+      multiply(delta, rows.first, rows.end, columns_of_w(), g_.input_size, panels, p,
+               operands_at(pieces_.packed_input), pieces_.streams_input,
+               [&](int64_t row, int64_t height, const T* sums) {
+                 // The next block's rows can come while its products are summed.
+                 for (int64_t i = row + height; i < std::min(row + 2 * height, rows.end); ++i)
+                   prefetch_row(input_gradient_row(places_[i]), panels.first_column(p),
+                                std::min(panels.first_column(p + 1), g_.input_size),
+                                prefetch_to_write);
+                 for (int64_t i = 0; i < height; ++i)
+                   if (Storage* const to = input_gradient_row(places_[row + i]))
+                     write_panel_row(sums + i * panels.vectors(p) * kLanes<T>, panels, p,
+                                     g_.input_size, to);
+               });
   }
 
   // Rows [first, end) of step s of the chunk are their samples' first steps: dL/dh_0 = U^T delta.
   void write_initial_gradient(int64_t s, int64_t first, int64_t end) {
     const Panels<T>& panels = call_.panels();
     const Strips<E> delta = walker_.buffers().states.from_row(walker_.slot_row(s + 1));
+    Storage* const grad = static_cast<Storage*>(g_.grad_initial);
+    if (call_.streams() && !call_.streams_in_blocks())
+      return stream(delta.from_row(first), end - first, r_.weight_hidden, first_column_,
+                    end_column_, [&](int64_t column, int64_t width, const T* sums) {
+                      for (int64_t i = first; i < end; ++i)
+                        write_row(sums + (i - first) * width, column, width, r_.hidden_size,
+                                  grad + walker_.sample(i) * r_.hidden_size);
+                    });
     for (int64_t p = share_.first_panel; p < share_.end_panel; ++p)
       multiply(delta, first, end, r_.weight_hidden, r_.hidden_size, panels, p, team_.packed_hidden,
                call_.streams(), [&](int64_t row, int64_t height, const T* sums) {
                  for (int64_t i = 0; i < height; ++i)
-                   write_row(sums + i * panels.vectors(p) * kLanes<T>, panels, p, r_.hidden_size,
-                             static_cast<Storage*>(g_.grad_initial) +
-                                 walker_.sample(row + i) * r_.hidden_size);
+                   write_panel_row(sums + i * panels.vectors(p) * kLanes<T>, panels, p,
+                                   r_.hidden_size, grad + walker_.sample(row + i) * r_.hidden_size);
                });
   }
 
-  // Writes the columns of a panel to a row that has `columns` of them.
-  static void write_row(const T* sums, const Panels<T>& panels, int64_t p, int64_t columns,
+  // Writes columns [first, first + width) of a row, as far as there are so many.
+  static void write_row(const T* sums, int64_t first, int64_t width, int64_t columns,
                         Storage* row) {
-    for (int64_t n = panels.first_column(p); n < panels.first_column(p + 1); n += kLanes<T>)
-      store_converted(row + n, load(sums + n - panels.first_column(p)), columns - n);
+    for (int64_t n = 0; n < width; n += kLanes<T>)
+      store_converted(row + first + n, load(sums + n), columns - first - n);
+  }
+
+  static void write_panel_row(const T* sums, const Panels<T>& panels, int64_t p, int64_t columns,
+                              Storage* row) {
+    const int64_t first = panels.first_column(p);
+    write_row(sums, first, panels.first_column(p + 1) - first, columns, row);
   }
 
   void write_weight_hidden(int64_t n, int64_t k, Vec<T> sum) const {

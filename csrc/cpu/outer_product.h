@@ -79,6 +79,25 @@ class OuterProduct {
                   });
   }
 
+  // Writes the sum of so few rows that writing takes longest, in the order of memory: left column n
+  // to matrix + n * columns, where `columns` are the right ones.
+  static constexpr int64_t kRowsWritten = 2;
+  template <class Storage>
+  void write(const Strips<T>& left, const Strips<T>& right, int64_t rows, Storage* matrix,
+             int64_t columns) const {
+    for (int64_t n = first_left_; n < end_left(); ++n) {
+      const Vec<T> first = broadcast(left.at(0, n)[0]);
+      const Vec<T> second = rows > 1 ? broadcast(left.at(1, n)[0]) : Vec<T>{};
+      Storage* const to = matrix + n * columns;
+      const T* from = right.at(0, 0);
+      for (int64_t k = 0; k < columns; k += kLanes<T>, from += right.stride) {
+        Vec<T> sum = multiply_add(Vec<T>{}, first, load(from));
+        if (rows > 1) sum = multiply_add(sum, second, load(from + kLanes<T>));
+        store_converted(to + k, sum, columns - k);
+      }
+    }
+  }
+
   // Calls f(left column, right column, where in `total`) for the vectors of left columns
   // [first, end), which lie beside each other along the right columns.
   template <class F>

@@ -333,29 +333,4 @@ void multiply_panel(const Strips<E>& left, int64_t rows, const E* panel, int vec
   } while (k < depth);
 }
 
-// Rows of a matrix that is not packed are packed in blocks of so many, and used from the
-// first-level cache.
-constexpr int64_t kStreamedDepth = 256;
-
-// sums (rows, width of panel p) += left * panel p of a matrix that is used too seldom to be packed
-// as a whole. `block` has room for kStreamedDepth rows of the panel.
-template <class Storage, class E>
-void add_streamed_product(const Strips<E>& left, int64_t rows, const Matrix& matrix,
-                          int64_t columns, int64_t depth, const Panels<SumOf<E>>& panels, int64_t p,
-                          E* block, SumOf<E>* sums) {
-  const int64_t column = panels.first_column(p);
-  const int vectors = panels.vectors(p);
-  const int64_t width = vectors * kLanes<E>;
-  for (int64_t k = 0; k < depth; k += kStreamedDepth) {
-    const int64_t block_depth = std::min(kStreamedDepth, depth - k);
-    const Matrix part = {
-        static_cast<const Storage*>(matrix.data) + k * (matrix.transposed ? matrix.stride : 1),
-        matrix.stride, matrix.transposed};
-    pack<Storage>(part, columns, block_depth, panels, p, p + 1,
-                  block - operands<E>(block_depth) * column);
-    multiply_panel(Strips<E>{left.at(0, k), left.stride}, rows, block, vectors,
-                   operands<E>(block_depth), sums, width, sums, width);
-  }
-}
-
 }  // namespace rnn_cuda::cpu

@@ -12,6 +12,7 @@
 #include "epilogues.h"
 #include "product.h"
 #include "schedule.h"
+#include "streamed.h"
 #include "team.h"
 
 namespace rnn_cuda::cpu {
@@ -31,7 +32,9 @@ struct Team {
   bool keeps_states;
   bool projects_input;      // for a chunk at once; else x is one more factor of each step's tiles
   bool dots_input;          // projects by dot products: too few columns for tiles
-  bool streams;             // M, and W unless it is projected, are used where they lie, not packed
+  bool streams;             // M, and W unless `packs_input`, are used where they lie
+  bool streams_in_blocks;   // there are too many rows to multiply them with what is not packed
+  bool packs_input;         // W
   bool multiplies_initial;  // or else the first step has no previous state
   const E* packed_hidden;   // M
   const E* packed_input;    // W
@@ -54,7 +57,7 @@ struct WalkBuffers {
   Strips<E> inputs;        // x of a chunk
   T* projected = nullptr;  // bias + W x of a chunk, rows of padded columns
   T* sums = nullptr;       // of a panel of all rows, or kSumsBytes, and
-  E* block = nullptr;      // a part of a panel, where matrices are streamed
+  E* block = nullptr;      // a part of a panel, where matrices are streamed in blocks
   T* z = nullptr;          // of each of the last z_slots steps, rows of padded columns, if wanted
   int64_t z_slots = 1;
 };
@@ -245,6 +248,7 @@ class Walker {
   }
 
   void project_inputs(int64_t chunk_rows) {
+    if (!team_.packs_input) return stream_inputs(chunk_rows);
     for (int64_t p = share_.first_panel; p < share_.end_panel; ++p) {
       const int64_t column = team_.panels.first_column(p);
       const int vectors = team_.panels.vectors(p);
@@ -252,6 +256,25 @@ class Walker {
       multiply_panel(buffers_.inputs, chunk_rows, input.panel, vectors, input.depth,
                      team_.bias + column, 0, buffers_.projected + column, ld_);
     }
+  }
+
+  void stream_inputs(int64_t chunk_rows) {
+    const int64_t columns = std::min(end_column_, r_.hidden_size) - first_column_;
+    for (int64_t row = 0; row < chunk_rows; row += kStreamedRows) {
+      const int64_t rows = std::min(kStreamedRows, chunk_rows - row);
+      T* const projected = buffers_.projected + row * ld_ + first_column_;
+      for (int64_t i = 0; i < rows; ++i)
+        std::copy(team_.bias + first_column_, team_.bias + end_column_, projected + i * ld_);
+      stream(buffers_.inputs.from_row(row), rows, r_.weight_input, first_column_, columns,
+             r_.input_size, projected, ld_);
+    }
+  }
+
+  // For operands that are values.
+  static void stream(const Strips<E>& left, int64_t rows, const Matrix& matrix, int64_t column,
+                     int64_t columns, int64_t depth, T* sums, int64_t sums_stride) {
+    if constexpr (kValuesPer<E> == 1)
+      add_streamed_product<Storage>(left, rows, matrix, column, columns, depth, sums, sums_stride);
   }
 
   Factors<E> input_factors(int64_t row, int64_t column) const {
@@ -284,11 +307,8 @@ class Walker {
   }
 
   void advance(const Step& step) {
-    if (team_.streams) {
-      for (int64_t p = share_.first_panel; p < share_.end_panel; ++p) advance_streamed(step, p);
-      return;
-    }
     if (step.rows == 0) return;
+    if (team_.streams) return team_.streams_in_blocks ? advance_in_blocks(step) : stream(step);
     cut_into_tiles(step.rows);
     // There and back again: what was used last is still in the caches.
     const int64_t panels = static_cast<int64_t>(panel_tiles_.size()) - 1;
@@ -368,37 +388,58 @@ class Walker {
       arguments.products[arguments.product_count++] = input_factors(input_row, tile.column);
   }
 
-  // All rows of a step, one panel.
-  void advance_streamed(const Step& step, int64_t p) {
-    const int64_t column = team_.panels.first_column(p);
-    const int64_t width = team_.panels.vectors(p) * kLanes<T>;
-    if (team_.projects_input)
-      for (int64_t i = 0; i < step.rows; ++i)
-        std::copy_n(buffers_.projected + (step.input_row + i) * ld_ + column, width,
-                    buffers_.sums + i * width);
-    else
-      init_sums(step, column, width, 0, step.rows, buffers_.sums);
-    if (r_.input_size > 0 && !team_.projects_input)
-      add_streamed_product<Storage>(buffers_.inputs.from_row(step.input_row), step.rows,
-                                    r_.weight_input, r_.hidden_size, r_.input_size, team_.panels, p,
-                                    buffers_.block, buffers_.sums);
-    if (step.has_previous)
-      add_streamed_product<Storage>(buffers_.states.from_row(step.previous_row), step.rows,
-                                    r_.weight_hidden, r_.hidden_size, r_.hidden_size, team_.panels,
-                                    p, buffers_.block, buffers_.sums);
-    finish(step, {nullptr, column, width, 0, step.rows}, buffers_.sums);
+  // A step of few rows, in as many columns at once as there is memory for their sums.
+  void stream(const Step& step) {
+    const int64_t at_once = kSumsBytes / static_cast<int64_t>(sizeof(T)) / kStreamedRows;
+    for (int64_t column = first_column_; column < end_column_; column += at_once) {
+      const int64_t width = std::min(at_once, end_column_ - column);
+      const int64_t columns = std::min(width, r_.hidden_size - column);
+      begin_streamed(step, column, width);
+      if (r_.input_size > 0 && !team_.projects_input)
+        stream(buffers_.inputs.from_row(step.input_row), step.rows, r_.weight_input, column,
+               columns, r_.input_size, buffers_.sums, width);
+      if (step.has_previous)
+        stream(buffers_.states.from_row(step.previous_row), step.rows, r_.weight_hidden, column,
+               columns, r_.hidden_size, buffers_.sums, width);
+      finish(step, {nullptr, column, width, 0, step.rows}, buffers_.sums);
+    }
+  }
+
+  // A step of many rows, panel by panel.
+  void advance_in_blocks(const Step& step) {
+    for (int64_t p = share_.first_panel; p < share_.end_panel; ++p) {
+      const int64_t column = team_.panels.first_column(p);
+      const int64_t width = team_.panels.vectors(p) * kLanes<T>;
+      begin_streamed(step, column, width);
+      if (r_.input_size > 0 && !team_.projects_input)
+        add_product_in_blocks<Storage>(buffers_.inputs.from_row(step.input_row), step.rows,
+                                       r_.weight_input, r_.hidden_size, r_.input_size, team_.panels,
+                                       p, buffers_.block, buffers_.sums);
+      if (step.has_previous)
+        add_product_in_blocks<Storage>(buffers_.states.from_row(step.previous_row), step.rows,
+                                       r_.weight_hidden, r_.hidden_size, r_.hidden_size,
+                                       team_.panels, p, buffers_.block, buffers_.sums);
+      finish(step, {nullptr, column, width, 0, step.rows}, buffers_.sums);
+    }
+  }
+
+  // What the sums of some columns of a step begin with, if matrices are streamed.
+  void begin_streamed(const Step& step, int64_t column, int64_t width) const {
+    if (!team_.projects_input) return init_sums(step, column, width, 0, step.rows, buffers_.sums);
+    for (int64_t i = 0; i < step.rows; ++i)
+      std::copy_n(buffers_.projected + (step.input_row + i) * ld_ + column, width,
+                  buffers_.sums + i * width);
   }
 
   // The states of a step from their strips to the output, row by row.
   void write_output(const Step& step) const {
     if (step.output.first == nullptr) return;
-    const int64_t end = std::min(end_column_, r_.hidden_size);
+    const int64_t end = std::min(end_column_, r_.hidden_size), stride = buffers_.states.stride;
     for (int64_t i = 0; i < step.rows; ++i) {
       Storage* const out = step.output.row(i, 0);
       const E* state = buffers_.states.at(step.row + i, first_column_);
       int64_t n = first_column_;
-      for (; n + kLanes<T> <= end; n += kLanes<T>, state += buffers_.states.stride)
-        store<T>(out + n, load(state));
+      for (; n + kLanes<T> <= end; n += kLanes<T>, state += stride) store<T>(out + n, load(state));
       if (n < end) store_first(out + n, load(state), end - n);
       if (i >= step.rows_after && step.last.first != nullptr)
         std::copy_n(out + first_column_, end - first_column_, step.last.row(i, first_column_));
@@ -446,10 +487,6 @@ class Walker {
     if (step.z.first != nullptr)
       for (int64_t i = 0; i < tile.height; ++i)
         std::copy_n(sums + i * tile.width, tile.width, step.z.row(tile.first + i, tile.column));
-    // In a loop of nothing else: the long chain of one vector's tanh hides behind the next ones'.
-    if constexpr (!Epilogue::kUsesOperand)
-      for (int64_t j = 0; j < tile.height * tile.width; j += kLanes<T>)
-        store<T>(sums + j, Epilogue::apply(load(sums + j), Vec<T>{}));
     for (int64_t j = 0; j < tile.width; j += kLanes<T>) {
       if (columns - j >= kLanes<T>)
         write_column(step, tile, j, kLanes<T>, sums);
@@ -466,21 +503,27 @@ class Walker {
                                                           int64_t column, int64_t count,
                                                           const T* sums) const {
     const int64_t n = tile.column + column;
+    // Copies: every store could change what lies behind a reference, for all the compiler knows.
+    const int64_t height = tile.height, width = tile.width;
+    const int64_t operand_stride = step.operand.stride, out_stride = step.output.stride;
     const Storage* operand = step.operand.row(tile.first, n);
     Storage* out = step.output.row(tile.first, n);
     E* state = buffers_.states.at(step.row + tile.first, n);
     T* value = nullptr;
     if constexpr (kValuesPer<E> > 1)
       if (team_.keeps_states) value = buffers_.values.at(step.row + tile.first, n);
-    for (int64_t i = 0; i < tile.height; ++i) {
-      Vec<T> v = load(sums + i * tile.width + column);
+    for (int64_t i = 0; i < height; ++i) {
+      const Vec<T> z = load(sums + i * width + column);
+      Vec<T> v;
       if constexpr (Epilogue::kUsesOperand) {
-        v = Epilogue::apply(v, load_converted(operand, count));
-        operand += step.operand.stride;
+        v = Epilogue::apply(z, load_converted(operand, count));
+        operand += operand_stride;
+      } else {
+        v = Epilogue::apply(z, Vec<T>{});
       }
       if (!kStages && out != nullptr) {
         v = store_converted(out, v, count);
-        out += step.output.stride;
+        out += out_stride;
       }
       store_operands(state + i * kLanes<E>, v);
       if constexpr (kValuesPer<E> > 1)
