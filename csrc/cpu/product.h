@@ -177,21 +177,32 @@ constexpr int64_t panel_block_depth(int64_t depth, int64_t width) {
 }
 
 // Whether storage rows [first, end) of a square matrix have neither an Inf nor a NaN, so that their
-// product with zeros is zero.
+// product with zeros is zero. Goes along several rows at once: the memory delivers several streams
+// faster than one.
 template <class Storage>
 bool is_finite(const Matrix& matrix, int64_t size, int64_t first, int64_t end) {
   using T = typename ComputeOf<Storage>::type;
-  constexpr int64_t kSums = 4;
-  Vec<T> sums[kSums] = {};
-  for (int64_t row = first; row < end; ++row) {
-    const Storage* const from = static_cast<const Storage*>(matrix.data) + row * matrix.stride;
+  constexpr int64_t kRows = 4;
+  const int64_t stride = matrix.stride;
+  Vec<T> sums[kRows] = {};
+  for (int64_t row = first; row < end; row += kRows) {
+    const Storage* from[kRows];
+    for (int64_t i = 0; i < kRows; ++i)
+      from[i] = static_cast<const Storage*>(matrix.data) + std::min(row + i, end - 1) * stride;
+    const auto add = [&](int64_t k, int64_t count) {
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < kRows; ++i) sums[i] += load_converted(from[i] + k, count) * T(0);
+    };
     int64_t k = 0;
-    for (; k + kSums * kLanes<T> <= size; k += kSums * kLanes<T>)
-      for (int64_t j = 0; j < kSums; ++j)
-        sums[j] += load_converted(from + k + j * kLanes<T>, kLanes<T>) * T(0);
-    for (; k < size; k += kLanes<T>) sums[0] += load_converted(from + k, size - k) * T(0);
+    for (; k + 2 * kLanes<T> <= size; k += 2 * kLanes<T>) {
+      add(k, kLanes<T>);
+      add(k + kLanes<T>, kLanes<T>);
+    }
+    for (; k < size; k += kLanes<T>) add(k, size - k);
   }
-  const auto is_zero = ((sums[0] + sums[1]) + (sums[2] + sums[3])) == T(0);
+  Vec<T> sum{};
+  for (int64_t i = 0; i < kRows; ++i) sum += sums[i];
+  const auto is_zero = sum == T(0);
   for (int lane = 0; lane < kLanes<T>; ++lane)
     if (!is_zero[lane]) return false;
   return true;

@@ -103,10 +103,21 @@ inline void prefetch_to_write(const void* address) {
 #endif
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// For vectors of which `count` lanes are wanted.
+inline __m256i mask_of_first(int64_t count, int bytes_each) {
+  alignas(64) static constexpr int32_t kMasks[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return _mm256_loadu_si256(
+      reinterpret_cast<const __m256i*>(kMasks + 8 - count * (bytes_each / 4)));
+}
+#endif
+
 // Reads the first `count` < kLanes values, and not a byte more; the other lanes are zero.
 inline Vec<float> load_first(const float* from, int64_t count) {
 #if defined(__AVX512F__)
   return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+#elif defined(__AVX2__)
+  return _mm256_maskload_ps(from, mask_of_first(count, sizeof(float)));
 #else
   Vec<float> v{};
   std::memcpy(&v, from, count * sizeof(float));
@@ -117,6 +128,8 @@ inline Vec<float> load_first(const float* from, int64_t count) {
 inline Vec<double> load_first(const double* from, int64_t count) {
 #if defined(__AVX512F__)
   return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from);
+#elif defined(__AVX2__)
+  return _mm256_maskload_pd(from, mask_of_first(count, sizeof(double)));
 #else
   Vec<double> v{};
   std::memcpy(&v, from, count * sizeof(double));
@@ -124,10 +137,24 @@ inline Vec<double> load_first(const double* from, int64_t count) {
 #endif
 }
 
-// Writes the first `count` < kLanes values, and not a byte more.
+// Writes the first `count` < kLanes values, and not a byte more. With AVX2 in pieces: writes under
+// a mask are slow on some processors, and so is memcpy for a length it learns late.
 inline void store_first(float* to, Vec<float> v, int64_t count) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), v);
+#elif defined(__AVX2__)
+  __m128 rest = _mm256_castps256_ps128(v);
+  if (count & 4) {
+    _mm_storeu_ps(to, rest);
+    rest = _mm256_extractf128_ps(v, 1);
+    to += 4;
+  }
+  if (count & 2) {
+    _mm_storel_pi(reinterpret_cast<__m64*>(to), rest);
+    rest = _mm_movehl_ps(rest, rest);
+    to += 2;
+  }
+  if (count & 1) _mm_store_ss(to, rest);
 #else
   std::memcpy(to, &v, count * sizeof(float));
 #endif
@@ -136,6 +163,14 @@ inline void store_first(float* to, Vec<float> v, int64_t count) {
 inline void store_first(double* to, Vec<double> v, int64_t count) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), v);
+#elif defined(__AVX2__)
+  __m128d rest = _mm256_castpd256_pd128(v);
+  if (count & 2) {
+    _mm_storeu_pd(to, rest);
+    rest = _mm256_extractf128_pd(v, 1);
+    to += 2;
+  }
+  if (count & 1) _mm_store_sd(to, rest);
 #else
   std::memcpy(to, &v, count * sizeof(double));
 #endif
