@@ -277,7 +277,7 @@ def test_results_do_not_depend_on_threads_or_on_the_rest_of_the_batch():
 
 @pytest.mark.parametrize("dtype", functional.backend.NATIVE_DTYPES, ids=str)
 @pytest.mark.parametrize("has_h0", [False, True])
-@pytest.mark.parametrize("T", [1, 2])
+@pytest.mark.parametrize("T", [1, 2, 3])
 def test_few_rows_of_few_steps_give_the_bits_that_they_give_in_a_batch(T, has_h0, dtype):
     """What is read once or twice is not packed; up to four rows have a path of their own."""
     if not functional.backend.use_native("cpu", dtype):
@@ -311,7 +311,7 @@ def test_few_rows_of_few_steps_give_the_bits_that_they_give_in_a_batch(T, has_h0
 
 @pytest.mark.parametrize("dtype", functional.backend.NATIVE_DTYPES, ids=str)
 @pytest.mark.parametrize("B", [1, 2, 3])
-@pytest.mark.parametrize("T", [1, 2])
+@pytest.mark.parametrize("T", [1, 2, 3])
 def test_weight_gradients_of_few_rows(T, B, dtype):
     """Sums of one or two outer products are written as memory lies, others in tiles."""
     torch.manual_seed(0)

@@ -38,7 +38,7 @@ class Call {
         keeps_states_(keeps_states),
         steps_per_chunk_(std::clamp<int64_t>(kRowsPerChunk / plan.rows, 1, r.time_steps)),
         streams_(plan.template streams<Storage>(r)),
-        streams_in_blocks_(streams_ && (plan.rows > kStreamedRows || kHasValues)),
+        streams_in_blocks_(streams_ && !streams_values<E>(plan.rows)),
         dots_input_(r.input_size >= kProjectedInputSize && r.hidden_size <= kDottedHiddenSize &&
                     may_project()),
         projects_input_(dots_input_ ||

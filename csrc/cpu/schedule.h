@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "product.h"
+#include "streamed.h"
 
 namespace rnn_cuda::cpu {
 
@@ -98,14 +98,15 @@ struct Plan {
   }
 
   // Whether matrices are used where they lie. Packing pays by being read often: not once, and not
-  // where the memory takes longer to deliver a matrix than it takes to rearrange it.
+  // twice if there are few rows and the matrix does not stay in the core's own cache.
   template <class Storage>
   bool streams(const Recurrence& r) const {
-    constexpr int64_t kCoreCacheBytes = 1 << 20, kRearrangedRows = 2, kStreamedSteps = 2;
+    using E = typename OperandOf<Storage>::type;
+    constexpr int64_t kCoreCacheBytes = 256 << 10;
     const int64_t matrix_bytes = r.hidden_size * r.hidden_size *
                                  static_cast<int64_t>(sizeof(Storage)) / (cut_hidden ? threads : 1);
-    return products(r) <= 1 || (matrix_bytes > kCoreCacheBytes && rows <= kRearrangedRows &&
-                                r.time_steps <= kStreamedSteps);
+    const bool is_quick = streams_values<E>(rows) && matrix_bytes > kCoreCacheBytes;
+    return products(r) <= (is_quick ? 2 : 1);
   }
 
   template <class T>

@@ -14,6 +14,12 @@ namespace rnn_cuda::cpu {
 // share the work of rearranging it.
 constexpr int64_t kStreamedRows = 4;
 
+// Whether rows of such operands are.
+template <class E>
+constexpr bool streams_values(int64_t rows) {
+  return rows <= kStreamedRows && kValuesPer<E> == 1;
+}
+
 // How many values ahead a row of the matrix is asked for, where too many rows take turns for the
 // processor to notice them.
 constexpr int64_t kStreamedAhead = 64;

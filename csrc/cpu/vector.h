@@ -449,8 +449,8 @@ inline Vec<T> tanh_of(Vec<T> x) {
 //
 //   e^(2r) - 1 = 2 r + r^2 q(r),   q the polynomial of degree 4 that makes the relative error least
 //
-// (a Remez iteration; below 2e-8). The first term has no rounding error. One constant for ln 2
-// will do: n times its error is lost beside 2 where e^(2|x|) is large.
+// (`python -m benchmarks.tanh`; 1.3e-8). The first term has no rounding error. One constant for ln
+// 2 will do: n times its error is lost beside 2 where e^(2|x|) is large.
 template <>
 inline Vec<float> tanh_of<float>(Vec<float> x) {
   using C = ExpConstants<float>;
@@ -461,8 +461,8 @@ inline Vec<float> tanh_of<float>(Vec<float> x) {
   const Vec<float> shifted = magnitude * 2.88539008f + C::kShift;  // 2 / ln 2
   const Vec<float> r = magnitude - (shifted - C::kShift) * 0.346573591f;
   const Vec<float> square = r * r;
-  Vec<float> q = square * 0.0888888105f + (r * 0.267810762f + 0.666674197f);
-  q = square * q + (r * 1.33332050f + 1.99999988f);
+  Vec<float> q = square * 0.0888481662f + (r * 0.267728448f + 0.666675210f);
+  q = square * q + (r * 1.33332348f + 1.99999988f);
   const Vec<float> e = square * q + (r + r);
   const Bits exponent = (bit_cast<Bits>(shifted) << C::kMantissaBits) + C::kOne;
   const Vec<float> scale = bit_cast<Vec<float>>(exponent);
