@@ -11,12 +11,30 @@ from tests.emulated_programs import Workshop
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Run on one thread: small tensors gain nothing from more, and waiting for them costs most."""
+def restored_threads() -> Iterator[None]:
+    """Give torch back its number of threads after a test that sets it."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def one_thread(restored_threads: None) -> None:
+    """Run on one thread: small tensors gain nothing from more, and waiting for them costs most."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _settable_backend_flags() -> Iterator[None]:
+    """Let no test freeze the flags of torch.backends for those after it.
+
+    Importing torch.testing's utilities does, whoever imports them. The flag is a variable of a
+    module that torch hides behind another one, where only its own functions reach it.
+    """
+    frozen = torch.backends.flags_frozen()
+    yield
+    flags = torch.backends.flags_frozen.__globals__
+    flags["__allow_nonbracketed_mutation_flag"] = not frozen
 
 
 @pytest.fixture

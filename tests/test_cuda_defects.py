@@ -399,8 +399,8 @@ class CudaPrograms:
             for i, (name, defect) in enumerate(DEFECTS.items())
         }
 
-    def _compile(self, path, sanitizer, name, sources=None):
-        options = [*OPTIONS, *SANITIZERS[sanitizer]]
+    def _compile(self, path, sanitizer, name, *options, sources=None):
+        options = [*OPTIONS, *SANITIZERS[sanitizer], *options]
         return self.workshop.compile(path, name, options, sources)
 
     def _objects(self, sanitizer):
@@ -426,7 +426,11 @@ class CudaPrograms:
         self._keep_residency(sources / "cuda" / "launch_engine.cuh", defect.residency)
         kernel = sources / "cuda" / f"{defect.kernel}.cu"
         objects = dict(self.right[defect.sanitizer])
-        objects[defect.kernel] = self._compile(kernel, defect.sanitizer, name, sources)
+        # A defect that shows without a sanitizer shows in the first problems: not worth optimising.
+        options = ["-O0"] if defect.sanitizer == "none" else []
+        objects[defect.kernel] = self._compile(
+            kernel, defect.sanitizer, name, *options, sources=sources
+        )
         return self.workshop.link(name, list(objects.values()), defect.sanitizer)
 
     @staticmethod

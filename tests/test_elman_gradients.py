@@ -344,6 +344,7 @@ def test_norms_of_what_is_not_finite_are_not_either(gradients_of):
     assert norms[:, 2].isfinite().all()
 
 
+@pytest.mark.usefixtures("restored_threads")
 @pytest.mark.parametrize(
     ("T", "B", "H"), [(30, 1, 300), (20, 3, 128), (9, 40, 70), (3, 2, 1024)], ids=str
 )
@@ -356,14 +357,11 @@ def test_norms_do_not_depend_on_the_number_of_threads_or_on_the_batch(T, B, H, p
     U = torch.randn(H, H) / H**0.5
     x, W = torch.randn(*rows, 3), torch.randn(H, 3)
     wanted = [True] * 6
-    before, norms = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 4):
-            torch.set_num_threads(threads)
-            args = [states, grad_h_n, x, None, W, U, states, "tanh", False, sizes, wanted]
-            norms.append(native(*args)[5])
-    finally:
-        torch.set_num_threads(before)
+    norms = []
+    for threads in (1, 2, 3, 4):
+        torch.set_num_threads(threads)
+        args = [states, grad_h_n, x, None, W, U, states, "tanh", False, sizes, wanted]
+        norms.append(native(*args)[5])
     assert all(torch.equal(n, norms[0]) for n in norms)
     if not packed:
         alone = [states[:, :1], grad_h_n[:1], x[:, :1], None, W, U, states[:, :1]]

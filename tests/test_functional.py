@@ -63,42 +63,39 @@ def widened(tensors):
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
+@pytest.mark.usefixtures("restored_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("seed", range(25))
 def test_values_and_gradients_equal_the_float64_reference(seed, dtype):
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(rng.choice([1, 2, 3]))
-        for nonlinearity in NONLINEARITIES:
-            tensors, options = random_problem(rng, dtype)
-            options["nonlinearity"] = nonlinearity
-            leaves = {k: None if v is None else v.requires_grad_() for k, v in tensors.items()}
-            wide = widened(tensors)
-            actual = elman_rnn(*leaves.values(), **options)
-            expected = reference.elman_rnn(*wide.values(), **options)
-            cotangents = [torch.randn_like(out) for out in actual]
-            use = rng.choice([(0,), (1,), (0, 1)])  # output only, h_n only, both
-            grads = torch.autograd.grad(
-                [actual[i] for i in use],
-                [v for v in leaves.values() if v is not None],
-                [cotangents[i] for i in use],
-            )
-            expected_grads = torch.autograd.grad(
-                [expected[i] for i in use],
-                [v for v in wide.values() if v is not None],
-                [cotangents[i].double() for i in use],
-                materialize_grads=True,
-            )
-            names = ["output", "h_n"] + [f"d{k}" for k, v in leaves.items() if v is not None]
-            for name, got, want in zip(
-                names, [*actual, *grads], [*expected, *expected_grads], strict=True
-            ):
-                error = relative_error(got, want)
-                assert error < TOLERANCE[dtype], (name, error, options, leaves["x"].shape)
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(rng.choice([1, 2, 3]))
+    for nonlinearity in NONLINEARITIES:
+        tensors, options = random_problem(rng, dtype)
+        options["nonlinearity"] = nonlinearity
+        leaves = {k: None if v is None else v.requires_grad_() for k, v in tensors.items()}
+        wide = widened(tensors)
+        actual = elman_rnn(*leaves.values(), **options)
+        expected = reference.elman_rnn(*wide.values(), **options)
+        cotangents = [torch.randn_like(out) for out in actual]
+        use = rng.choice([(0,), (1,), (0, 1)])  # output only, h_n only, both
+        grads = torch.autograd.grad(
+            [actual[i] for i in use],
+            [v for v in leaves.values() if v is not None],
+            [cotangents[i] for i in use],
+        )
+        expected_grads = torch.autograd.grad(
+            [expected[i] for i in use],
+            [v for v in wide.values() if v is not None],
+            [cotangents[i].double() for i in use],
+            materialize_grads=True,
+        )
+        names = ["output", "h_n"] + [f"d{k}" for k, v in leaves.items() if v is not None]
+        for name, got, want in zip(
+            names, [*actual, *grads], [*expected, *expected_grads], strict=True
+        ):
+            error = relative_error(got, want)
+            assert error < TOLERANCE[dtype], (name, error, options, leaves["x"].shape)
 
 
 def two_calls(x, forward, reverse, **options):
@@ -106,6 +103,7 @@ def two_calls(x, forward, reverse, **options):
     return elman_rnn(x, *forward, **options), elman_rnn(x, *reverse, reverse=True, **options)
 
 
+@pytest.mark.usefixtures("restored_threads")
 @pytest.mark.skipif(
     functional.backend.requested() == "emulated",
     reason="a plan for two directions may sum in another order; test_cuda_operators.py compares",
@@ -115,40 +113,36 @@ def two_calls(x, forward, reverse, **options):
 def test_both_directions_at_once_are_two_calls_to_the_bit(seed, dtype):
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(rng.choice([1, 2, 3]))
-        for nonlinearity in NONLINEARITIES:
-            (x, *forward), options = problem_of_both_directions(rng, dtype)
-            forward, reverse = forward[:5], forward[5:]
-            options["nonlinearity"] = nonlinearity
-            # Some results unused, even all of a direction; some arguments frozen.
-            use = rng.choice([(0, 1, 2, 3), (0, 2), (1, 3), (0,), (3,), (1, 2)])
-            leaves = [t for t in (x, *forward, *reverse) if t is not None]
-            for leaf in leaves:
-                leaf.requires_grad_(rng.random() < 0.7)
-            results, cotangents = [], None
-            for run in (bidirectional_elman_rnn, two_calls):
-                outputs = [t for each in run(x, forward, reverse, **options) for t in each]
-                cotangents = cotangents or [torch.randn_like(out) for out in outputs]
-                used = [i for i in use if outputs[i].requires_grad]
-                wanted = [leaf for leaf in leaves if leaf.requires_grad]
-                grads = [outputs[i].requires_grad for i in range(4)]
-                if used and wanted:
-                    grads += torch.autograd.grad(
-                        [outputs[i] for i in used],
-                        wanted,
-                        [cotangents[i] for i in used],
-                        allow_unused=True,
-                    )
-                results.append([*outputs, *grads])
-            for got, want in zip(*results, strict=True):
-                if isinstance(want, torch.Tensor):
-                    assert torch.equal(got, want), (options, use)
-                else:
-                    assert got is want, (options, use)
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(rng.choice([1, 2, 3]))
+    for nonlinearity in NONLINEARITIES:
+        (x, *forward), options = problem_of_both_directions(rng, dtype)
+        forward, reverse = forward[:5], forward[5:]
+        options["nonlinearity"] = nonlinearity
+        # Some results unused, even all of a direction; some arguments frozen.
+        use = rng.choice([(0, 1, 2, 3), (0, 2), (1, 3), (0,), (3,), (1, 2)])
+        leaves = [t for t in (x, *forward, *reverse) if t is not None]
+        for leaf in leaves:
+            leaf.requires_grad_(rng.random() < 0.7)
+        results, cotangents = [], None
+        for run in (bidirectional_elman_rnn, two_calls):
+            outputs = [t for each in run(x, forward, reverse, **options) for t in each]
+            cotangents = cotangents or [torch.randn_like(out) for out in outputs]
+            used = [i for i in use if outputs[i].requires_grad]
+            wanted = [leaf for leaf in leaves if leaf.requires_grad]
+            grads = [outputs[i].requires_grad for i in range(4)]
+            if used and wanted:
+                grads += torch.autograd.grad(
+                    [outputs[i] for i in used],
+                    wanted,
+                    [cotangents[i] for i in used],
+                    allow_unused=True,
+                )
+            results.append([*outputs, *grads])
+        for got, want in zip(*results, strict=True):
+            if isinstance(want, torch.Tensor):
+                assert torch.equal(got, want), (options, use)
+            else:
+                assert got is want, (options, use)
 
 
 def problem_of_both_directions(rng, dtype):
@@ -257,18 +251,15 @@ def test_an_infinite_weight_leaves_the_initial_state_of_a_late_sample_alone():
     assert output.isfinite().all()
 
 
+@pytest.mark.usefixtures("restored_threads")
 def test_results_do_not_depend_on_threads_or_on_the_rest_of_the_batch():
     torch.manual_seed(0)
     x, W, U = torch.randn(9, 23, 40), torch.randn(70, 40), torch.randn(70, 70) / 8
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for n in (1, 2, 3, 5):
-            torch.set_num_threads(n)
-            results.append(elman_rnn(x, None, W, U)[0])
-        alone = elman_rnn(x[:, 4:5], None, W, U)[0]
-    finally:
-        torch.set_num_threads(threads)
+    results = []
+    for n in (1, 2, 3, 5):
+        torch.set_num_threads(n)
+        results.append(elman_rnn(x, None, W, U)[0])
+    alone = elman_rnn(x[:, 4:5], None, W, U)[0]
     if functional.backend.use_native("cpu", torch.float32):
         assert all(torch.equal(results[0], other) for other in results[1:])
         assert torch.equal(results[0][:, 4:5], alone)

@@ -21,14 +21,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 OURS = {"nn.RNN": FusedRNN, "nn.RNNCell": FusedRNNCell}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _restore_backend_flags():
-    """Importing torch.testing's utilities freezes torch.backends for the rest of the process."""
-    frozen = torch.backends.flags_frozen()
-    yield
-    torch.backends.__allow_nonbracketed_mutation_flag = not frozen
-
-
 def _module_info(name: str) -> Any:
     from torch.testing._internal.common_modules import module_db
 
