@@ -271,8 +271,10 @@ def test_results_do_not_depend_on_threads_or_on_the_rest_of_the_batch():
 @pytest.mark.parametrize("T", [1, 2, 3])
 def test_few_rows_of_few_steps_give_the_bits_that_they_give_in_a_batch(T, has_h0, dtype):
     """What is read once or twice is not packed; up to four rows have a path of their own."""
-    if not functional.backend.use_native("cpu", dtype):
-        pytest.skip("other backends promise it within rounding only")
+    if functional.backend.requested() == "emulated" or not functional.backend.use_native(
+        "cpu", dtype
+    ):
+        pytest.skip("the CPU kernel's promise: others may cut another shape in another way")
     torch.manual_seed(0)
     for I, H, transposed in [(1, 150, False), (137, 261, False), (70, 150, True), (16, 528, True)]:
         x = torch.randn(T, 9, I, dtype=dtype)
