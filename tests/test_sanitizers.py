@@ -123,8 +123,8 @@ DEFECTS = {
         "gradients",
         "none",
         "walker.h",
-        "step.z.row(tile.first + i, tile.column)",
-        "step.z.row(tile.first, tile.column)",
+        "step.z.row(region.first + i, region.column)",
+        "step.z.row(region.first, region.column)",
         "adjoint_norm[",
     ),
     "all blocks of a panel are multiplied with a row's first states": Defect(

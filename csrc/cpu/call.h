@@ -38,7 +38,7 @@ class Call {
         keeps_states_(keeps_states),
         steps_per_chunk_(std::clamp<int64_t>(kRowsPerChunk / plan.rows, 1, r.time_steps)),
         streams_(plan.template streams<Storage>(r)),
-        streams_in_blocks_(streams_ && !streams_values<E>(plan.rows)),
+        streams_in_blocks_(streams_ && !is_streamed_directly<E>(plan.rows)),
         dots_input_(r.input_size >= kProjectedInputSize && r.hidden_size <= kDottedHiddenSize &&
                     may_project()),
         projects_input_(dots_input_ ||
@@ -74,7 +74,8 @@ class Call {
     return steps_per_chunk_ == r_.time_steps && chunk_rows() <= kRowsPerChunk;
   }
   bool streams() const { return streams_; }
-  bool streams_in_blocks() const { return streams_in_blocks_; }
+  // Few rows, without blocks.
+  bool streams_directly() const { return streams_ && !streams_in_blocks_; }
   const Plan& plan() const { return plan_; }
   const Schedule& schedule() const { return schedule_; }
   const Panels<T>& panels() const { return panels_; }

@@ -19,8 +19,8 @@ struct GradientPieces {
       : rows(std::min(call.chunk_rows(), kRowsPerChunk)),
         sums_at_once(call.is_single_chunk() &&
                      (call.plan().threads == 1 || call.plan().cut_hidden)),
-        streams_input(g.backward.time_steps == 1 || (call.streams() && !call.streams_in_blocks() &&
-                                                     call.chunk_rows() <= kStreamedRows)),
+        streams_input(g.backward.time_steps == 1 ||
+                      (call.streams_directly() && call.chunk_rows() <= kStreamedRows)),
         input_panels(g.grad_input == nullptr ? 0 : g.input_size, call.plan().panel_vectors),
         // Columns of strips are padded to whole vectors: let the longer side be along them.
         input_is_left(g.input_size * padded_to_vectors<T>(g.backward.hidden_size) <

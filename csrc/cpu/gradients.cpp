@@ -218,13 +218,12 @@ class GradientWorker {
   template <class F>
   void stream(const Strips<E>& delta, int64_t rows, const Matrix& matrix, int64_t first,
               int64_t end, const F& f) const {
-    const int64_t at_once = kSumsBytes / static_cast<int64_t>(sizeof(T)) / kStreamedRows;
     T* const sums = walker_.buffers().sums;
-    for (int64_t n = first; n < end; n += at_once) {
-      const int64_t columns = std::min(at_once, end - n), width = padded_to_vectors<T>(columns);
+    for (int64_t n = first; n < end; n += kStreamedColumns<T>) {
+      const int64_t columns = std::min(kStreamedColumns<T>, end - n),
+                    width = padded_to_vectors<T>(columns);
       std::fill_n(sums, rows * width, T(0));
-      if constexpr (kValuesPer<E> == 1)
-        add_streamed_product<Storage>(delta, rows, matrix, n, columns, r_.hidden_size, sums, width);
+      add_streamed_product<Storage>(delta, rows, matrix, n, columns, r_.hidden_size, sums, width);
       f(n, width, sums);
     }
   }
@@ -259,7 +258,7 @@ class GradientWorker {
   void write_input_gradient() {
     const Strips<E> delta = walker_.buffers().states.from_row(walker_.slot_row(1));
     const int64_t chunk_rows = static_cast<int64_t>(places_.size());
-    if (pieces_.streams_input && !call_.streams_in_blocks()) {
+    if (pieces_.streams_input && call_.streams_directly()) {
       const Range columns = own_columns(g_.input_size);
       return stream(delta, chunk_rows, columns_of_w(), columns.first, columns.end,
                     [&](int64_t column, int64_t width, const T* sums) {
@@ -291,7 +290,7 @@ class GradientWorker {
     const Panels<T>& panels = call_.panels();
     const Strips<E> delta = walker_.buffers().states.from_row(walker_.slot_row(s + 1));
     Storage* const grad = static_cast<Storage*>(g_.grad_initial);
-    if (call_.streams() && !call_.streams_in_blocks())
+    if (call_.streams_directly())
       return stream(delta.from_row(first), end - first, r_.weight_hidden, first_column_,
                     end_column_, [&](int64_t column, int64_t width, const T* sums) {
                       for (int64_t i = first; i < end; ++i)

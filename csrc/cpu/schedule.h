@@ -105,7 +105,7 @@ struct Plan {
     constexpr int64_t kCoreCacheBytes = 256 << 10;
     const int64_t matrix_bytes = r.hidden_size * r.hidden_size *
                                  static_cast<int64_t>(sizeof(Storage)) / (cut_hidden ? threads : 1);
-    const bool is_quick = streams_values<E>(rows) && matrix_bytes > kCoreCacheBytes;
+    const bool is_quick = is_streamed_directly<E>(rows) && matrix_bytes > kCoreCacheBytes;
     return products(r) <= (is_quick ? 2 : 1);
   }
 

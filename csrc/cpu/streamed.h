@@ -16,7 +16,7 @@ constexpr int64_t kStreamedRows = 4;
 
 // Whether rows of such operands are.
 template <class E>
-constexpr bool streams_values(int64_t rows) {
+constexpr bool is_streamed_directly(int64_t rows) {
   return rows <= kStreamedRows && kValuesPer<E> == 1;
 }
 
@@ -103,21 +103,27 @@ void add_streamed(const Strips<T>& left, const Matrix& matrix, int64_t column, i
     add_streamed_columns<Storage, Rows>(left, matrix, column, columns, depth, sums, sums_stride);
 }
 
+// The sums of kStreamedRows rows of so many columns are worked on at once.
+template <class T>
+constexpr int64_t kStreamedColumns = kSumsBytes / static_cast<int64_t>(sizeof(T)) / kStreamedRows;
+
 // sums (rows, columns padded to whole vectors) += the first rows of left * columns [column, column
-// + columns) of the matrix, for at most kStreamedRows rows.
-template <class Storage, class T>
-void add_streamed_product(const Strips<T>& left, int64_t rows, const Matrix& matrix, int64_t column,
-                          int64_t columns, int64_t depth, T* sums, int64_t sums_stride) {
+// + columns) of the matrix, if is_streamed_directly<E>(rows).
+template <class Storage, class E>
+void add_streamed_product(const Strips<E>& left, int64_t rows, const Matrix& matrix, int64_t column,
+                          int64_t columns, int64_t depth, SumOf<E>* sums, int64_t sums_stride) {
   static_assert(kStreamedRows == 4);
-  switch (rows) {
-    case 1:
-      return add_streamed<Storage, 1>(left, matrix, column, columns, depth, sums, sums_stride);
-    case 2:
-      return add_streamed<Storage, 2>(left, matrix, column, columns, depth, sums, sums_stride);
-    case 3:
-      return add_streamed<Storage, 3>(left, matrix, column, columns, depth, sums, sums_stride);
-    case 4:
-      return add_streamed<Storage, 4>(left, matrix, column, columns, depth, sums, sums_stride);
+  if constexpr (kValuesPer<E> == 1) {
+    switch (rows) {
+      case 1:
+        return add_streamed<Storage, 1>(left, matrix, column, columns, depth, sums, sums_stride);
+      case 2:
+        return add_streamed<Storage, 2>(left, matrix, column, columns, depth, sums, sums_stride);
+      case 3:
+        return add_streamed<Storage, 3>(left, matrix, column, columns, depth, sums, sums_stride);
+      case 4:
+        return add_streamed<Storage, 4>(left, matrix, column, columns, depth, sums, sums_stride);
+    }
   }
 }
 

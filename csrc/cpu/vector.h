@@ -103,36 +103,29 @@ inline void prefetch_to_write(const void* address) {
 #endif
 }
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
-// For vectors of which `count` lanes are wanted.
-inline __m256i mask_of_first(int64_t count, int bytes_each) {
-  alignas(64) static constexpr int32_t kMasks[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
-  return _mm256_loadu_si256(
-      reinterpret_cast<const __m256i*>(kMasks + 8 - count * (bytes_each / 4)));
+template <class To, class From>
+inline To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
 }
-#endif
 
 // Reads the first `count` < kLanes values, and not a byte more; the other lanes are zero.
-inline Vec<float> load_first(const float* from, int64_t count) {
+template <class T>
+inline Vec<T> load_first(const T* from, int64_t count) {
+  // Masks are of words of 32 bits, so that float and double share them.
+  [[maybe_unused]] const int64_t words = count * static_cast<int64_t>(sizeof(T) / sizeof(int32_t));
 #if defined(__AVX512F__)
-  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+  return bit_cast<Vec<T>>(
+      _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << words) - 1), from));
 #elif defined(__AVX2__)
-  return _mm256_maskload_ps(from, mask_of_first(count, sizeof(float)));
+  alignas(64) static constexpr int32_t kMasks[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  const __m256i mask = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMasks + 8 - words));
+  return bit_cast<Vec<T>>(_mm256_maskload_epi32(reinterpret_cast<const int*>(from), mask));
 #else
-  Vec<float> v{};
-  std::memcpy(&v, from, count * sizeof(float));
-  return v;
-#endif
-}
-
-inline Vec<double> load_first(const double* from, int64_t count) {
-#if defined(__AVX512F__)
-  return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from);
-#elif defined(__AVX2__)
-  return _mm256_maskload_pd(from, mask_of_first(count, sizeof(double)));
-#else
-  Vec<double> v{};
-  std::memcpy(&v, from, count * sizeof(double));
+  Vec<T> v{};
+  std::memcpy(&v, from, count * sizeof(T));
   return v;
 #endif
 }
@@ -180,14 +173,6 @@ inline void store_first(double* to, Vec<double> v, int64_t count) {
 
 typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
 typedef uint32_t WordBits __attribute__((vector_size(kVectorBytes)));
-
-template <class To, class From>
-inline To bit_cast(const From& from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof to);
-  return to;
-}
 
 inline Vec<float> widen(HalfBits bits, c10::BFloat16) {
   return bit_cast<Vec<float>>(__builtin_convertvector(bits, WordBits) << 16);

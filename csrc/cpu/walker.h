@@ -265,16 +265,9 @@ class Walker {
       T* const projected = buffers_.projected + row * ld_ + first_column_;
       for (int64_t i = 0; i < rows; ++i)
         std::copy(team_.bias + first_column_, team_.bias + end_column_, projected + i * ld_);
-      stream(buffers_.inputs.from_row(row), rows, r_.weight_input, first_column_, columns,
-             r_.input_size, projected, ld_);
+      add_streamed_product<Storage>(buffers_.inputs.from_row(row), rows, r_.weight_input,
+                                    first_column_, columns, r_.input_size, projected, ld_);
     }
-  }
-
-  // For operands that are values.
-  static void stream(const Strips<E>& left, int64_t rows, const Matrix& matrix, int64_t column,
-                     int64_t columns, int64_t depth, T* sums, int64_t sums_stride) {
-    if constexpr (kValuesPer<E> == 1)
-      add_streamed_product<Storage>(left, rows, matrix, column, columns, depth, sums, sums_stride);
   }
 
   Factors<E> input_factors(int64_t row, int64_t column) const {
@@ -283,10 +276,14 @@ class Walker {
             depth};
   }
 
-  // A part of a step: rows [first, first + height), the columns of one panel.
-  struct Tile {
-    TileFunction<E> add_products;
+  // A part of a step: rows [first, first + height), and columns.
+  struct Region {
     int64_t column, width, first, height;
+  };
+
+  // One of the columns of one panel.
+  struct Tile : Region {
+    TileFunction<E> add_products;
   };
 
   // The share's tiles, panel by panel, of steps that have so many rows.
@@ -299,8 +296,8 @@ class Walker {
       const int vectors = team_.panels.vectors(p);
       panel_tiles_.push_back(tiles_.size());
       for_row_blocks(rows, vectors, [&](int64_t first, int64_t height) {
-        tiles_.push_back({kTiles<E>[vectors - 1][height - 1], team_.panels.first_column(p),
-                          vectors * kLanes<T>, first, height});
+        tiles_.push_back({{team_.panels.first_column(p), vectors * kLanes<T>, first, height},
+                          kTiles<E>[vectors - 1][height - 1]});
       });
     }
     panel_tiles_.push_back(tiles_.size());
@@ -308,7 +305,8 @@ class Walker {
 
   void advance(const Step& step) {
     if (step.rows == 0) return;
-    if (team_.streams) return team_.streams_in_blocks ? advance_in_blocks(step) : stream(step);
+    if (team_.streams)
+      return team_.streams_in_blocks ? advance_in_blocks(step) : advance_streamed(step);
     cut_into_tiles(step.rows);
     // There and back again: what was used last is still in the caches.
     const int64_t panels = static_cast<int64_t>(panel_tiles_.size()) - 1;
@@ -358,10 +356,10 @@ class Walker {
       }
       k += block;
     } while (k < depth);
-    finish(step,
-           {nullptr, begin->column, begin->width, begin->first,
-            end[-1].first + end[-1].height - begin->first},
-           buffers_.sums);
+    finish(
+        step,
+        {begin->column, begin->width, begin->first, end[-1].first + end[-1].height - begin->first},
+        buffers_.sums);
   }
 
   // What the sums of a tile begin with, and the product of the input unless it is in there.
@@ -389,19 +387,20 @@ class Walker {
   }
 
   // A step of few rows, in as many columns at once as there is memory for their sums.
-  void stream(const Step& step) {
-    const int64_t at_once = kSumsBytes / static_cast<int64_t>(sizeof(T)) / kStreamedRows;
-    for (int64_t column = first_column_; column < end_column_; column += at_once) {
-      const int64_t width = std::min(at_once, end_column_ - column);
+  void advance_streamed(const Step& step) {
+    for (int64_t column = first_column_; column < end_column_; column += kStreamedColumns<T>) {
+      const int64_t width = std::min(kStreamedColumns<T>, end_column_ - column);
       const int64_t columns = std::min(width, r_.hidden_size - column);
       begin_streamed(step, column, width);
       if (r_.input_size > 0 && !team_.projects_input)
-        stream(buffers_.inputs.from_row(step.input_row), step.rows, r_.weight_input, column,
-               columns, r_.input_size, buffers_.sums, width);
+        add_streamed_product<Storage>(buffers_.inputs.from_row(step.input_row), step.rows,
+                                      r_.weight_input, column, columns, r_.input_size,
+                                      buffers_.sums, width);
       if (step.has_previous)
-        stream(buffers_.states.from_row(step.previous_row), step.rows, r_.weight_hidden, column,
-               columns, r_.hidden_size, buffers_.sums, width);
-      finish(step, {nullptr, column, width, 0, step.rows}, buffers_.sums);
+        add_streamed_product<Storage>(buffers_.states.from_row(step.previous_row), step.rows,
+                                      r_.weight_hidden, column, columns, r_.hidden_size,
+                                      buffers_.sums, width);
+      finish(step, {column, width, 0, step.rows}, buffers_.sums);
     }
   }
 
@@ -419,7 +418,7 @@ class Walker {
         add_product_in_blocks<Storage>(buffers_.states.from_row(step.previous_row), step.rows,
                                        r_.weight_hidden, r_.hidden_size, r_.hidden_size,
                                        team_.panels, p, buffers_.block, buffers_.sums);
-      finish(step, {nullptr, column, width, 0, step.rows}, buffers_.sums);
+      finish(step, {column, width, 0, step.rows}, buffers_.sums);
     }
   }
 
@@ -482,36 +481,37 @@ class Walker {
   }
 
   // The epilogue, and the new states to where they are wanted.
-  void finish(const Step& step, const Tile& tile, T* sums) const {
-    const int64_t columns = std::min(tile.width, r_.hidden_size - tile.column);
+  void finish(const Step& step, const Region& region, T* sums) const {
+    const int64_t columns = std::min(region.width, r_.hidden_size - region.column);
     if (step.z.first != nullptr)
-      for (int64_t i = 0; i < tile.height; ++i)
-        std::copy_n(sums + i * tile.width, tile.width, step.z.row(tile.first + i, tile.column));
-    for (int64_t j = 0; j < tile.width; j += kLanes<T>) {
+      for (int64_t i = 0; i < region.height; ++i)
+        std::copy_n(sums + i * region.width, region.width,
+                    step.z.row(region.first + i, region.column));
+    for (int64_t j = 0; j < region.width; j += kLanes<T>) {
       if (columns - j >= kLanes<T>)
-        write_column(step, tile, j, kLanes<T>, sums);
+        write_column(step, region, j, kLanes<T>, sums);
       else
-        write_column(step, tile, j, columns - j, sums);
+        write_column(step, region, j, columns - j, sums);
     }
     if (kStages || step.last.first == nullptr) return;
-    for (int64_t i = std::max(tile.first, step.rows_after); i < tile.first + tile.height; ++i)
-      std::copy_n(step.output.row(i, tile.column), columns, step.last.row(i, tile.column));
+    for (int64_t i = std::max(region.first, step.rows_after); i < region.first + region.height; ++i)
+      std::copy_n(step.output.row(i, region.column), columns, step.last.row(i, region.column));
   }
 
-  // A vector of columns, from `column` of the tile on, `count` of which exist.
-  inline __attribute__((always_inline)) void write_column(const Step& step, const Tile& tile,
+  // A vector of columns, from `column` of the region on, `count` of which exist.
+  inline __attribute__((always_inline)) void write_column(const Step& step, const Region& region,
                                                           int64_t column, int64_t count,
                                                           const T* sums) const {
-    const int64_t n = tile.column + column;
+    const int64_t n = region.column + column;
     // Copies: every store could change what lies behind a reference, for all the compiler knows.
-    const int64_t height = tile.height, width = tile.width;
+    const int64_t height = region.height, width = region.width;
     const int64_t operand_stride = step.operand.stride, out_stride = step.output.stride;
-    const Storage* operand = step.operand.row(tile.first, n);
-    Storage* out = step.output.row(tile.first, n);
-    E* state = buffers_.states.at(step.row + tile.first, n);
+    const Storage* operand = step.operand.row(region.first, n);
+    Storage* out = step.output.row(region.first, n);
+    E* state = buffers_.states.at(step.row + region.first, n);
     T* value = nullptr;
     if constexpr (kValuesPer<E> > 1)
-      if (team_.keeps_states) value = buffers_.values.at(step.row + tile.first, n);
+      if (team_.keeps_states) value = buffers_.values.at(step.row + region.first, n);
     for (int64_t i = 0; i < height; ++i) {
       const Vec<T> z = load(sums + i * width + column);
       Vec<T> v;
