@@ -118,12 +118,13 @@ T dot(const Storage* x, const T* padded, int64_t columns) {
 }
 
 // The width of panels, in vectors, that keeps most accumulators busy: few rows leave registers for
-// wide panels; more rows reuse each panel element more often.
+// wide panels; more rows reuse each panel element more often. Not one vector, whose tiles would
+// load a value for each multiply-add.
 inline int panel_vectors_for_rows(int64_t rows) {
   if (kVectorRegisters == 32) return rows < 4 ? kMaxPanelVectors : 4;
-  int best = 1;
+  int best = 2;
   double most = 0;
-  for (int vectors = 1; vectors <= kMaxPanelVectors; ++vectors) {
+  for (int vectors = 2; vectors <= kMaxPanelVectors; ++vectors) {
     const int64_t blocks = (rows + max_tile_rows(vectors) - 1) / max_tile_rows(vectors);
     const double accumulators = static_cast<double>(rows * vectors) / static_cast<double>(blocks);
     if (accumulators > most) best = vectors, most = accumulators;
