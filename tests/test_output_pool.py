@@ -51,8 +51,8 @@ def test_an_output_is_a_tensor_like_any_other():
 
 
 SCRIPT = """
-import torch, rnn_cuda
-rnn, x = rnn_cuda.FusedRNN(8, 64), torch.randn(64, 32, 8)
+import sys, torch, rnn_cuda
+rnn, x = rnn_cuda.FusedRNN(8, 64), torch.randn(int(sys.argv[1]), 32, 8)
 output = rnn(x)[0]
 freed = output.data_ptr()
 del output
@@ -60,11 +60,11 @@ print("ran", rnn(x)[0].data_ptr() == freed)
 """
 
 
-def run_with_pool(megabytes):
+def run_with_pool(megabytes, time_steps=64):
     """Run in a process of its own, where no other test has left anything in the pool."""
     environment = os.environ | {"RNN_CUDA_CPU_POOL_MB": megabytes, "RNN_CUDA_BACKEND": "native"}
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", SCRIPT, str(time_steps)],
         env=environment,
         capture_output=True,
         text=True,
@@ -73,8 +73,10 @@ def run_with_pool(megabytes):
     )
 
 
-def test_a_freed_output_is_used_again():
-    done = run_with_pool("128")
+# 512 KiB, and a little more than a huge page of 2 MiB.
+@pytest.mark.parametrize("time_steps", [64, 260])
+def test_a_freed_output_is_used_again(time_steps):
+    done = run_with_pool("128", time_steps)
     assert done.stdout == "ran True\n", done.stderr
 
 

@@ -17,7 +17,7 @@
 namespace rnn_cuda::cpu {
 namespace {
 
-constexpr size_t kHugePage = 2 << 20;
+constexpr size_t kPage = 4 << 10, kHugePage = 2 << 20;
 // malloc keeps smaller blocks itself.
 constexpr size_t kMinPooledBytes = 128 << 10;
 
@@ -54,21 +54,25 @@ class OutputPool final : public c10::Allocator {
   }
 
  private:
+  static std::align_val_t alignment(size_t size) {
+    return std::align_val_t{size >= kHugePage ? kHugePage : kPage};
+  }
+
   void* take(size_t bytes) {
     const std::lock_guard<std::mutex> guard(mutex_);
+    const size_t size = (bytes + kPage - 1) / kPage * kPage;
     // The smallest kept block that fits, unless it is far too large.
-    const auto kept = kept_.lower_bound(bytes);
-    if (kept != kept_.end() && kept->first <= bytes + bytes / 4) {
+    const auto kept = kept_.lower_bound(size);
+    if (kept != kept_.end() && kept->first <= size + size / 4) {
       void* const block = kept->second;
       kept_bytes_ -= kept->first;
       kept_.erase(kept);
       return block;
     }
-    const size_t page = bytes >= kHugePage ? kHugePage : size_t{4096};
-    const size_t size = (bytes + page - 1) / page * page;
-    void* const block = ::operator new(size, std::align_val_t{page});
+    // Not rounded up to whole huge pages: the last of them would be cleared for nothing.
+    void* const block = ::operator new(size, alignment(size));
 #ifdef __linux__
-    if (page == kHugePage) madvise(block, size, MADV_HUGEPAGE);
+    if (size >= kHugePage) madvise(block, size, MADV_HUGEPAGE);
 #endif
     sizes_[block] = size;
     return block;
@@ -85,8 +89,7 @@ class OutputPool final : public c10::Allocator {
       const auto largest = std::prev(pool.kept_.end());
       pool.kept_bytes_ -= largest->first;
       pool.sizes_.erase(largest->second);
-      ::operator delete(largest->second,
-                        std::align_val_t{largest->first >= kHugePage ? kHugePage : 4096});
+      ::operator delete(largest->second, alignment(largest->first));
       pool.kept_.erase(largest);
     }
   }
