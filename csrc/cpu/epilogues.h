@@ -1,6 +1,9 @@
 // s = epilogue(z, e): what turns the sum of a step into its state. See Epilogue in recurrence.h.
 #pragma once
 
+#include <stdexcept>
+
+#include "../recurrence.h"
 #include "vector.h"
 
 namespace rnn_cuda::cpu {
@@ -55,5 +58,22 @@ struct Modulate {
   static constexpr bool kUsesOperand = true;
   static Vec<T> apply(Vec<T> z, Vec<T> d) { return z * d; }
 };
+
+// Returns f(the functor of an epilogue).
+template <class T, class F>
+auto with_functor_of(Epilogue epilogue, const F& f) {
+  switch (epilogue) {
+    case Epilogue::Tanh: return f(Tanh<T>{});
+    case Epilogue::Relu: return f(Relu<T>{});
+    case Epilogue::Sigmoid: return f(Sigmoid<T>{});
+    case Epilogue::Identity:
+    case Epilogue::IdentityBackward: return f(Identity<T>{});
+    case Epilogue::TanhBackward: return f(TanhBackward<T>{});
+    case Epilogue::ReluBackward: return f(ReluBackward<T>{});
+    case Epilogue::SigmoidBackward: return f(SigmoidBackward<T>{});
+    case Epilogue::Modulate: return f(Modulate<T>{});
+  }
+  throw std::invalid_argument("rnn_cuda: unknown epilogue");
+}
 
 }  // namespace rnn_cuda::cpu

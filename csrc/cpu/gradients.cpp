@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t kRowsAhead = 8;
 
 // One thread of a call.
-template <class Storage, template <class> class EpilogueOf>
+template <class Storage>
 class GradientWorker {
   using T = typename ComputeOf<Storage>::type;
   using E = typename OperandOf<Storage>::type;
@@ -378,13 +378,13 @@ class GradientWorker {
   const Team<Storage> team_;
   const Share share_;
   const int64_t first_column_, end_column_;  // that this thread computes
-  Walker<Storage, EpilogueOf> walker_;
+  Walker<Storage> walker_;
   const Strips<T> previous_, input_;  // h_{t-1} and x_t of the rows worked on
   T* const bias_;
   std::vector<Place> places_;  // of the chunk's rows
 };
 
-template <class Storage, template <class> class EpilogueOf>
+template <class Storage>
 void run_typed(const Gradients& g, int threads) {
   using T = typename ComputeOf<Storage>::type;
   const Schedule schedule(g.backward);
@@ -396,20 +396,9 @@ void run_typed(const Gradients& g, int threads) {
     const Scratch memory(layout);
     SpinBarrier barrier;
     threads = run_team(plan.threads, [&](int thread) {
-      GradientWorker<Storage, EpilogueOf>(g, call, pieces, memory.data(), barrier, thread).run();
+      GradientWorker<Storage>(g, call, pieces, memory.data(), barrier, thread).run();
     });
     if (threads == plan.threads) return;
-  }
-}
-
-template <class Storage>
-void run_stored(const Gradients& g, int threads) {
-  switch (g.backward.epilogue) {
-    case Epilogue::TanhBackward: return run_typed<Storage, TanhBackward>(g, threads);
-    case Epilogue::ReluBackward: return run_typed<Storage, ReluBackward>(g, threads);
-    case Epilogue::SigmoidBackward: return run_typed<Storage, SigmoidBackward>(g, threads);
-    case Epilogue::IdentityBackward: return run_typed<Storage, Identity>(g, threads);
-    default: throw std::invalid_argument("rnn_cuda: no epilogue of a backward pass");
   }
 }
 
@@ -434,10 +423,10 @@ void write_zeros(const Gradients& g) {
 void run(const Gradients& g, int threads) {
   if (g.backward.time_steps == 0 || g.backward.batch == 0) return write_zeros(g);
   switch (g.backward.dtype) {
-    case ScalarType::Float32: return run_stored<float>(g, threads);
-    case ScalarType::Float64: return run_stored<double>(g, threads);
-    case ScalarType::BFloat16: return run_stored<c10::BFloat16>(g, threads);
-    case ScalarType::Float16: return run_stored<c10::Half>(g, threads);
+    case ScalarType::Float32: return run_typed<float>(g, threads);
+    case ScalarType::Float64: return run_typed<double>(g, threads);
+    case ScalarType::BFloat16: return run_typed<c10::BFloat16>(g, threads);
+    case ScalarType::Float16: return run_typed<c10::Half>(g, threads);
   }
   throw std::invalid_argument("rnn_cuda: unknown scalar type");
 }

@@ -12,7 +12,7 @@
 namespace rnn_cuda::cpu {
 namespace {
 
-template <class Storage, template <class> class EpilogueOf>
+template <class Storage>
 void run_typed(const Recurrence& r, int threads) {
   using T = typename ComputeOf<Storage>::type;
   const Schedule schedule(r);
@@ -27,27 +27,11 @@ void run_typed(const Recurrence& r, int threads) {
       call.pack_weights(scratch, thread);
       barrier.wait(plan.threads);
       const Team<Storage> team = call.team(scratch, barrier);
-      Walker<Storage, EpilogueOf>(team, call.share(thread), call.buffers(scratch, thread))
+      Walker<Storage>(team, call.share(thread), call.buffers(scratch, thread))
           .run([](int64_t, int64_t) {}, [](int64_t, int64_t) {});
     });
     if (threads == plan.threads) return;
   }
-}
-
-template <class Storage>
-void run_stored(const Recurrence& r, int threads) {
-  switch (r.epilogue) {
-    case Epilogue::Tanh: return run_typed<Storage, Tanh>(r, threads);
-    case Epilogue::Relu: return run_typed<Storage, Relu>(r, threads);
-    case Epilogue::Sigmoid: return run_typed<Storage, Sigmoid>(r, threads);
-    case Epilogue::Identity:
-    case Epilogue::IdentityBackward: return run_typed<Storage, Identity>(r, threads);
-    case Epilogue::TanhBackward: return run_typed<Storage, TanhBackward>(r, threads);
-    case Epilogue::ReluBackward: return run_typed<Storage, ReluBackward>(r, threads);
-    case Epilogue::SigmoidBackward: return run_typed<Storage, SigmoidBackward>(r, threads);
-    case Epilogue::Modulate: return run_typed<Storage, Modulate>(r, threads);
-  }
-  throw std::invalid_argument("rnn_cuda: unknown epilogue");
 }
 
 }  // namespace
@@ -55,10 +39,10 @@ void run_stored(const Recurrence& r, int threads) {
 void run(const Recurrence& r, int threads) {
   if (r.time_steps == 0 || r.batch == 0 || r.hidden_size == 0) return;
   switch (r.dtype) {
-    case ScalarType::Float32: return run_stored<float>(r, threads);
-    case ScalarType::Float64: return run_stored<double>(r, threads);
-    case ScalarType::BFloat16: return run_stored<c10::BFloat16>(r, threads);
-    case ScalarType::Float16: return run_stored<c10::Half>(r, threads);
+    case ScalarType::Float32: return run_typed<float>(r, threads);
+    case ScalarType::Float64: return run_typed<double>(r, threads);
+    case ScalarType::BFloat16: return run_typed<c10::BFloat16>(r, threads);
+    case ScalarType::Float16: return run_typed<c10::Half>(r, threads);
   }
   throw std::invalid_argument("rnn_cuda: unknown scalar type");
 }

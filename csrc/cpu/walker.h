@@ -62,12 +62,11 @@ struct WalkBuffers {
   int64_t z_slots = 1;
 };
 
-template <class Storage, template <class> class EpilogueOf>
+template <class Storage>
 class Walker {
  public:
   using T = typename ComputeOf<Storage>::type;
   using E = typename OperandOf<Storage>::type;
-  using Epilogue = EpilogueOf<T>;
 
   Walker(const Team<Storage>& team, const Share& share, const WalkBuffers<Storage>& buffers)
       : team_(team),
@@ -77,6 +76,8 @@ class Walker {
         ld_(team.panels.padded_columns()),
         first_column_(team.panels.first_column(share.first_panel)),
         end_column_(team.panels.first_column(share.end_panel)),
+        finish_(with_functor_of<T>(r_.epilogue,
+                                   [](auto f) -> Finish { return &Walker::finish<decltype(f)>; })),
         slot_row_(team.steps_per_chunk + 2) {}
 
   // Walks the whole sequence; calls after_step(chunk's first step, step of the chunk) when a step's
@@ -281,6 +282,8 @@ class Walker {
     int64_t column, width, first, height;
   };
 
+  using Finish = void (Walker::*)(const Step&, const Region&, const T* sums) const;
+
   // One of the columns of one panel.
   struct Tile : Region {
     TileFunction<E> add_products;
@@ -356,7 +359,7 @@ class Walker {
       }
       k += block;
     } while (k < depth);
-    finish(
+    (this->*finish_)(
         step,
         {begin->column, begin->width, begin->first, end[-1].first + end[-1].height - begin->first},
         buffers_.sums);
@@ -400,7 +403,7 @@ class Walker {
         add_streamed_product<Storage>(buffers_.states.from_row(step.previous_row), step.rows,
                                       r_.weight_hidden, column, columns, r_.hidden_size,
                                       buffers_.sums, width);
-      finish(step, {column, width, 0, step.rows}, buffers_.sums);
+      (this->*finish_)(step, {column, width, 0, step.rows}, buffers_.sums);
     }
   }
 
@@ -418,7 +421,7 @@ class Walker {
         add_product_in_blocks<Storage>(buffers_.states.from_row(step.previous_row), step.rows,
                                        r_.weight_hidden, r_.hidden_size, r_.hidden_size,
                                        team_.panels, p, buffers_.block, buffers_.sums);
-      finish(step, {column, width, 0, step.rows}, buffers_.sums);
+      (this->*finish_)(step, {column, width, 0, step.rows}, buffers_.sums);
     }
   }
 
@@ -477,11 +480,12 @@ class Walker {
     };
     ask(step.output, step.rows, true);
     ask(step.next_addend, step.rows_after, false);
-    if constexpr (Epilogue::kUsesOperand) ask(step.next_operand, step.rows_after, false);
+    ask(step.next_operand, step.rows_after, false);
   }
 
   // The epilogue, and the new states to where they are wanted.
-  void finish(const Step& step, const Region& region, T* sums) const {
+  template <class Functor>
+  void finish(const Step& step, const Region& region, const T* sums) const {
     const int64_t columns = std::min(region.width, r_.hidden_size - region.column);
     if (step.z.first != nullptr)
       for (int64_t i = 0; i < region.height; ++i)
@@ -489,9 +493,9 @@ class Walker {
                     step.z.row(region.first + i, region.column));
     for (int64_t j = 0; j < region.width; j += kLanes<T>) {
       if (columns - j >= kLanes<T>)
-        write_column(step, region, j, kLanes<T>, sums);
+        write_column<Functor>(step, region, j, kLanes<T>, sums);
       else
-        write_column(step, region, j, columns - j, sums);
+        write_column<Functor>(step, region, j, columns - j, sums);
     }
     if (kStages || step.last.first == nullptr) return;
     for (int64_t i = std::max(region.first, step.rows_after); i < region.first + region.height; ++i)
@@ -499,6 +503,7 @@ class Walker {
   }
 
   // A vector of columns, from `column` of the region on, `count` of which exist.
+  template <class Functor>
   inline __attribute__((always_inline)) void write_column(const Step& step, const Region& region,
                                                           int64_t column, int64_t count,
                                                           const T* sums) const {
@@ -515,11 +520,11 @@ class Walker {
     for (int64_t i = 0; i < height; ++i) {
       const Vec<T> z = load(sums + i * width + column);
       Vec<T> v;
-      if constexpr (Epilogue::kUsesOperand) {
-        v = Epilogue::apply(z, load_converted(operand, count));
+      if constexpr (Functor::kUsesOperand) {
+        v = Functor::apply(z, load_converted(operand, count));
         operand += operand_stride;
       } else {
-        v = Epilogue::apply(z, Vec<T>{});
+        v = Functor::apply(z, Vec<T>{});
       }
       if (!kStages && out != nullptr) {
         v = store_converted(out, v, count);
@@ -537,6 +542,7 @@ class Walker {
   const WalkBuffers<Storage> buffers_;
   const int64_t ld_;
   const int64_t first_column_, end_column_;
+  const Finish finish_;                               // of the recurrence's epilogue
   std::vector<int64_t> rows_, slot_row_, input_row_;  // of the chunk
   std::vector<Tile> tiles_;                           // of a step of tiled_rows_ rows
   std::vector<size_t> panel_tiles_;                   // where a panel's begin, and the end
