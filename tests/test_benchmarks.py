@@ -147,6 +147,16 @@ def test_a_peer_that_computes_something_else_is_refused_and_the_others_are_timed
     assert found["torch_rnn"]["rounds"] == MIN_ROUNDS
 
 
+def test_results_may_be_twice_as_wrong_as_torchs_and_no_more():
+    problem = Problem(replace(TINY, mode="train"))
+    wrong = [tensor * (1 + 3e-4) for tensor in problem.expected]
+    assert "differs by 3.0e-04 of its norm" in problem.disagreement(wrong)
+    problem.own_errors = [1.1e-4] * len(wrong)  # as of a sum that nearly cancels
+    assert problem.disagreement(wrong) is None
+    problem.own_errors[2] = 0.9e-4
+    assert problem.disagreement(wrong).startswith(f"{problem.result_names()[2]} differs by")
+
+
 @pytest.mark.parametrize("mode", ["forward", "train", "hvp"])
 @pytest.mark.parametrize("name", ["fused_rnn", "rnn_cell_loop", "elman_rnn", "operator"])
 def test_torch_contestants_compute_what_torch_nn_rnn_computes(name, mode):
