@@ -1,4 +1,5 @@
 // The operators on CPU tensors.
+// (Files of this name are compiled as one: torch/library.h takes longest to read.)
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -31,16 +32,22 @@ Tensor run(const RecurrenceBuilder& builder, Tensor* last = nullptr) {
   return output;
 }
 
-// The recurrence being the backward one: what is wanted of the gradients.
-GradientTensors run_gradients(RecurrenceBuilder& builder, const Tensor& x, const Tensor& weight,
-                              const OptionalTensor& h0, const Wanted& wanted) {
+// What the gradients are computed from; the builder's recurrence is the backward one.
+Gradients gradients_from(RecurrenceBuilder& builder, const Tensor& x, const Tensor& weight,
+                         const OptionalTensor& h0) {
   Gradients g;
   g.backward = builder.recurrence();
-  const int64_t batch = g.backward.batch, H = g.backward.hidden_size;
   g.input_size = x.size(-1);
   g.input = builder.rows(x, "input", g.input_size);
   g.weight_input = builder.matrix(weight, "weight_ih", g.input_size);
-  if (h0) g.initial = builder.block(*h0, "h0", {batch, H});
+  if (h0) g.initial = builder.block(*h0, "h0", {g.backward.batch, g.backward.hidden_size});
+  return g;
+}
+
+// Allocates and fills what is wanted of them.
+GradientTensors run_gradients(const RecurrenceBuilder& builder, Gradients g, const Tensor& x,
+                              const Wanted& wanted) {
+  const int64_t batch = g.backward.batch, H = g.backward.hidden_size;
   const auto allocate = [](bool is_wanted, at::IntArrayRef shape, at::ScalarType type) {
     return is_wanted ? pooled(shape, type) : pooled({0}, type);
   };
@@ -64,19 +71,31 @@ GradientTensors run_gradients(RecurrenceBuilder& builder, const Tensor& x, const
   return gradients;
 }
 
-std::tuple<Tensor, Tensor> elman_forward(const Tensor& input, const OptionalTensor& h0,
-                                         const Tensor& weight_ih, const Tensor& weight_hh,
-                                         const OptionalTensor& bias, std::string_view nonlinearity,
-                                         bool reverse, const OptionalTensor& batch_sizes) {
+RecurrenceBuilder elman_forward_builder(const Tensor& input, const OptionalTensor& h0,
+                                        const Tensor& weight_ih, const Tensor& weight_hh,
+                                        const OptionalTensor& bias, std::string_view nonlinearity,
+                                        bool reverse, const OptionalTensor& batch_sizes) {
   RecurrenceBuilder builder(input, weight_hh.size(0), batch_sizes, reverse);
   builder.epilogue(epilogues_of(nonlinearity).forward)
       .weight_hidden(weight_hh)
       .input(input, weight_ih)
       .bias(bias)
       .initial(h0);
+  return builder;
+}
+
+std::tuple<Tensor, Tensor> run_with_last(const RecurrenceBuilder& builder) {
   Tensor h_n;
   Tensor output = run(builder, &h_n);
   return {output, h_n};
+}
+
+std::tuple<Tensor, Tensor> elman_forward(const Tensor& input, const OptionalTensor& h0,
+                                         const Tensor& weight_ih, const Tensor& weight_hh,
+                                         const OptionalTensor& bias, std::string_view nonlinearity,
+                                         bool reverse, const OptionalTensor& batch_sizes) {
+  return run_with_last(elman_forward_builder(input, h0, weight_ih, weight_hh, bias, nonlinearity,
+                                             reverse, batch_sizes));
 }
 
 Tensor elman_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
@@ -93,7 +112,7 @@ GradientTensors elman_gradients(const OptionalTensor& grad_output, const Optiona
                                 const OptionalTensor& batch_sizes, Wanted wanted) {
   RecurrenceBuilder builder = elman_backward_builder(grad_output, grad_h_n, output, weight_hh,
                                                      nonlinearity, reverse, batch_sizes);
-  return run_gradients(builder, input, weight_ih, h0, wanted);
+  return run_gradients(builder, gradients_from(builder, input, weight_ih, h0), input, wanted);
 }
 
 Tensor linear_recurrence(const Tensor& d, const Tensor& g, const Tensor& m,
@@ -102,17 +121,19 @@ Tensor linear_recurrence(const Tensor& d, const Tensor& g, const Tensor& m,
   return run(linear_recurrence_builder(d, g, m, y0, reverse, batch_sizes));
 }
 
-// Both directions, one after the other.
+// Both directions, one after the other, when the arguments of both have been checked.
 std::tuple<Tensor, Tensor, Tensor, Tensor> elman_forward_pair(
     const Tensor& input, const OptionalTensor& h0, const Tensor& weight_ih, const Tensor& weight_hh,
     const OptionalTensor& bias, const OptionalTensor& h0_reverse, const Tensor& weight_ih_reverse,
     const Tensor& weight_hh_reverse, const OptionalTensor& bias_reverse,
     std::string_view nonlinearity, const OptionalTensor& batch_sizes) {
   check_one_hidden_size(weight_hh, weight_hh_reverse);
-  return std::tuple_cat(elman_forward(input, h0, weight_ih, weight_hh, bias, nonlinearity,
-                                      /*reverse=*/false, batch_sizes),
-                        elman_forward(input, h0_reverse, weight_ih_reverse, weight_hh_reverse,
-                                      bias_reverse, nonlinearity, /*reverse=*/true, batch_sizes));
+  const RecurrenceBuilder forward = elman_forward_builder(
+      input, h0, weight_ih, weight_hh, bias, nonlinearity, /*reverse=*/false, batch_sizes);
+  const RecurrenceBuilder reverse =
+      elman_forward_builder(input, h0_reverse, weight_ih_reverse, weight_hh_reverse, bias_reverse,
+                            nonlinearity, /*reverse=*/true, batch_sizes);
+  return std::tuple_cat(run_with_last(forward), run_with_last(reverse));
 }
 
 PairGradientTensors elman_gradients_pair(
@@ -123,13 +144,16 @@ PairGradientTensors elman_gradients_pair(
     const Tensor& weight_ih_reverse, const Tensor& weight_hh_reverse, const Tensor& output_reverse,
     std::string_view nonlinearity, const OptionalTensor& batch_sizes, PairWanted wanted) {
   check_one_hidden_size(weight_hh, weight_hh_reverse);
-  const GradientTensors forward =
-      elman_gradients(grad_output, grad_h_n, input, h0, weight_ih, weight_hh, output, nonlinearity,
-                      /*reverse=*/false, batch_sizes, wanted_of_direction(wanted, 0));
+  RecurrenceBuilder builder = elman_backward_builder(grad_output, grad_h_n, output, weight_hh,
+                                                     nonlinearity, /*reverse=*/false, batch_sizes);
+  RecurrenceBuilder builder_reverse =
+      elman_backward_builder(grad_output_reverse, grad_h_n_reverse, output_reverse,
+                             weight_hh_reverse, nonlinearity, /*reverse=*/true, batch_sizes);
+  const Gradients g = gradients_from(builder, input, weight_ih, h0);
+  const Gradients g_reverse = gradients_from(builder_reverse, input, weight_ih_reverse, h0_reverse);
+  const GradientTensors forward = run_gradients(builder, g, input, wanted_of_direction(wanted, 0));
   const GradientTensors reverse =
-      elman_gradients(grad_output_reverse, grad_h_n_reverse, input, h0_reverse, weight_ih_reverse,
-                      weight_hh_reverse, output_reverse, nonlinearity, /*reverse=*/true,
-                      batch_sizes, wanted_of_direction(wanted, 1));
+      run_gradients(builder_reverse, g_reverse, input, wanted_of_direction(wanted, 1));
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
   return pair_of(std::get<0>(forward).add_(std::get<0>(reverse)), forward, reverse);
 }
