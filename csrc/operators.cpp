@@ -1,4 +1,5 @@
 // The operators' schemas. Their kernels are registered by the operators.cpp of each device.
+// (Files of this name are compiled as one: torch/library.h takes longest to read.)
 #include <torch/library.h>
 
 TORCH_LIBRARY(rnn_cuda, library) {

@@ -138,9 +138,9 @@ class BuildPlan:
 
     @property
     def joined_sources(self) -> list[Path]:
-        """C++ sources that are compiled as one: those that include the headers of torch's library.
+        """C++ sources that are compiled as one: those that include torch/library.h, by their name.
 
-        Reading these takes longer than the rest of their compilation.
+        Reading that header takes longer than the rest of their compilation.
         """
         return [path for path in self.cxx_sources if path.name == "operators.cpp"]
 

@@ -1,9 +1,9 @@
 """What PyTorch has to know about the native operators besides their kernels.
 
-The schemas and the CPU kernels are registered by ``csrc/operators.cpp``; once that library is
-loaded, :func:`register` adds for each operator a fake kernel (shapes without data, for
-``torch.compile`` and ``torch.export``), its derivative, a rule for ``torch.vmap``, and its FLOP
-count.
+The schemas are registered by ``csrc/operators.cpp``, the kernels by the file of that name in each
+device's folder; once that library is loaded, :func:`register` adds for each operator a fake kernel
+(shapes without data, for ``torch.compile`` and ``torch.export``), its derivative, a rule for
+``torch.vmap``, and its FLOP count.
 
 Shape legend: T time steps, B batch, I input size, H hidden size, N = sum(batch_sizes) packed rows.
 Sequences are (T, B, features), or (N, features) with batch_sizes.

@@ -11,6 +11,7 @@
 #include <unordered_map>
 
 #ifdef __linux__
+#include <pthread.h>
 #include <sys/mman.h>
 #endif
 
@@ -49,18 +50,27 @@ class OutputPool final : public c10::Allocator {
 
   static OutputPool& instance() {
     // Never destroyed: tensors may outlive everything static.
-    static OutputPool* const pool = new OutputPool;
+    static OutputPool* const pool = create();
     return *pool;
   }
 
  private:
+  // A process that is forked must not inherit a lock that another thread holds.
+  static OutputPool* create() {
+#ifdef __linux__
+    const auto unlock = [] { instance().mutex_.unlock(); };
+    pthread_atfork([] { instance().mutex_.lock(); }, unlock, unlock);
+#endif
+    return new OutputPool;
+  }
+
   static std::align_val_t alignment(size_t size) {
     return std::align_val_t{size >= kHugePage ? kHugePage : kPage};
   }
 
   void* take(size_t bytes) {
-    const std::lock_guard<std::mutex> guard(mutex_);
     const size_t size = (bytes + kPage - 1) / kPage * kPage;
+    const std::lock_guard<std::mutex> guard(mutex_);
     // The smallest kept block that fits, unless it is far too large.
     const auto kept = kept_.lower_bound(size);
     if (kept != kept_.end() && kept->first <= size + size / 4) {

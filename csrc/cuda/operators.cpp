@@ -1,4 +1,5 @@
 // The operators on CUDA tensors; emulated, on CPU tensors.
+// (Files of this name are compiled as one: torch/library.h takes longest to read.)
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>

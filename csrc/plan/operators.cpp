@@ -1,4 +1,5 @@
 // The planner as operators, in every build: rnn_cuda/planning.py is their other side.
+// (Files of this name are compiled as one: torch/library.h takes longest to read.)
 #include <torch/library.h>
 
 #include <iomanip>
