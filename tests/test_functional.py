@@ -225,6 +225,53 @@ def test_nan_in_a_relu_or_in_u_spreads_as_in_torch():
     assert elman_rnn(torch.randn(1, 2, 3), None, torch.randn(4, 3), U)[0].isnan().all()
 
 
+@pytest.mark.parametrize("dtype", functional.backend.NATIVE_DTYPES, ids=str)
+@pytest.mark.parametrize("H", [5, 8, 37])
+def test_an_inf_in_x_saturates_one_step_and_no_more(H, dtype):
+    """What pads a row of states must not turn the next step into a NaN."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 2, 3, dtype=dtype)
+    W, U = torch.ones(H, 3, dtype=dtype), torch.randn(H, H, dtype=dtype) / H**0.5
+    x[1, 0, 0] = float("inf")
+    output, _ = elman_rnn(x, None, W, U)
+    assert output.isfinite().all()
+    assert (output[1, 0] == 1).all()
+
+
+def test_an_inf_in_u_does_not_reach_the_gradient_of_a_sample_that_ended_before_it():
+    """Packed samples of other lengths enter the backward pass at a later step, from no state."""
+    torch.manual_seed(0)
+    for lengths in [(2, 1), (9, 4, 4, 3, 1, 1, 1)]:
+        sizes = batch_sizes_of(lengths)
+        U = torch.randn(40, 40) / 7
+        U[3, 5] = float("inf")
+        x = torch.randn(sum(lengths), 6).requires_grad_()
+        leaves = [x, torch.ones(len(lengths), 40), torch.randn(40, 6), U]
+        dy = torch.randn(sum(lengths), 40)
+        (actual,) = torch.autograd.grad(elman_rnn(*leaves, batch_sizes=sizes)[0], x, dy)
+        output = reference.elman_rnn(*leaves, batch_sizes=sizes)[0]
+        (expected,) = torch.autograd.grad(output, x, dy)
+        assert expected.isfinite().any()
+        assert expected.isnan().any()
+        torch.testing.assert_close(actual, expected, equal_nan=True)
+
+
+@pytest.mark.usefixtures("restored_threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("T", [1, 2])
+def test_few_hidden_units_of_many_inputs_on_several_threads(T, dtype):
+    """Two threads may cut even four units, where vectors are short."""
+    torch.manual_seed(0)
+    x, h0 = torch.randn(T, 4096, 64, dtype=dtype), torch.randn(4096, 4, dtype=dtype)
+    W, U = torch.randn(4, 64, dtype=dtype) / 8, torch.randn(4, 4, dtype=dtype)
+    expected, _ = reference.elman_rnn(x.double(), h0.double(), W.double(), U.double())
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for _ in range(100):
+            error = relative_error(elman_rnn(x, h0, W, U)[0], expected)
+            assert error < TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize("T", [1, 2, 5])
 @pytest.mark.parametrize("H", [5, 150])  # 150: enough work for two threads, each with half of U
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])

@@ -67,8 +67,8 @@ DEFECTS = {
         "recurrence",
         "none",
         "walker.h",
-        "project_inputs(input_row_[steps])",
-        "project_inputs(input_row_[steps - 1])",
+        "const int64_t chunk_rows = input_row_[steps];",
+        "const int64_t chunk_rows = input_row_[steps - 1];",
         "output[",
     ),
     "a team smaller than asked for is not noticed": Defect(
@@ -155,9 +155,17 @@ DEFECTS = {
         "gradients",
         "none",
         "gradients.cpp",
-        "rows * (thread_ + 1) / threads}",
-        "rows * (thread_ + 1) / threads - 1}",
+        "count * (share_.part + 1) / share_.parts}",
+        "count * (share_.part + 1) / share_.parts - (share_.parts > 1)}",
         ", not ",  # a norm, or a row of the input's gradient
+    ),
+    "threads that share all samples each leave an input out": Defect(
+        "recurrence",
+        "none",
+        "walker.h",
+        "const int64_t end = count * (share_.part + 1) / share_.parts;",
+        "const int64_t end = count * (share_.part + 1) / share_.parts - (share_.parts > 1);",
+        "output[",
     ),
     "a matrix used where it lies is read from its first block only": Defect(
         "recurrence",

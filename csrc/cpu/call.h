@@ -37,19 +37,20 @@ class Call {
         panels_(plan.template panels<T>(r.hidden_size)),
         keeps_states_(keeps_states),
         steps_per_chunk_(std::clamp<int64_t>(kRowsPerChunk / plan.rows, 1, r.time_steps)),
-        streams_(plan.template streams<Storage>(r)),
-        streams_in_blocks_(streams_ && !is_streamed_directly<E>(plan.rows)),
-        dots_input_(r.input_size >= kProjectedInputSize && r.hidden_size <= kDottedHiddenSize &&
-                    may_project()),
-        projects_input_(dots_input_ ||
-                        (r.time_steps > 1 && r.input_size > 0 && may_project() && !fuses_input())) {
+        use_of_hidden_(plan.template use_of_hidden<Storage>(r)),
+        projects_input_(may_project() &&
+                        (is_dotted() || (r.time_steps > 1 && r.input_size > 0 && !fuses_input()))),
+        use_of_input_(choose_use_of_input()) {
     const int64_t padded = panels_.padded_columns();
     const int64_t rows = plan.rows * steps_per_chunk_;
     const int teams = plan.cut_hidden ? 1 : plan.threads;  // that have states of their own
-    hidden_ = layout.add<E>(streams_ ? 0 : padded * operands<E>(r.hidden_size));
-    input_ = layout.add<E>(packs_input() ? padded * operands<E>(r.input_size) : 0);
-    input_rows_ =
-        layout.add<T>(dots_input_ ? r.hidden_size * padded_to_vectors<T>(r.input_size) : 0);
+    hidden_ = layout.add<E>(
+        use_of_hidden_ == MatrixUse::Packed ? padded * operands<E>(r.hidden_size) : 0);
+    input_ =
+        layout.add<E>(use_of_input_ == MatrixUse::Packed ? padded * operands<E>(r.input_size) : 0);
+    input_rows_ = layout.add<T>(use_of_input_ == MatrixUse::Dotted
+                                    ? r.hidden_size * padded_to_vectors<T>(r.input_size)
+                                    : 0);
     bias_ = layout.add<T>(padded);
     state_rows_ = keeps_states ? rows + plan.rows : 2 * plan.rows;
     states_size_ = Strips<E>::size_for(state_rows_, padded);
@@ -57,10 +58,12 @@ class Call {
     values_size_ = kHasValues && keeps_states ? Strips<T>::size_for(state_rows_, padded) : 0;
     values_ = layout.add<T>(values_size_ * teams);
     inputs_size_ = Strips<E>::size_for(rows, r.input_size);
-    inputs_ = layout.add<E>(inputs_size_ * plan.threads);
+    inputs_ = layout.add<E>(inputs_size_ * teams);
     projected_size_ = projects_input_ ? rows * padded : 0;
     projected_ = layout.add<T>(projected_size_ * teams);
-    block_size_ = streams_in_blocks_ ? kBlockDepth * plan.panel_vectors * kLanes<T> : 0;
+    block_size_ = use_of_hidden_ == MatrixUse::StreamedInBlocks
+                      ? kBlockDepth * plan.panel_vectors * kLanes<T>
+                      : 0;
     blocks_ = layout.add<E>(block_size_ * plan.threads);
     sums_size_ = std::max<int64_t>(
         std::max<int64_t>(plan.rows, kMaxTileRows) * plan.panel_vectors * kLanes<T>,
@@ -73,9 +76,7 @@ class Call {
   bool is_single_chunk() const {
     return steps_per_chunk_ == r_.time_steps && chunk_rows() <= kRowsPerChunk;
   }
-  bool streams() const { return streams_; }
-  // Few rows, without blocks.
-  bool streams_directly() const { return streams_ && !streams_in_blocks_; }
+  MatrixUse use_of_hidden() const { return use_of_hidden_; }
   const Plan& plan() const { return plan_; }
   const Schedule& schedule() const { return schedule_; }
   const Panels<T>& panels() const { return panels_; }
@@ -93,12 +94,12 @@ class Call {
       is_finite_.store(false, std::memory_order_relaxed);
     const int64_t first = panels_.count() * thread / plan_.threads;
     const int64_t end = panels_.count() * (thread + 1) / plan_.threads;
-    if (!streams_)
+    if (use_of_hidden_ == MatrixUse::Packed)
       pack<Storage>(r_.weight_hidden, r_.hidden_size, r_.hidden_size, panels_, first, end,
                     at<E>(scratch, hidden_));
-    if (dots_input_) {
+    if (use_of_input_ == MatrixUse::Dotted) {
       if (thread == 0) copy_rows_of_weight_input(at<T>(scratch, input_rows_));
-    } else if (packs_input()) {
+    } else if (use_of_input_ == MatrixUse::Packed) {
       pack<Storage>(r_.weight_input, r_.hidden_size, r_.input_size, panels_, first, end,
                     at<E>(scratch, input_));
     }
@@ -115,11 +116,9 @@ class Call {
             panels_,
             steps_per_chunk_,
             keeps_states_,
+            use_of_hidden_,
+            use_of_input_,
             projects_input_,
-            dots_input_,
-            streams_,
-            streams_in_blocks_,
-            packs_input(),
             r_.initial != nullptr || (r_.multiplies_zero_initial && !is_finite_),
             at<E>(scratch, hidden_),
             at<E>(scratch, input_),
@@ -139,7 +138,7 @@ class Call {
       values = states;
     return {states,
             values,
-            {at<E>(scratch, inputs_) + inputs_size_ * thread, Strips<E>::stride_for(chunk_rows())},
+            {at<E>(scratch, inputs_) + inputs_size_ * team, Strips<E>::stride_for(chunk_rows())},
             at<T>(scratch, projected_) + projected_size_ * team,
             at<T>(scratch, sums_) + sums_size_ * thread,
             at<E>(scratch, blocks_) + block_size_ * thread};
@@ -149,8 +148,12 @@ class Call {
   // Operands are not the values themselves.
   static constexpr bool kHasValues = kValuesPer<E> > 1;
 
+  bool is_dotted() const {
+    return r_.input_size >= kProjectedInputSize && r_.hidden_size <= kDottedHiddenSize;
+  }
+
   bool fuses_input() const {
-    if (streams_) return false;
+    if (use_of_hidden_ != MatrixUse::Packed) return false;
     if (r_.input_size < kProjectedInputSize) return true;
     const int64_t bytes =
         r_.hidden_size * (r_.hidden_size + r_.input_size) * static_cast<int64_t>(sizeof(Storage));
@@ -170,7 +173,12 @@ class Call {
                                                                        : from[n * stride + k]);
   }
 
-  bool packs_input() const { return !streams_ || (projects_input_ && streams_in_blocks_); }
+  // As M, but that a whole chunk's rows are worth the packing.
+  MatrixUse choose_use_of_input() const {
+    if (projects_input_ && is_dotted()) return MatrixUse::Dotted;
+    if (projects_input_ && use_of_hidden_ == MatrixUse::StreamedInBlocks) return MatrixUse::Packed;
+    return use_of_hidden_;
+  }
 
   template <class Value>
   static Value* at(char* scratch, int64_t offset) {
@@ -183,10 +191,9 @@ class Call {
   const Panels<T> panels_;
   const bool keeps_states_;
   const int64_t steps_per_chunk_;
-  const bool streams_;
-  const bool streams_in_blocks_;
-  const bool dots_input_;
+  const MatrixUse use_of_hidden_;
   const bool projects_input_;
+  const MatrixUse use_of_input_;
   mutable std::atomic<bool> is_finite_{true};  // M, if that was looked at
   int64_t hidden_, input_, input_rows_, bias_;
   int64_t states_, values_, inputs_, projected_, blocks_, sums_;

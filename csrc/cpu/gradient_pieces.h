@@ -10,6 +10,9 @@
 
 namespace rnn_cuda::cpu {
 
+// Up to here, a product with W^T is little more than the writing of its result.
+constexpr int64_t kShallowHiddenSize = 16;
+
 template <class Storage>
 struct GradientPieces {
   using T = typename ComputeOf<Storage>::type;
@@ -19,16 +22,16 @@ struct GradientPieces {
       : rows(std::min(call.chunk_rows(), kRowsPerChunk)),
         sums_at_once(call.is_single_chunk() &&
                      (call.plan().threads == 1 || call.plan().cut_hidden)),
-        streams_input(g.backward.time_steps == 1 ||
-                      (call.streams_directly() && call.chunk_rows() <= kStreamedRows)),
+        use_of_input(choose_use_of_input(g, call)),
         input_panels(g.grad_input == nullptr ? 0 : g.input_size, call.plan().panel_vectors),
         // Columns of strips are padded to whole vectors: let the longer side be along them.
         input_is_left(g.input_size * padded_to_vectors<T>(g.backward.hidden_size) <
                       g.backward.hidden_size * padded_to_vectors<T>(g.input_size)) {
     const int threads = call.plan().threads;
     const int64_t hidden = g.backward.hidden_size;
-    packed_input =
-        layout.add<E>(streams_input ? 0 : input_panels.padded_columns() * operands<E>(hidden));
+    packed_input = layout.add<E>(use_of_input == MatrixUse::Packed
+                                     ? input_panels.padded_columns() * operands<E>(hidden)
+                                     : 0);
     zeros = layout.add<T>(input_panels.padded_columns() + call.panels().padded_columns());
     previous_size = Strips<T>::size_for(rows, hidden);
     previous = layout.add<T>(previous_size * threads);
@@ -56,6 +59,16 @@ struct GradientPieces {
     z = layout.add<T>(z_size * (cut ? 1 : threads));
   }
 
+  // Streamed for many rows too, a few at a time, where there is little to sum: tiles would do next
+  // to nothing between one write and the next.
+  static MatrixUse choose_use_of_input(const Gradients& g, const Call<Storage>& call) {
+    if (g.backward.hidden_size <= kShallowHiddenSize && can_stream<E>(kStreamedRows))
+      return MatrixUse::Streamed;
+    if (call.use_of_hidden() == MatrixUse::Streamed && call.chunk_rows() <= kStreamedRows)
+      return MatrixUse::Streamed;
+    return g.backward.time_steps == 1 ? call.use_of_hidden() : MatrixUse::Packed;
+  }
+
   // The walk's buffers, with those that keep z where its norm is wanted.
   WalkBuffers<Storage> buffers(const Call<Storage>& call, char* scratch, int thread) const {
     WalkBuffers<Storage> buffers = call.buffers(scratch, thread);
@@ -65,9 +78,9 @@ struct GradientPieces {
     return buffers;
   }
 
-  const int64_t rows;        // that are worked on at once
-  const bool sums_at_once;   // a weight gradient is one outer product and needs no adding up
-  const bool streams_input;  // W is used where it lies
+  const int64_t rows;            // that are worked on at once
+  const bool sums_at_once;       // a weight gradient is one outer product and needs no adding up
+  const MatrixUse use_of_input;  // W, for the gradient of the input
   const Panels<T> input_panels;
   const bool input_is_left;
   int64_t packed_input, zeros, previous, previous_size, input, input_size;

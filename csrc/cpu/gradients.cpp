@@ -34,7 +34,7 @@ class GradientWorker {
         scratch_(scratch),
         barrier_(barrier),
         thread_(thread),
-        team_(call.team(scratch, barrier)),
+        team_(call.team(scratch, barrier)),  // M need not be looked at first: zeros are left out
         share_(call.share(thread)),
         first_column_(call.panels().first_column(share_.first_panel)),
         end_column_(std::min(call.panels().first_column(share_.end_panel), r_.hidden_size)),
@@ -48,7 +48,7 @@ class GradientWorker {
     const int threads = call_.plan().threads;
     call_.pack_weights(scratch_, thread_);
     const int64_t panels = pieces_.input_panels.count();
-    if (!pieces_.streams_input)
+    if (pieces_.use_of_input == MatrixUse::Packed)
       pack<Storage>(columns_of_w(), g_.input_size, r_.hidden_size, pieces_.input_panels,
                     panels * thread_ / threads, panels * (thread_ + 1) / threads,
                     operands_at(pieces_.packed_input));
@@ -85,12 +85,10 @@ class GradientWorker {
     int64_t first, end;
   };
 
-  // Which of so many rows of the share are this thread's. Samples are its own; where all threads
-  // have all samples, they share the rows.
-  Range own(int64_t rows) const {
-    if (!call_.plan().cut_hidden) return {0, rows};
-    const int64_t threads = call_.plan().threads;
-    return {rows * thread_ / threads, rows * (thread_ + 1) / threads};
+  // Which of so many rows of the share, or panels, are this thread's. Samples are its own; where
+  // all threads have all samples, they share.
+  Range own(int64_t count) const {
+    return {count * share_.part / share_.parts, count * (share_.part + 1) / share_.parts};
   }
 
   // Which of so many columns of those rows; whole cache lines.
@@ -140,8 +138,8 @@ class GradientWorker {
   // Outer products of `count` rows of delta, from row `row` of the chunk on.
   void add_rows(const Strips<T>& delta, int64_t row, int64_t count) {
     if (g_.grad_weight_hidden != nullptr) {
-      for (int64_t i = 0; i < count; ++i)
-        read_row(previous_state(places_[row + i]), r_.hidden_size, previous_, i);
+      read_rows<Storage>(count, r_.hidden_size, previous_,
+                         [&](int64_t i) { return previous_state(places_[row + i]); });
       if (pieces_.sums_at_once && count <= OuterProduct<T>::kRowsWritten)
         weight_hidden().write(delta, previous_, count, static_cast<Storage*>(g_.grad_weight_hidden),
                               r_.hidden_size);
@@ -153,12 +151,12 @@ class GradientWorker {
         weight_hidden().add(delta, previous_, count);
     }
     if (g_.grad_weight_input != nullptr) {
-      for (int64_t i = 0; i < count; ++i) {
+      read_rows<Storage>(count, g_.input_size, input_, [&](int64_t i) {
         if (i + kRowsAhead < count)
           prefetch_row(input_row(places_[row + i + kRowsAhead]), 0, g_.input_size,
                        prefetch_to_read);
-        read_row(input_row(places_[row + i]), g_.input_size, input_, i);
-      }
+        return input_row(places_[row + i]);
+      });
       const Strips<T> own = {delta.at(0, first_column_), delta.stride};
       const Strips<T>& left = pieces_.input_is_left ? input_ : delta;
       const Strips<T>& right = pieces_.input_is_left ? own : input_;
@@ -258,20 +256,27 @@ class GradientWorker {
   void write_input_gradient() {
     const Strips<E> delta = walker_.buffers().states.from_row(walker_.slot_row(1));
     const int64_t chunk_rows = static_cast<int64_t>(places_.size());
-    if (pieces_.streams_input && call_.streams_directly()) {
+    if (pieces_.use_of_input == MatrixUse::Streamed) {
       const Range columns = own_columns(g_.input_size);
-      return stream(delta, chunk_rows, columns_of_w(), columns.first, columns.end,
-                    [&](int64_t column, int64_t width, const T* sums) {
-                      for (int64_t i = 0; i < chunk_rows; ++i)
-                        if (Storage* const to = input_gradient_row(places_[i]))
-                          write_row(sums + i * width, column, width, g_.input_size, to);
-                    });
+      for (int64_t row = 0; row < chunk_rows; row += kStreamedRows) {
+        const int64_t rows = std::min(kStreamedRows, chunk_rows - row);
+        stream(delta.from_row(row), rows, columns_of_w(), columns.first, columns.end,
+               [&](int64_t column, int64_t width, const T* sums) {
+                 for (int64_t i = 0; i < rows; ++i)
+                   if (Storage* const to = input_gradient_row(places_[row + i]))
+                     write_row(sums + i * width, column, width, g_.input_size, to);
+               });
+      }
+      return;
     }
-    const Range rows = own(chunk_rows);
+    // Threads share the rows; but the panels, where these are packed on the way: once is enough.
     const Panels<T>& panels = pieces_.input_panels;
-    for (int64_t p = 0; p < panels.count(); ++p)
+    const bool is_packed = pieces_.use_of_input == MatrixUse::Packed;
+    const Range rows = is_packed ? own(chunk_rows) : Range{0, chunk_rows};
+    const Range its = is_packed ? Range{0, panels.count()} : own(panels.count());
+    for (int64_t p = its.first; p < its.end; ++p)
       multiply(delta, rows.first, rows.end, columns_of_w(), g_.input_size, panels, p,
-               operands_at(pieces_.packed_input), pieces_.streams_input,
+               operands_at(pieces_.packed_input), !is_packed,
                [&](int64_t row, int64_t height, const T* sums) {
                  // The next block's rows can come while its products are summed.
                  for (int64_t i = row + height; i < std::min(row + 2 * height, rows.end); ++i)
@@ -290,7 +295,7 @@ class GradientWorker {
     const Panels<T>& panels = call_.panels();
     const Strips<E> delta = walker_.buffers().states.from_row(walker_.slot_row(s + 1));
     Storage* const grad = static_cast<Storage*>(g_.grad_initial);
-    if (call_.streams_directly())
+    if (call_.use_of_hidden() == MatrixUse::Streamed)
       return stream(delta.from_row(first), end - first, r_.weight_hidden, first_column_,
                     end_column_, [&](int64_t column, int64_t width, const T* sums) {
                       for (int64_t i = first; i < end; ++i)
@@ -299,7 +304,8 @@ class GradientWorker {
                     });
     for (int64_t p = share_.first_panel; p < share_.end_panel; ++p)
       multiply(delta, first, end, r_.weight_hidden, r_.hidden_size, panels, p, team_.packed_hidden,
-               call_.streams(), [&](int64_t row, int64_t height, const T* sums) {
+               call_.use_of_hidden() != MatrixUse::Packed,
+               [&](int64_t row, int64_t height, const T* sums) {
                  for (int64_t i = 0; i < height; ++i)
                    write_panel_row(sums + i * panels.vectors(p) * kLanes<T>, panels, p,
                                    r_.hidden_size, grad + walker_.sample(row + i) * r_.hidden_size);
@@ -422,6 +428,8 @@ void write_zeros(const Gradients& g) {
 
 void run(const Gradients& g, int threads) {
   if (g.backward.time_steps == 0 || g.backward.batch == 0) return write_zeros(g);
+  // An unknown one throws here, not in a thread.
+  with_functor_of<float>(g.backward.epilogue, [](auto) {});
   switch (g.backward.dtype) {
     case ScalarType::Float32: return run_typed<float>(g, threads);
     case ScalarType::Float64: return run_typed<double>(g, threads);

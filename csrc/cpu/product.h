@@ -13,7 +13,8 @@
 //   element (n, k) of panel p  ->  packed[K * first_column(p) + k * width(p) + n - first_column(p)]
 //
 // Every output element is summed over k in ascending order by one accumulator, whatever the tile,
-// panel or thread count, so results do not depend on how the work was cut.
+// panel or thread count, so results do not depend on how the work was cut. (`dot`, which is chosen
+// by I and H alone, has an order of its own.)
 #pragma once
 
 #include <algorithm>
@@ -48,12 +49,21 @@ struct Strips {
   }
 };
 
-// Copies a row as a tensor stores it, or zeros where there is none, to a row of strips.
-template <class Storage, class E>
-void read_row(const Storage* from, int64_t columns, const Strips<E>& to, int64_t row) {
-  E* strip = to.at(row, 0);
-  for (int64_t k = 0; k < columns; k += kValuesPer<E> * kLanes<E>, strip += to.stride)
-    store<E>(strip, from == nullptr ? Vec<E>{} : load_operands<E>(from + k, columns - k));
+// Copies rows as a tensor stores them, or zeros where there are none, to rows of strips: several at
+// once, as a strip holds a row in pieces far apart from each other.
+template <class Storage, class E, class RowAt>
+void read_rows(int64_t rows, int64_t columns, const Strips<E>& to, const RowAt& row_at) {
+  constexpr int64_t kRows = 8;
+  for (int64_t first = 0; first < rows; first += kRows) {
+    const int64_t count = std::min(kRows, rows - first);
+    const Storage* from[kRows];
+    for (int64_t i = 0; i < count; ++i) from[i] = row_at(first + i);
+    E* strip = to.at(first, 0);
+    for (int64_t k = 0; k < columns; k += kValuesPer<E> * kLanes<E>, strip += to.stride)
+      for (int64_t i = 0; i < count; ++i)
+        store<E>(strip + i * kLanes<E>,
+                 from[i] == nullptr ? Vec<E>{} : load_operands<E>(from[i] + k, columns - k));
+  }
 }
 
 constexpr int kMaxPanelVectors = 8;

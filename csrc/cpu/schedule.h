@@ -52,12 +52,21 @@ class Schedule {
 struct Share {
   int64_t first_sample, sample_step, end_sample;
   int64_t first_panel, end_panel;
+  int part, parts;  // which part, of how many, of what all threads have: rows, if panels are cut
 
   // How many of the first `samples` samples are in it.
   int64_t rows(int64_t samples) const {
     samples = std::min(samples, end_sample);
     return samples <= first_sample ? 0 : (samples - first_sample + sample_step - 1) / sample_step;
   }
+};
+
+// How a matrix is multiplied with.
+enum class MatrixUse {
+  Packed,            // in panels, which are packed once
+  Streamed,          // where it lies, with few rows
+  StreamedInBlocks,  // where it lies, with more: a block is packed, used, and forgotten
+  Dotted,            // W alone: by dot products, as there are too few columns for tiles
 };
 
 // How the work is cut over threads; a pure function of the problem and the number of threads.
@@ -97,16 +106,18 @@ struct Plan {
     return r.time_steps - (r.initial == nullptr ? 1 : 0);
   }
 
-  // Whether matrices are used where they lie. Packing pays by being read often: not once, and not
-  // twice if there are few rows and the matrix does not stay in the core's own cache.
+  // What is done with M. Packing pays by being read often: not once, and not twice if there are few
+  // rows and the matrix does not stay in the core's own cache.
   template <class Storage>
-  bool streams(const Recurrence& r) const {
+  MatrixUse use_of_hidden(const Recurrence& r) const {
     using E = typename OperandOf<Storage>::type;
     constexpr int64_t kCoreCacheBytes = 256 << 10;
     const int64_t matrix_bytes = r.hidden_size * r.hidden_size *
                                  static_cast<int64_t>(sizeof(Storage)) / (cut_hidden ? threads : 1);
-    const bool is_quick = is_streamed_directly<E>(rows) && matrix_bytes > kCoreCacheBytes;
-    return products(r) <= (is_quick ? 2 : 1);
+    const bool has_few_rows = can_stream<E>(rows);
+    const bool is_quick = has_few_rows && matrix_bytes > kCoreCacheBytes;
+    if (products(r) > (is_quick ? 2 : 1)) return MatrixUse::Packed;
+    return has_few_rows ? MatrixUse::Streamed : MatrixUse::StreamedInBlocks;
   }
 
   template <class T>
@@ -116,11 +127,12 @@ struct Plan {
 
   Share share(int64_t batch, int64_t panels, bool packed, int thread) const {
     if (cut_hidden)
-      return {0, 1, batch, panels * thread / threads, panels * (thread + 1) / threads};
+      return {0,      1,      batch, panels * thread / threads, panels * (thread + 1) / threads,
+              thread, threads};
     // Samples of a packed batch are sorted by length: deal them out, so that every thread gets
     // long and short ones.
-    if (packed) return {thread, threads, batch, 0, panels};
-    return {batch * thread / threads, 1, batch * (thread + 1) / threads, 0, panels};
+    if (packed) return {thread, threads, batch, 0, panels, 0, 1};
+    return {batch * thread / threads, 1, batch * (thread + 1) / threads, 0, panels, 0, 1};
   }
 };
 

@@ -16,7 +16,7 @@ constexpr int64_t kStreamedRows = 4;
 
 // Whether rows of such operands are.
 template <class E>
-constexpr bool is_streamed_directly(int64_t rows) {
+constexpr bool can_stream(int64_t rows) {
   return rows <= kStreamedRows && kValuesPer<E> == 1;
 }
 
@@ -108,7 +108,7 @@ template <class T>
 constexpr int64_t kStreamedColumns = kSumsBytes / static_cast<int64_t>(sizeof(T)) / kStreamedRows;
 
 // sums (rows, columns padded to whole vectors) += the first rows of left * columns [column, column
-// + columns) of the matrix, if is_streamed_directly<E>(rows).
+// + columns) of the matrix, if can_stream<E>(rows).
 template <class Storage, class E>
 void add_streamed_product(const Strips<E>& left, int64_t rows, const Matrix& matrix, int64_t column,
                           int64_t columns, int64_t depth, SumOf<E>* sums, int64_t sums_stride) {

@@ -30,11 +30,9 @@ struct Team {
   int64_t steps_per_chunk;
   // A chunk's slots lie one behind the other until it ends; else two slots take turns.
   bool keeps_states;
-  bool projects_input;      // for a chunk at once; else x is one more factor of each step's tiles
-  bool dots_input;          // projects by dot products: too few columns for tiles
-  bool streams;             // M, and W unless `packs_input`, are used where they lie
-  bool streams_in_blocks;   // there are too many rows to multiply them with what is not packed
-  bool packs_input;         // W
+  MatrixUse use_of_hidden;  // M
+  MatrixUse use_of_input;   // W
+  bool projects_input;      // for a chunk at once; else x is one more factor of each step
   bool multiplies_initial;  // or else the first step has no previous state
   const E* packed_hidden;   // M
   const E* packed_input;    // W
@@ -46,7 +44,8 @@ struct Team {
   void wait_for_state() const { barrier.wait(plan.cut_hidden ? plan.threads : 1); }
 };
 
-// The memory of a walk; where the hidden dimension is cut, `states` and `projected` are the team's.
+// The memory of a walk. Where the hidden dimension is cut, `states`, `inputs` and `projected` are
+// the team's.
 template <class Storage>
 struct WalkBuffers {
   using T = typename ComputeOf<Storage>::type;
@@ -54,10 +53,10 @@ struct WalkBuffers {
 
   Strips<E> states;        // steps_per_chunk + 1 slots, or two
   Strips<T> values;        // the same in compute type, if states are kept
-  Strips<E> inputs;        // x of a chunk
+  Strips<E> inputs;        // x of a chunk; the team's as well
   T* projected = nullptr;  // bias + W x of a chunk, rows of padded columns
-  T* sums = nullptr;       // of a panel of all rows, or kSumsBytes, and
-  E* block = nullptr;      // a part of a panel, where matrices are streamed in blocks
+  T* sums = nullptr;       // of a panel of all rows, or kSumsBytes
+  E* block = nullptr;      // of a panel, where matrices are streamed in blocks
   T* z = nullptr;          // of each of the last z_slots steps, rows of padded columns, if wanted
   int64_t z_slots = 1;
 };
@@ -86,14 +85,16 @@ class Walker {
   void run(const AfterStep& after_step, const AfterChunk& after_chunk) {
     for (int64_t start = 0; start < r_.time_steps; start += team_.steps_per_chunk) {
       const int64_t steps = std::min(team_.steps_per_chunk, r_.time_steps - start);
-      // Nobody reads a slot any more: the last step ended in a wait. But the first step will read
-      // columns of slot 0 that other threads prepare.
+      // Nobody reads a slot or an input any more: the last step ended in a wait. But the first step
+      // will read columns of slot 0, and rows of inputs, that other threads prepare.
       begin_chunk(start, steps);
       team_.wait_for_state();
+      if (team_.projects_input) project_inputs(start, steps);
       for (int64_t s = 0; s < steps; ++s) {
         const Step step = this->step(start, s);
         advance(step);
         if constexpr (kStages) write_output(step);
+        write_last(step);
         team_.wait_for_state();
         after_step(start, s);
       }
@@ -132,7 +133,7 @@ class Walker {
     int64_t rows, rows_before, rows_after;    // of this step and of those around it
     int64_t previous_row, row;                // first rows of the slots it reads and writes
     int64_t input_row;                        // first row of its inputs
-    bool has_previous;                        // a state to be multiplied
+    int64_t multiplied_rows;                  // the first so many have a state to be multiplied
     bool is_odd;                              // the number of steps before it
     StepRows<const Storage> addend, operand;  // of all rows
     StepRows<const Storage> next_addend, next_operand;  // of rows_after rows, one step later
@@ -164,7 +165,7 @@ class Walker {
         slot_row_[s],
         slot_row_[s + 1],
         input_row_[s],
-        start + s > 0 || team_.multiplies_initial,
+        team_.multiplies_initial ? rows(s) : std::min(rows(s - 1), rows(s)),
         (start + s) % 2 != 0,
         input_rows(r_.addend, t),
         input_rows(r_.operand, t),
@@ -183,10 +184,7 @@ class Walker {
     place_slots(start, steps);
     for (int64_t s = 0; s < steps; ++s)
       for (int64_t i = rows(s - 1); i < rows(s); ++i) read_initial(sample(i), slot_row_[s] + i);
-    if (r_.input_size == 0) return;
-    if (team_.dots_input) return dot_inputs(start, steps);
-    read_inputs(start, steps);
-    if (team_.projects_input) project_inputs(input_row_[steps]);
+    if (r_.input_size > 0 && team_.use_of_input != MatrixUse::Dotted) read_inputs(start, steps);
   }
 
   // A slot holds the states of a step, and behind them the initial states of the samples that enter
@@ -221,15 +219,20 @@ class Walker {
       if (team_.keeps_states) store<T>(buffers_.values.at(row, column), v);
   }
 
-  // x of a chunk into strips, row by row.
+  // x of a chunk into strips: the rows that are this thread's to read.
   void read_inputs(int64_t start, int64_t steps) {
     const Storage* const x = static_cast<const Storage*>(r_.input.data);
+    input_rows_.clear();
     for (int64_t s = 0; s < steps; ++s) {
       const int64_t t = team_.schedule.time(start + s);
       for (int64_t i = 0; i < rows(s); ++i)
-        read_row(x + team_.schedule.offset(r_.input, t, sample(i)), r_.input_size, buffers_.inputs,
-                 input_row_[s] + i);
+        input_rows_.push_back(x + team_.schedule.offset(r_.input, t, sample(i)));
     }
+    const int64_t count = input_row_[steps];
+    const int64_t first = count * share_.part / share_.parts;
+    const int64_t end = count * (share_.part + 1) / share_.parts;
+    read_rows<Storage>(end - first, r_.input_size, buffers_.inputs.from_row(first),
+                       [&](int64_t i) { return input_rows_[first + i]; });
   }
 
   // Hidden sizes far below a vector: the vectors go along x instead.
@@ -241,15 +244,17 @@ class Walker {
       for (int64_t i = 0; i < rows(s); ++i) {
         const Storage* const x = inputs + team_.schedule.offset(r_.input, t, sample(i));
         T* const to = buffers_.projected + (input_row_[s] + i) * ld_;
-        std::copy_n(team_.bias, ld_, to);
-        for (int64_t n = 0; n < r_.hidden_size; ++n)
+        std::copy(team_.bias + first_column_, team_.bias + end_column_, to + first_column_);
+        for (int64_t n = first_column_; n < std::min(end_column_, r_.hidden_size); ++n)
           to[n] += dot(x, team_.input_rows + n * padded, r_.input_size);
       }
     }
   }
 
-  void project_inputs(int64_t chunk_rows) {
-    if (!team_.packs_input) return stream_inputs(chunk_rows);
+  void project_inputs(int64_t start, int64_t steps) {
+    const int64_t chunk_rows = input_row_[steps];
+    if (team_.use_of_input == MatrixUse::Dotted) return dot_inputs(start, steps);
+    if (team_.use_of_input == MatrixUse::Streamed) return stream_inputs(chunk_rows);
     for (int64_t p = share_.first_panel; p < share_.end_panel; ++p) {
       const int64_t column = team_.panels.first_column(p);
       const int vectors = team_.panels.vectors(p);
@@ -289,28 +294,35 @@ class Walker {
     TileFunction<E> add_products;
   };
 
-  // The share's tiles, panel by panel, of steps that have so many rows.
-  void cut_into_tiles(int64_t rows) {
-    if (rows == tiled_rows_) return;
+  // The share's tiles, panel by panel, of steps that have so many rows, the first of which are to
+  // be multiplied. None has both kinds: what has no previous state must not meet an Inf in M.
+  void cut_into_tiles(int64_t rows, int64_t multiplied_rows) {
+    if (rows == tiled_rows_ && multiplied_rows == tiled_multiplied_rows_) return;
     tiled_rows_ = rows;
+    tiled_multiplied_rows_ = multiplied_rows;
     tiles_.clear();
     panel_tiles_.clear();
     for (int64_t p = share_.first_panel; p < share_.end_panel; ++p) {
       const int vectors = team_.panels.vectors(p);
       panel_tiles_.push_back(tiles_.size());
-      for_row_blocks(rows, vectors, [&](int64_t first, int64_t height) {
-        tiles_.push_back({{team_.panels.first_column(p), vectors * kLanes<T>, first, height},
-                          kTiles<E>[vectors - 1][height - 1]});
-      });
+      const auto cut = [&](int64_t begin, int64_t end) {
+        for_row_blocks(end - begin, vectors, [&](int64_t first, int64_t height) {
+          tiles_.push_back(
+              {{team_.panels.first_column(p), vectors * kLanes<T>, begin + first, height},
+               kTiles<E>[vectors - 1][height - 1]});
+        });
+      };
+      cut(0, multiplied_rows);
+      cut(multiplied_rows, rows);
     }
     panel_tiles_.push_back(tiles_.size());
   }
 
   void advance(const Step& step) {
     if (step.rows == 0) return;
-    if (team_.streams)
-      return team_.streams_in_blocks ? advance_in_blocks(step) : advance_streamed(step);
-    cut_into_tiles(step.rows);
+    if (team_.use_of_hidden == MatrixUse::Streamed) return advance_streamed(step);
+    if (team_.use_of_hidden == MatrixUse::StreamedInBlocks) return advance_in_blocks(step);
+    cut_into_tiles(step.rows, step.multiplied_rows);
     // There and back again: what was used last is still in the caches.
     const int64_t panels = static_cast<int64_t>(panel_tiles_.size()) - 1;
     for (int64_t p = 0; p < panels; ++p) {
@@ -323,7 +335,7 @@ class Walker {
   void advance_panel(const Step& step, const Tile* begin, const Tile* end) {
     const int64_t depth = operands<E>(r_.hidden_size);
     const int64_t block = panel_block_depth<E>(depth, begin->width);
-    if (step.has_previous && block < depth && end - begin > 1)
+    if (step.multiplied_rows > 0 && block < depth && end - begin > 1)
       return advance_tiles(step, begin, end, block);
     const int64_t rows = kSumsBytes / (begin->width * static_cast<int64_t>(sizeof(T)));
     while (begin < end) {
@@ -337,7 +349,7 @@ class Walker {
   // cache goes through them in blocks of its rows, each of which stays there until all tiles are
   // done with it.
   void advance_tiles(const Step& step, const Tile* begin, const Tile* end, int64_t block) {
-    const int64_t depth = step.has_previous ? operands<E>(r_.hidden_size) : 0;
+    const int64_t depth = step.multiplied_rows > 0 ? operands<E>(r_.hidden_size) : 0;
     const E* const panel = team_.packed_hidden + operands<E>(r_.hidden_size) * begin->column;
     int64_t k = 0;
     do {
@@ -346,6 +358,8 @@ class Walker {
                                   buffers_.states.stride, panel + k * begin->width,
                                   std::min(block, depth - k)};
       for (const Tile* tile = begin; tile < end; ++tile) {
+        const bool is_multiplied = tile->first < step.multiplied_rows;
+        if (k > 0 && !is_multiplied) break;
         T* const sums = buffers_.sums + (tile->first - begin->first) * tile->width;
         TileArguments<E> arguments = {sums, tile->width, {}, 0, sums, tile->width};
         if (k == 0) {
@@ -355,6 +369,7 @@ class Walker {
         Factors<E>& product = arguments.products[arguments.product_count++];
         product = factors;
         product.rows += tile->first * kLanes<E>;
+        if (!is_multiplied) product.depth = 0;
         tile->add_products(arguments);
       }
       k += block;
@@ -399,10 +414,10 @@ class Walker {
         add_streamed_product<Storage>(buffers_.inputs.from_row(step.input_row), step.rows,
                                       r_.weight_input, column, columns, r_.input_size,
                                       buffers_.sums, width);
-      if (step.has_previous)
-        add_streamed_product<Storage>(buffers_.states.from_row(step.previous_row), step.rows,
-                                      r_.weight_hidden, column, columns, r_.hidden_size,
-                                      buffers_.sums, width);
+      if (step.multiplied_rows > 0)
+        add_streamed_product<Storage>(buffers_.states.from_row(step.previous_row),
+                                      step.multiplied_rows, r_.weight_hidden, column, columns,
+                                      r_.hidden_size, buffers_.sums, width);
       (this->*finish_)(step, {column, width, 0, step.rows}, buffers_.sums);
     }
   }
@@ -417,10 +432,10 @@ class Walker {
         add_product_in_blocks<Storage>(buffers_.inputs.from_row(step.input_row), step.rows,
                                        r_.weight_input, r_.hidden_size, r_.input_size, team_.panels,
                                        p, buffers_.block, buffers_.sums);
-      if (step.has_previous)
-        add_product_in_blocks<Storage>(buffers_.states.from_row(step.previous_row), step.rows,
-                                       r_.weight_hidden, r_.hidden_size, r_.hidden_size,
-                                       team_.panels, p, buffers_.block, buffers_.sums);
+      if (step.multiplied_rows > 0)
+        add_product_in_blocks<Storage>(
+            buffers_.states.from_row(step.previous_row), step.multiplied_rows, r_.weight_hidden,
+            r_.hidden_size, r_.hidden_size, team_.panels, p, buffers_.block, buffers_.sums);
       (this->*finish_)(step, {column, width, 0, step.rows}, buffers_.sums);
     }
   }
@@ -443,9 +458,15 @@ class Walker {
       int64_t n = first_column_;
       for (; n + kLanes<T> <= end; n += kLanes<T>, state += stride) store<T>(out + n, load(state));
       if (n < end) store_first(out + n, load(state), end - n);
-      if (i >= step.rows_after && step.last.first != nullptr)
-        std::copy_n(out + first_column_, end - first_column_, step.last.row(i, first_column_));
     }
+  }
+
+  // The states of the samples that end with a step, from its output.
+  void write_last(const Step& step) const {
+    if (step.last.first == nullptr) return;
+    const int64_t columns = std::min(end_column_, r_.hidden_size) - first_column_;
+    for (int64_t i = step.rows_after; i < step.rows; ++i)
+      std::copy_n(step.output.row(i, first_column_), columns, step.last.row(i, first_column_));
   }
 
   // The addend, and what a sample gets on its first step.
@@ -458,7 +479,11 @@ class Walker {
       for (int64_t j = 0; j < width; j += kLanes<T>) {
         const int64_t count = r_.hidden_size - column - j;
         Vec<T> sum = load(team_.bias + column + j);
-        if (addend != nullptr) sum += load_converted(addend + j, count);
+        if (addend != nullptr) {
+          const Vec<T> a = load_converted(addend + j, count);
+          sum = r_.bias == nullptr ? a
+                                   : sum + a;  // 0 + -0 would be 0, unlike where tiles begin with a
+        }
         if (more != nullptr) sum += load_converted(more + j, count);
         store<T>(sums + j, sum);
       }
@@ -497,9 +522,6 @@ class Walker {
       else
         write_column<Functor>(step, region, j, columns - j, sums);
     }
-    if (kStages || step.last.first == nullptr) return;
-    for (int64_t i = std::max(region.first, step.rows_after); i < region.first + region.height; ++i)
-      std::copy_n(step.output.row(i, region.column), columns, step.last.row(i, region.column));
   }
 
   // A vector of columns, from `column` of the region on, `count` of which exist.
@@ -530,6 +552,9 @@ class Walker {
         v = store_converted(out, v, count);
         out += out_stride;
       }
+      // What stands beside the last of an odd number of values is multiplied, by zero.
+      if constexpr (kValuesPer<E> > 1)
+        if (count < kLanes<T> && count % kValuesPer<E> != 0) v[count] = 0;
       store_operands(state + i * kLanes<E>, v);
       if constexpr (kValuesPer<E> > 1)
         if (value != nullptr) store<T>(value + i * kLanes<T>, v);
@@ -544,9 +569,10 @@ class Walker {
   const int64_t first_column_, end_column_;
   const Finish finish_;                               // of the recurrence's epilogue
   std::vector<int64_t> rows_, slot_row_, input_row_;  // of the chunk
+  std::vector<const Storage*> input_rows_;            // x of each of its rows
   std::vector<Tile> tiles_;                           // of a step of tiled_rows_ rows
   std::vector<size_t> panel_tiles_;                   // where a panel's begin, and the end
-  int64_t tiled_rows_ = -1;
+  int64_t tiled_rows_ = -1, tiled_multiplied_rows_ = -1;
 };
 
 }  // namespace rnn_cuda::cpu
