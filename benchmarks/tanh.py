@@ -61,19 +61,23 @@ def minimax(degree: int = DEGREE) -> tuple[list, object]:
         raise RuntimeError("the exchange did not come to an end")
 
 
+def errors_in_ulp(x: torch.Tensor) -> torch.Tensor:
+    """Errors of the kernel's tanh of float32 values, in units in the last place of the result."""
+    one = torch.ones(1, 1)
+    actual = elman_rnn(x.view(1, -1, 1), None, one, one)[0].view(-1).double()
+    exact = x.double().tanh()
+    unit = torch.ldexp(torch.ones_like(exact), torch.frexp(exact).exponent - 24)
+    return (actual - exact).abs() / unit
+
+
 def largest_error(values_at_once: int = 1 << 22) -> tuple[float, float, float]:
     """Largest error of the kernel's tanh in ulp, where that is, and the mean error."""
     first, last = (torch.tensor(v).view(torch.int32).item() for v in (2.0**-14, 9.5))
-    one = torch.ones(1, 1)
     largest, place, total = 0.0, 0.0, 0.0
     for start in range(first, last, values_at_once):
         end = min(start + values_at_once, last)
         x = torch.arange(start, end, dtype=torch.int32).view(torch.float32)
-        actual = elman_rnn(x.view(1, -1, 1), None, one, one)[0].view(-1).double()
-        exact = x.double().tanh()
-        errors = (actual - exact).abs() / torch.ldexp(
-            torch.ones_like(exact), torch.frexp(exact).exponent - 24
-        )
+        errors = errors_in_ulp(x)
         total += errors.sum().item()
         if errors.max() > largest:
             largest, place = errors.max().item(), x[errors.argmax()].item()

@@ -93,11 +93,9 @@ class GradientWorker {
 
   // Which of so many columns of those rows; whole cache lines.
   Range own_columns(int64_t columns) const {
-    if (!call_.plan().cut_hidden) return {0, columns};
     constexpr int64_t kLine = kCacheLineBytes / static_cast<int64_t>(sizeof(Storage));
-    const int64_t threads = call_.plan().threads, lines = (columns + kLine - 1) / kLine;
-    return {lines * thread_ / threads * kLine,
-            std::min(columns, lines * (thread_ + 1) / threads * kLine)};
+    const Range lines = own((columns + kLine - 1) / kLine);
+    return {lines.first * kLine, std::min(columns, lines.end * kLine)};
   }
 
   void write_norms(int64_t start, int64_t s) const {

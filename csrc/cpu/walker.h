@@ -53,7 +53,7 @@ struct WalkBuffers {
 
   Strips<E> states;        // steps_per_chunk + 1 slots, or two
   Strips<T> values;        // the same in compute type, if states are kept
-  Strips<E> inputs;        // x of a chunk; the team's as well
+  Strips<E> inputs;        // x of a chunk
   T* projected = nullptr;  // bias + W x of a chunk, rows of padded columns
   T* sums = nullptr;       // of a panel of all rows, or kSumsBytes
   E* block = nullptr;      // of a panel, where matrices are streamed in blocks
@@ -480,9 +480,9 @@ class Walker {
         const int64_t count = r_.hidden_size - column - j;
         Vec<T> sum = load(team_.bias + column + j);
         if (addend != nullptr) {
+          // Without a bias the addend itself, as in tiles that begin with it: 0 + -0 would be 0.
           const Vec<T> a = load_converted(addend + j, count);
-          sum = r_.bias == nullptr ? a
-                                   : sum + a;  // 0 + -0 would be 0, unlike where tiles begin with a
+          sum = r_.bias == nullptr ? a : sum + a;
         }
         if (more != nullptr) sum += load_converted(more + j, count);
         store<T>(sums + j, sum);
