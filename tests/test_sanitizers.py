@@ -195,8 +195,8 @@ DEFECTS = {
         "gradients",
         "none",
         "gradients.cpp",
-        "lines * (thread_ + 1) / threads * kLine",
-        "(lines * (thread_ + 1) / threads - 1) * kLine",
+        "std::min(columns, lines.end * kLine)};",
+        "std::min(columns, (lines.end - 1) * kLine)};",
         "grad_input[",
     ),
     "of two outer products one is written": Defect(
