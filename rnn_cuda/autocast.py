@@ -19,6 +19,8 @@ def active_dtype(device_type: str) -> torch.dtype | None:
 
     ``device_type`` is ``tensor.device.type``, such as ``"cpu"``.
     """
+    if not torch._C._is_any_autocast_enabled():  # the usual case, in one call
+        return None
     if not torch.amp.is_autocast_available(device_type):
         return None
     if not torch.is_autocast_enabled(device_type):

@@ -254,6 +254,10 @@ class ElmanStack(nn.Module):
             h0 = [None] * len(weights)
         else:
             h0 = hx.unbind(0) if len(weights) > 1 else [hx.squeeze(0)]
+        if len(weights) == 1:
+            # As below, in less Python: over a short sequence it is most of the time.
+            ((output, h_n),) = self._layer(sequence, h0, weights, batch_sizes)
+            return output, torch.stack((h_n,))
         final_states = []
         for layer in range(self.num_layers):
             its = slice(layer * self._num_directions, (layer + 1) * self._num_directions)
@@ -371,10 +375,10 @@ class FusedRNN(ElmanStack):
         batch_sizes: Tensor | None,
     ) -> Sequence[tuple[Tensor, Tensor]]:
         options: Any = {"nonlinearity": self.nonlinearity, "batch_sizes": batch_sizes}
-        directions = [(start, *its) for start, its in zip(h0, weights, strict=True)]
         if self.bidirectional:
+            directions = [(start, *its) for start, its in zip(h0, weights, strict=True)]
             return bidirectional_elman_rnn(sequence, *directions, **options)
-        return [elman_rnn(sequence, *directions[0], **options)]
+        return [elman_rnn(sequence, h0[0], *weights[0], **options)]
 
     @classmethod
     def from_torch(cls, rnn: nn.RNN) -> FusedRNN:
