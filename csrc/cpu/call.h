@@ -18,8 +18,12 @@ constexpr int64_t kRowsPerChunk = 256;
 constexpr int64_t kProjectedInputSize = 64;
 constexpr int64_t kFusedWeightBytes = 192 << 10, kFusedRows = 4;
 
-// Up to here, with many inputs, W x is a few dot products.
-constexpr int64_t kDottedHiddenSize = 4;
+// Whether W has so few rows for its columns that tiles would use few lanes of a vector: then W x is
+// a few dot products, and dL/dW a few sums of multiples of rows of x.
+constexpr int64_t kFlatHiddenSize = 4;
+inline bool is_flat(int64_t hidden_size, int64_t input_size) {
+  return input_size >= kProjectedInputSize && hidden_size <= kFlatHiddenSize;
+}
 
 // How a recurrence is cut, and where its pieces lie in the scratch memory of the call.
 template <class Storage>
@@ -148,9 +152,7 @@ class Call {
   // Operands are not the values themselves.
   static constexpr bool kHasValues = kValuesPer<E> > 1;
 
-  bool is_dotted() const {
-    return r_.input_size >= kProjectedInputSize && r_.hidden_size <= kDottedHiddenSize;
-  }
+  bool is_dotted() const { return is_flat(r_.hidden_size, r_.input_size); }
 
   bool fuses_input() const {
     if (use_of_hidden_ != MatrixUse::Packed) return false;

@@ -25,6 +25,7 @@ struct GradientPieces {
         use_of_input(choose_use_of_input(g, call)),
         input_panels(g.grad_input == nullptr ? 0 : g.input_size, call.plan().panel_vectors),
         // Columns of strips are padded to whole vectors: let the longer side be along them.
+        uses_input_in_place(is_flat(g.backward.hidden_size, g.input_size)),
         input_is_left(g.input_size * padded_to_vectors<T>(g.backward.hidden_size) <
                       g.backward.hidden_size * padded_to_vectors<T>(g.input_size)) {
     const int threads = call.plan().threads;
@@ -32,10 +33,11 @@ struct GradientPieces {
     packed_input = layout.add<E>(use_of_input == MatrixUse::Packed
                                      ? input_panels.padded_columns() * operands<E>(hidden)
                                      : 0);
-    zeros = layout.add<T>(input_panels.padded_columns() + call.panels().padded_columns());
+    zeros_size = padded_to_vectors<T>(g.input_size) + call.panels().padded_columns();
+    zeros = layout.add<T>(zeros_size);
     previous_size = Strips<T>::size_for(rows, hidden);
     previous = layout.add<T>(previous_size * threads);
-    input_size = Strips<T>::size_for(rows, g.input_size);
+    input_size = uses_input_in_place ? 0 : Strips<T>::size_for(rows, g.input_size);
     input = layout.add<T>(input_size * threads);
     for (int thread = 0; thread < threads; ++thread) {
       const Share share = call.share(thread);
@@ -43,7 +45,9 @@ struct GradientPieces {
       const int64_t end = std::min(call.panels().first_column(share.end_panel), hidden);
       OuterProduct<T> hidden_product, input_product;
       if (g.grad_weight_hidden != nullptr) hidden_product = {first, end, hidden};
-      if (g.grad_weight_input != nullptr)
+      if (g.grad_weight_input != nullptr && uses_input_in_place)
+        input_product = OuterProduct<T>::in_place(first, end, g.input_size);
+      else if (g.grad_weight_input != nullptr)
         input_product = input_is_left ? OuterProduct<T>(0, g.input_size, end - first)
                                       : OuterProduct<T>(first, end, g.input_size);
       weight_hidden.push_back(hidden_product);
@@ -82,8 +86,9 @@ struct GradientPieces {
   const bool sums_at_once;       // a weight gradient is one outer product and needs no adding up
   const MatrixUse use_of_input;  // W, for the gradient of the input
   const Panels<T> input_panels;
+  const bool uses_input_in_place;  // for W's gradient
   const bool input_is_left;
-  int64_t packed_input, zeros, previous, previous_size, input, input_size;
+  int64_t packed_input, zeros, zeros_size, previous, previous_size, input, input_size;
   // Where the hidden dimension is cut, threads read what others wrote at the last step, while those
   // write the next.
   int64_t z, z_size, z_slots;

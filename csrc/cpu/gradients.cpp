@@ -57,9 +57,7 @@ class GradientWorker {
       weight_input().start(at(pieces_.weight_input_at[thread_]));
     }
     std::fill_n(bias_, call_.panels().padded_columns(), T(0));
-    if (thread_ == 0)
-      std::fill_n(at(pieces_.zeros),
-                  pieces_.input_panels.padded_columns() + call_.panels().padded_columns(), T(0));
+    if (thread_ == 0) std::fill_n(at(pieces_.zeros), pieces_.zeros_size, T(0));
     barrier_.wait(threads);
     walker_.run(
         [&](int64_t start, int64_t s) {
@@ -148,7 +146,9 @@ class GradientWorker {
       else
         weight_hidden().add(delta, previous_, count);
     }
-    if (g_.grad_weight_input != nullptr) {
+    if (g_.grad_weight_input != nullptr && pieces_.uses_input_in_place) {
+      add_input_in_place(delta, row, count);
+    } else if (g_.grad_weight_input != nullptr) {
       read_rows<Storage>(count, g_.input_size, input_, [&](int64_t i) {
         if (i + kRowsAhead < count)
           prefetch_row(input_row(places_[row + i + kRowsAhead]), 0, g_.input_size,
@@ -175,6 +175,20 @@ class GradientWorker {
         for (int64_t i = 0; i < count; ++i, from += kLanes<T>) sum += load(from);
         store<T>(bias_ + n, load(bias_ + n) + sum);
       }
+  }
+
+  void add_input_in_place(const Strips<T>& delta, int64_t row, int64_t count) {
+    const auto row_at = [&](int64_t i) {
+      const Storage* const x = input_row(places_[row + i]);
+      return x == nullptr ? reinterpret_cast<const Storage*>(at(pieces_.zeros)) : x;
+    };
+    T* const sums = walker_.buffers().sums;
+    if (pieces_.sums_at_once)
+      weight_input().compute_in_place(
+          delta, row_at, count, sums,
+          [&](int64_t n, int64_t k, Vec<T> sum) { write_weight_input(n, k, sum); });
+    else
+      weight_input().add_in_place(delta, row_at, count, sums);
   }
 
   // x_t of a place.
@@ -393,7 +407,7 @@ void run_typed(const Gradients& g, int threads) {
   using T = typename ComputeOf<Storage>::type;
   const Schedule schedule(g.backward);
   for (;;) {
-    const Plan plan = Plan::make<T>(g.backward, schedule.total_rows(), threads);
+    const Plan plan = Plan::make<T>(g.backward, schedule.total_rows(), g.input_size, threads);
     ScratchLayout layout;
     const Call<Storage> call(g.backward, schedule, plan, /*keeps_states=*/true, layout);
     GradientPieces<Storage> pieces(g, call, layout);

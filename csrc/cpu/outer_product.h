@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "product.h"
+#include "streamed.h"
 
 namespace rnn_cuda::cpu {
 
@@ -45,7 +45,18 @@ class OuterProduct {
  public:
   OuterProduct() = default;
   OuterProduct(int64_t first_left, int64_t end_left, int64_t right_columns)
-      : first_left_(first_left), left_(end_left - first_left), panels_(right_columns, kVectors) {}
+      : first_left_(first_left),
+        left_(end_left - first_left),
+        right_(right_columns),
+        panels_(right_columns, kVectors) {}
+  // For `compute_in_place` and `add_in_place`, with up to kStreamedRows left columns: all of a row
+  // of the sum lies side by side.
+  static OuterProduct in_place(int64_t first_left, int64_t end_left, int64_t right_columns) {
+    OuterProduct product(first_left, end_left, right_columns);
+    const auto vectors = (right_columns + kLanes<T> - 1) / kLanes<T>;
+    product.panels_ = Panels<T>(right_columns, static_cast<int>(vectors));
+    return product;
+  }
 
   int64_t size() const { return left_ * panels_.padded_columns(); }
   void start(T* total) {
@@ -96,6 +107,41 @@ class OuterProduct {
         store_converted(to + k, sum, columns - k);
       }
     }
+  }
+
+  // As `compute`, but the right rows are used as a tensor stores them, row r at right_row(r):
+  // copying them to strips would take longest. `sums` has kSumsBytes.
+  template <class RightRow, class F>
+  void compute_in_place(const Strips<T>& left, const RightRow& right_row, int64_t rows, T* sums,
+                        const F& f) const {
+    for (int64_t k = 0; k < right_; k += kStreamedColumns<T>) {
+      const int64_t columns = std::min(kStreamedColumns<T>, right_ - k),
+                    width = padded_to_vectors<T>(columns);
+      std::fill_n(sums, left_ * width, T(0));
+      const auto add = [&]<int Left>(std::integral_constant<int, Left>) {
+        add_scaled_rows<Left>(
+            rows, columns, [&](int64_t i, int64_t r) { return left.at(r, first_left_ + i)[0]; },
+            [&](int64_t r) { return right_row(r) + k; }, sums, width);
+      };
+      static_assert(kStreamedRows == 4);
+      switch (left_) {
+        case 1: add(std::integral_constant<int, 1>()); break;
+        case 2: add(std::integral_constant<int, 2>()); break;
+        case 3: add(std::integral_constant<int, 3>()); break;
+        case 4: add(std::integral_constant<int, 4>()); break;
+      }
+      for (int64_t n = 0; n < left_; ++n)
+        for (int64_t j = 0; j < width; j += kLanes<T>)
+          f(first_left_ + n, k + j, load(sums + n * width + j));
+    }
+  }
+
+  template <class RightRow>
+  void add_in_place(const Strips<T>& left, const RightRow& right_row, int64_t rows, T* sums) {
+    compute_in_place(left, right_row, rows, sums, [&](int64_t n, int64_t k, Vec<T> sum) {
+      T* const to = total_ + (n - first_left_) * panels_.padded_columns() + k;
+      store<T>(to, load(to) + sum);
+    });
   }
 
   // Calls f(left column, right column, where in `total`) for the vectors of left columns
@@ -175,7 +221,7 @@ class OuterProduct {
     }
   }
 
-  int64_t first_left_ = 0, left_ = 0;
+  int64_t first_left_ = 0, left_ = 0, right_ = 0;
   Panels<T> panels_;
   T* total_ = nullptr;
 };

@@ -17,7 +17,7 @@ void run_typed(const Recurrence& r, int threads) {
   using T = typename ComputeOf<Storage>::type;
   const Schedule schedule(r);
   for (;;) {
-    const Plan plan = Plan::make<T>(r, schedule.total_rows(), threads);
+    const Plan plan = Plan::make<T>(r, schedule.total_rows(), r.input_size, threads);
     ScratchLayout layout;
     const Call<Storage> call(r, schedule, plan, /*keeps_states=*/false, layout);
     const Scratch memory(layout);

@@ -83,8 +83,8 @@ struct Plan {
   int64_t rows;  // samples of a share, at most
 
   template <class T>
-  static Plan make(const Recurrence& r, int64_t total_rows, int threads) {
-    const int64_t work = total_rows * r.hidden_size * (r.hidden_size + r.input_size);
+  static Plan make(const Recurrence& r, int64_t total_rows, int64_t input_size, int threads) {
+    const int64_t work = total_rows * r.hidden_size * (r.hidden_size + input_size);
     threads = static_cast<int>(std::clamp<int64_t>(work / kWorkPerThread, 1, threads));
     const int64_t vectors = (r.hidden_size + kLanes<T> - 1) / kLanes<T>;
     const int64_t matrix_bytes = r.hidden_size * r.hidden_size * static_cast<int64_t>(sizeof(T));

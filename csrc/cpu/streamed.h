@@ -24,22 +24,24 @@ constexpr bool can_stream(int64_t rows) {
 // processor to notice them.
 constexpr int64_t kStreamedAhead = 64;
 
-// sums (Rows, columns) += left * a matrix whose columns n lie beside each other.
-template <class Storage, int Rows, class T>
-void add_streamed_rows(const Strips<T>& left, const Matrix& matrix, int64_t column, int64_t columns,
-                       int64_t depth, T* sums, int64_t sums_stride) {
-  const Storage* const data = static_cast<const Storage*>(matrix.data) + column;
-  // `Depth` rows of the matrix at a time: for as many products, each sum is read and written once.
+// sums (Rows, columns) += the sum over k < depth of value_at(row, k) * the row that begins at
+// row_at(k), as tensors store it.
+template <int Rows, class T, class ValueAt, class RowAt>
+void add_scaled_rows(int64_t depth, int64_t columns, const ValueAt& value_at, const RowAt& row_at,
+                     T* sums, int64_t sums_stride) {
+  // `Depth` rows at a time: for as many products, each sum is read and written once.
   const auto add = [&]<int Depth>(int64_t k, std::integral_constant<int, Depth>) {
-    const Storage* const from = data + k * matrix.stride;
+    decltype(row_at(k)) from[Depth];
     Vec<T> values[Depth][Rows];
-    for (int j = 0; j < Depth; ++j)
-      for (int i = 0; i < Rows; ++i) values[j][i] = broadcast(left.at(i, k + j)[0]);
+    for (int j = 0; j < Depth; ++j) {
+      from[j] = row_at(k + j);
+      for (int i = 0; i < Rows; ++i) values[j][i] = broadcast(value_at(i, k + j));
+    }
     for (int64_t n = 0; n < columns; n += kLanes<T>) {
       Vec<T> sum[Rows];
       for (int i = 0; i < Rows; ++i) sum[i] = load(sums + i * sums_stride + n);
       for (int j = 0; j < Depth; ++j) {
-        const Vec<T> b = load_converted(from + j * matrix.stride + n, columns - n);
+        const Vec<T> b = load_converted(from[j] + n, columns - n);
         for (int i = 0; i < Rows; ++i) sum[i] = multiply_add(sum[i], values[j][i], b);
       }
       for (int i = 0; i < Rows; ++i) store<T>(sums + i * sums_stride + n, sum[i]);
@@ -49,6 +51,16 @@ void add_streamed_rows(const Strips<T>& left, const Matrix& matrix, int64_t colu
   int64_t k = 0;
   for (; k + kDepth <= depth; k += kDepth) add(k, std::integral_constant<int, kDepth>());
   for (; k < depth; ++k) add(k, std::integral_constant<int, 1>());
+}
+
+// sums (Rows, columns) += left * a matrix whose columns n lie beside each other.
+template <class Storage, int Rows, class T>
+void add_streamed_rows(const Strips<T>& left, const Matrix& matrix, int64_t column, int64_t columns,
+                       int64_t depth, T* sums, int64_t sums_stride) {
+  const Storage* const data = static_cast<const Storage*>(matrix.data) + column;
+  add_scaled_rows<Rows>(
+      depth, columns, [&](int64_t i, int64_t k) { return left.at(i, k)[0]; },
+      [&](int64_t k) { return data + k * matrix.stride; }, sums, sums_stride);
 }
 
 // The same with a matrix whose columns n lie a stride apart: squares of it are transposed in
