@@ -2,6 +2,8 @@
 // (Files of this name are compiled as one: torch/library.h takes longest to read.)
 #include <torch/library.h>
 
+#include "eager_layer.h"
+
 TORCH_LIBRARY(rnn_cuda, library) {
   // (T, B, I) or packed (N, I) -> output (T, B, H) or (N, H), h_n (B, H); bias is bias_ih +
   // bias_hh.
@@ -39,4 +41,19 @@ TORCH_LIBRARY(rnn_cuda, library) {
   library.def(
       "linear_recurrence(Tensor d, Tensor g, Tensor m, Tensor? y0, bool reverse, "
       "Tensor? batch_sizes) -> Tensor");
+
+  // elman_forward and elman_forward_pair as eager code runs them: with both biases, and an autograd
+  // node of their own.
+  library.def(
+      "elman_layer(Tensor input, Tensor? h0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
+      "Tensor? bias_hh, str nonlinearity, bool reverse, Tensor? batch_sizes) -> (Tensor output, "
+      "Tensor h_n)",
+      rnn_cuda::elman_layer);
+  library.def(
+      "elman_layer_pair(Tensor input, Tensor? h0, Tensor weight_ih, Tensor weight_hh, "
+      "Tensor? bias_ih, Tensor? bias_hh, Tensor? h0_reverse, Tensor weight_ih_reverse, "
+      "Tensor weight_hh_reverse, Tensor? bias_ih_reverse, Tensor? bias_hh_reverse, "
+      "str nonlinearity, Tensor? batch_sizes) -> (Tensor output, Tensor h_n, "
+      "Tensor output_reverse, Tensor h_n_reverse)",
+      rnn_cuda::elman_layer_pair);
 }

@@ -46,6 +46,10 @@ def row_norms(rows: Tensor) -> Tensor:
     return unit * torch.linalg.vector_norm(rows / unit.unsqueeze(-1), dim=-1)
 
 
+recorders: set[object] = set()
+"""Who records adjoints now: a layer's node must be one that takes sinks."""
+
+
 class AdjointSink(Protocol):
     """Takes the adjoints of one layer and direction, once in each backward pass through it."""
 
@@ -75,7 +79,7 @@ class Direction(NamedTuple):
     grads: Sequence[Tensor | None]  # of the output and of h_n
     states: Sequence[Any]  # h0, weight_ih, weight_hh, and the output
     options: Sequence[Any]  # nonlinearity, reverse, batch_sizes
-    needs: Sequence[bool]  # whether h0, weight_ih, weight_hh, bias_ih, bias_hh need a gradient
+    needs: Sequence[bool]  # whether h0, weight_ih, weight_hh and the bias need a gradient
     sinks: Sequence[AdjointSink]
     batch: int
 
@@ -92,15 +96,14 @@ class Direction(NamedTuple):
     @property
     def wanted(self) -> tuple[bool, ...]:
         """What to ask the kernel for: gradients of h0, weights and bias, and the adjoint's norm."""
-        needs_h0, needs_ih, needs_hh, needs_bias_ih, needs_bias_hh = self.needs
-        return needs_h0, needs_ih, needs_hh, needs_bias_ih or needs_bias_hh, bool(self.sinks)
+        return (*self.needs, bool(self.sinks))
 
     def take(self, results: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         """Tell the sinks what `wanted` brought; return the gradients as ``needs`` lists them."""
-        *gradients, of_bias, norm = results
+        *gradients, norm = results
         if self.sinks:
             self._report(norm)
-        pairs = zip((*gradients, of_bias, of_bias), self.needs, strict=True)
+        pairs = zip(gradients, self.needs, strict=True)
         return tuple(gradient if needs else None for gradient, needs in pairs)
 
     def _report(self, norm: Tensor) -> None:

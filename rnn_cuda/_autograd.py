@@ -165,40 +165,15 @@ class Shortcut(OperatorFunction):
 # ---- P1 ------------------------------------------------------------------------------------------
 
 
-def total_bias(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | None:
-    """Add what there is in compute precision: a sum in half precision would round once more."""
-    first = bias_hh if bias_ih is None else bias_ih
-    if first is None:
-        return None
-    wide = compute_dtype(first.dtype)
-    if wide != first.dtype:
-        bias_ih = None if bias_ih is None else bias_ih.to(wide)
-        bias_hh = None if bias_hh is None else bias_hh.to(wide)
-    if bias_ih is None or bias_hh is None:
-        return bias_hh if bias_ih is None else bias_ih
-    return bias_ih + bias_hh
-
-
 class ElmanRNN(OperatorFunction):
-    """The operator takes bias_ih + bias_hh; the Function both, so that their sum has no node."""
+    """What eager code runs, unless a GradientFlow records it, is ``csrc/eager_layer.h`` instead."""
 
     operator = "elman_forward"
-
-    @classmethod
-    def kernel(cls, *args: Any) -> Any:
-        return super().kernel(*args[:5], None, *args[5:])
-
-    @classmethod
-    def below_autograd(cls, *args: Any) -> Any:
-        input, h0, weight_ih, weight_hh, bias_ih, bias_hh, *options = args
-        with torch._C._AutoDispatchBelowAutograd():
-            bias = total_bias(bias_ih, bias_hh)
-            return torch.ops.rnn_cuda.elman_forward(input, h0, weight_ih, weight_hh, bias, *options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         input, h0, weight_ih, weight_hh, *_ = inputs
-        ctx.options = inputs[6:9]  # nonlinearity, reverse, batch_sizes
+        ctx.options = inputs[5:8]  # nonlinearity, reverse, batch_sizes
         ctx.batch = output[1].shape[0]
         ctx.adjoint_sinks = [()]  # of the one direction; set from outside, on the node: it is ctx
         ctx.set_materialize_grads(False)
@@ -209,14 +184,14 @@ class ElmanRNN(OperatorFunction):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (input, *states), (needs_input, *needs) = ctx.saved_tensors, ctx.needs_input_grad
         (sinks,) = ctx.adjoint_sinks
-        direction = Direction(grads, states, ctx.options, needs[:5], sinks, ctx.batch)
+        direction = Direction(grads, states, ctx.options, needs[:4], sinks, ctx.batch)
         direction.check()
         return (*gradients_of_direction(direction, input, needs_input), *(None,) * 4)
 
     @staticmethod
     @_differentiable_again
     def jvp(ctx: Any, saved: tuple[Any, ...], *tangents: Any) -> tuple[Tensor, Tensor]:
-        d_input, d_h0, d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh, *_ = tangents
+        d_input, d_h0, d_weight_ih, d_weight_hh, d_bias, *_ = tangents
         input, h0, weight_ih, weight_hh, output = saved
         nonlinearity, reverse, batch_sizes = ctx.options
         links = Links.of(output, reverse, batch_sizes, ctx.batch)
@@ -228,7 +203,6 @@ class ElmanRNN(OperatorFunction):
             drive = drive + rows_of(input) @ d_weight_ih.mT
         if d_weight_hh is not None:
             drive = drive + times_previous(rows, h0, d_weight_hh, links)
-        d_bias = total_bias(d_bias_ih, d_bias_hh)
         if d_bias is not None:
             drive = drive + d_bias.to(drive.dtype)
         tangent = torch.ops.rnn_cuda.linear_recurrence(
@@ -245,9 +219,9 @@ class ElmanRNN(OperatorFunction):
 def gradients_of_direction(
     direction: Direction, input: Tensor, needs_input: bool
 ) -> tuple[Tensor | None, ...]:
-    """Those of the input, h0, weight_ih, weight_hh and the two biases; the rest is None."""
+    """Those of the input, h0, weight_ih, weight_hh and the bias; the rest is None."""
     if not direction.is_reached:
-        return (None,) * 6
+        return (None,) * 5
     of_input, *others = ElmanGradients.within_backward(
         *direction.grads,
         input,

@@ -21,7 +21,6 @@ from rnn_cuda._autograd import (
     Shortcut,
     elman_gradients_by_parts,
     gradients_of_direction,
-    total_bias,
 )
 
 
@@ -36,11 +35,7 @@ def elman_forward_in_turn(input: Tensor, *args: Any) -> tuple[Tensor, ...]:
 
 
 class ElmanRNNPair(OperatorFunction):
-    """The operator takes each direction's bias_ih + bias_hh; the Function takes both.
-
-    So its arguments are the input, (h0, weight_ih, weight_hh, bias_ih, bias_hh) of each direction,
-    nonlinearity and batch_sizes.
-    """
+    """As with one direction, eager code runs ``csrc/eager_layer.h``, unless it is recorded."""
 
     operator = "elman_forward_pair"
     composition = staticmethod(elman_forward_in_turn)
@@ -49,40 +44,32 @@ class ElmanRNNPair(OperatorFunction):
     def kernel(cls, *args: Any) -> Any:
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return cls.composition(*args)
-        return super().kernel(*args[:5], None, *args[5:9], None, *args[9:])
-
-    @classmethod
-    def below_autograd(cls, *args: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            bias, bias_reverse = total_bias(*args[4:6]), total_bias(*args[9:11])
-            return torch.ops.rnn_cuda.elman_forward_pair(
-                *args[:4], bias, *args[6:9], bias_reverse, *args[11:]
-            )
+        return super().kernel(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.options = inputs[11:13]  # nonlinearity, batch_sizes
+        ctx.options = inputs[9:11]  # nonlinearity, batch_sizes
         ctx.batch = output[1].shape[0]
         ctx.adjoint_sinks = [(), ()]  # of each direction; set from outside, on the node: it is ctx
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:4], output[0], *inputs[6:9], output[2])
+        ctx.save_for_backward(*inputs[:4], output[0], *inputs[5:8], output[2])
         # A direction of which nothing is differentiated has no part in the graph.
-        needs_input, *needs = ctx.needs_input_grad[:11]
-        constant = () if needs_input or any(needs[:5]) else output[:2]
-        constant += () if needs_input or any(needs[5:]) else output[2:]
+        needs_input, *needs = ctx.needs_input_grad[:9]
+        constant = () if needs_input or any(needs[:4]) else output[:2]
+        constant += () if needs_input or any(needs[4:]) else output[2:]
         ctx.mark_non_differentiable(*constant)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         input, *states = ctx.saved_tensors
-        needs_input, *needs = ctx.needs_input_grad[:11]
+        needs_input, *needs = ctx.needs_input_grad[:9]
         nonlinearity, batch_sizes = ctx.options
         pair = [
             Direction(
                 grads[2 * i : 2 * i + 2],
                 states[4 * i : 4 * i + 4],
                 (nonlinearity, i == 1, batch_sizes),
-                needs[5 * i : 5 * i + 5],
+                needs[4 * i : 4 * i + 4],
                 ctx.adjoint_sinks[i],
                 ctx.batch,
             )

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from rnn_cuda import backend, reference
-from rnn_cuda._autograd import ElmanRNN, LinearRecurrence, plain_eager_mode, total_bias
-from rnn_cuda._autograd_pair import ElmanRNNPair
-from rnn_cuda.reference import NONLINEARITIES
+from rnn_cuda._adjoint import recorders
+from rnn_cuda._autograd import LinearRecurrence, plain_eager_mode
+from rnn_cuda.reference import NONLINEARITIES, compute_dtype
 
 __all__ = ["NONLINEARITIES", "bidirectional_elman_rnn", "elman_rnn", "linear_recurrence"]
 
@@ -80,10 +80,12 @@ def elman_rnn(
         h0 = _unsqueezed(h0)
     if backend.use_native(input.device.type, input.dtype):
         weights, options = (weight_ih, weight_hh), (nonlinearity, reverse, batch_sizes)
-        if plain_eager_mode():
-            output, h_n = ElmanRNN.call(input, h0, *weights, bias_ih, bias_hh, *options)
+        if plain_eager_mode() and not recorders:
+            output, h_n = torch.ops.rnn_cuda.elman_layer(
+                input, h0, *weights, bias_ih, bias_hh, *options
+            )
         else:
-            bias = total_bias(bias_ih, bias_hh)
+            bias = _total_bias(bias_ih, bias_hh)
             output, h_n = torch.ops.rnn_cuda.elman_forward(input, h0, *weights, bias, *options)
     else:
         output, h_n = reference.elman_rnn(
@@ -139,10 +141,12 @@ def bidirectional_elman_rnn(
         input = input.unsqueeze(1)
         first, second = (_unsqueezed(first[0]), *first[1:]), (_unsqueezed(second[0]), *second[1:])
     if backend.use_native(input.device.type, input.dtype):
-        if plain_eager_mode():
-            results = ElmanRNNPair.call(input, *first, *second, nonlinearity, batch_sizes)
+        if plain_eager_mode() and not recorders:
+            results = torch.ops.rnn_cuda.elman_layer_pair(
+                input, *first, *second, nonlinearity, batch_sizes
+            )
         else:
-            tensors = [t for each in (first, second) for t in (*each[:3], total_bias(*each[3:]))]
+            tensors = [t for each in (first, second) for t in (*each[:3], _total_bias(*each[3:]))]
             results = torch.ops.rnn_cuda.elman_forward_pair(
                 input, *tensors, nonlinearity, batch_sizes
             )
@@ -203,6 +207,20 @@ def linear_recurrence(
         call = LinearRecurrence.call if plain_eager_mode() else operator
         return call(d, g, m, y0, reverse, batch_sizes)
     return reference.linear_recurrence(d, g, m, y0, reverse=reverse, batch_sizes=batch_sizes)
+
+
+def _total_bias(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | None:
+    """Add what there is in compute precision: a sum in half precision would round once more."""
+    first = bias_hh if bias_ih is None else bias_ih
+    if first is None:
+        return None
+    wide = compute_dtype(first.dtype)
+    if wide != first.dtype:
+        bias_ih = None if bias_ih is None else bias_ih.to(wide)
+        bias_hh = None if bias_hh is None else bias_hh.to(wide)
+    if bias_ih is None or bias_hh is None:
+        return bias_hh if bias_ih is None else bias_ih
+    return bias_ih + bias_hh
 
 
 # ---- checks --------------------------------------------------------------------------------------

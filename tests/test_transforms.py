@@ -203,17 +203,34 @@ def test_a_gradient_taken_without_a_graph_carries_tangents(loss, run, oracle):
     assert_equal(tangent_of_gradient(run), tangent_of_gradient(oracle))
 
 
-def test_a_cotangent_with_a_tangent_meets_a_graph_built_without():
+def run_in_one_direction(run):
+    return lambda x, W, U, b, h0: run(x, h0, W, U, b)[:1]
+
+
+def run_in_both_directions(run):
+    def outputs(x, W, U, b, h0):
+        return [output for output, _ in run(x, (h0, W, U, b), (None, 2 * W, U.mT))]
+
+    return outputs
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        map(run_in_one_direction, (elman_rnn, reference.elman_rnn)),
+        map(run_in_both_directions, (bidirectional_elman_rnn, reference_of_both_directions)),
+    ],
+    ids=["one direction", "both directions"],
+)
+def test_a_cotangent_with_a_tangent_meets_a_graph_built_without(runs):
     x, W, U, b, h0 = problem(None)
     W.requires_grad_()
     tangents = []
-    for run in (bidirectional_elman_rnn, reference_of_both_directions):
-        (output, _), (output_reverse, _) = run(x, (h0, W, U, b), (None, 2 * W, U.mT))
+    for run in runs:
+        outputs = run(x, W, U, b, h0)
         with forward_ad.dual_level():
-            cotangent = forward_ad.make_dual(output.detach(), torch.ones_like(output))
-            (gradient,) = torch.autograd.grad(
-                (output, output_reverse), W, (cotangent, cotangent), retain_graph=True
-            )
+            cotangents = [forward_ad.make_dual(y.detach(), torch.ones_like(y)) for y in outputs]
+            (gradient,) = torch.autograd.grad(outputs, W, cotangents, retain_graph=True)
             tangents.append(forward_ad.unpack_dual(gradient).tangent)
     assert_equal(*tangents)
 

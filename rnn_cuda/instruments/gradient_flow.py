@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
+from rnn_cuda._adjoint import recorders
 from rnn_cuda._autograd import plain_eager_mode
 from rnn_cuda.instruments._recording import (
     AdjointRecord,
@@ -187,6 +188,7 @@ class GradientFlow:
     def __enter__(self) -> GradientFlow:
         if self._handles:
             raise RuntimeError("this GradientFlow is recording already")
+        recorders.add(self)
         for name, module in self._modules.items():
             self._handles += [
                 module.register_forward_pre_hook(self._before(name)),
@@ -195,6 +197,7 @@ class GradientFlow:
         return self
 
     def __exit__(self, *_: object) -> None:
+        recorders.discard(self)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -1,0 +1,152 @@
+"""The autograd node of a layer in ordinary eager training, ``csrc/eager_layer.h``."""
+
+import itertools
+
+import pytest
+import torch
+
+from rnn_cuda import FusedRNN, backend, reference
+from rnn_cuda.functional import bidirectional_elman_rnn, elman_rnn
+from rnn_cuda.instruments import GradientFlow
+
+pytestmark = pytest.mark.skipif(
+    not backend.use_native("cpu", torch.float64),
+    reason="asserts properties of the native operators, and the reference is the active backend",
+)
+
+T, B, I, H = 4, 3, 2, 5
+SHAPES = {
+    "input": (T, B, I),
+    "h0": (B, H),
+    "weight_ih": (H, I),
+    "weight_hh": (H, H),
+    "bias_ih": (H,),
+    "bias_hh": (H,),
+}
+OPTIONAL = ("h0", "bias_ih", "bias_hh")
+
+
+def is_in_python(node):
+    return isinstance(node, torch.autograd.function.BackwardCFunction)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_eager_training_runs_no_python_in_its_graph_unless_it_is_recorded(bidirectional):
+    rnn, x = FusedRNN(I, H, bidirectional=bidirectional), torch.randn(T, B, I)
+
+    def runs_python():
+        stack = rnn(x)[1].grad_fn
+        return any(is_in_python(node) for node, _ in stack.next_functions)
+
+    assert not runs_python()
+    with GradientFlow(rnn):
+        assert runs_python()
+    assert not runs_python()
+
+
+def test_no_graph_is_built_where_there_is_nothing_to_differentiate():
+    rnn, x = FusedRNN(I, H), torch.randn(T, B, I)
+    with torch.no_grad():
+        assert not any(result.requires_grad for result in rnn(x))
+    weights = [weight.detach() for weight in rnn.all_weights[0]]
+    assert not any(result.requires_grad for result in elman_rnn(x, None, *weights))
+
+
+@pytest.mark.parametrize(
+    "absent", [c for n in range(4) for c in itertools.combinations(OPTIONAL, n)], ids="-".join
+)
+def test_each_argument_alone_gets_its_own_gradient(absent):
+    torch.manual_seed(0)
+    values = {
+        name: None if name in absent else torch.randn(shape, dtype=torch.float64)
+        for name, shape in SHAPES.items()
+    }
+    for value in filter(torch.is_tensor, values.values()):
+        value.requires_grad_()
+        gradients = []
+        for run in (elman_rnn, reference.elman_rnn):
+            output, h_n = run(*values.values())
+            loss = (output * output.detach().cos()).sum() + h_n.pow(3).sum()
+            gradients += torch.autograd.grad(loss, value)
+        value.requires_grad_(False)
+        torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("absent", [(), ("h0",), ("bias_ih",), OPTIONAL], ids="-".join)
+@pytest.mark.parametrize("used", [(0, 1), (0,), (1,)], ids=["both", "forward", "reverse"])
+def test_each_argument_of_both_directions_alone_gets_its_own_gradient(absent, used):
+    torch.manual_seed(0)
+    names = [*SHAPES, *list(SHAPES)[1:]]  # the reverse direction lacks nothing
+    values = [
+        None if i < len(SHAPES) and name in absent else torch.randn(SHAPES[name]).double()
+        for i, name in enumerate(names)
+    ]
+    for place, value in enumerate(values):
+        if value is None:
+            continue
+        value.requires_grad_()
+        of_each = (values[:6], [values[0], *values[6:]])
+        results = bidirectional_elman_rnn(values[0], of_each[0][1:], of_each[1][1:])
+        expected = [
+            reference.elman_rnn(*its, reverse=direction == 1)
+            for direction, its in enumerate(of_each)
+        ]
+        # What the argument has no part in is not in the graph.
+        for (output, h_n), (its_expected, _) in zip(results, expected, strict=True):
+            assert output.requires_grad == h_n.requires_grad == its_expected.requires_grad
+        gradients = []
+        for each in (results, expected):
+            loss = sum((each[i][0].pow(2).sum() + each[i][1].pow(3).sum()) for i in used)
+            gradients += (
+                torch.autograd.grad(loss, value, allow_unused=True)
+                if loss.requires_grad
+                else [None]
+            )
+        if gradients[1] is None:
+            assert gradients[0] is None, names[place]
+        else:
+            torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+        value.requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("absent", [(), ("bias_ih",), ("bias_hh",)], ids="-".join)
+def test_biases_of_half_precision_are_added_in_float32(dtype, absent):
+    torch.manual_seed(0)
+    values = {n: torch.randn(s).to(dtype).requires_grad_() for n, s in SHAPES.items()}
+    given = {name: None if name in absent else value for name, value in values.items()}
+    results = [run(*given.values()) for run in (elman_rnn, reference.elman_rnn)]
+    (output, _), (expected, _) = results
+    torch.testing.assert_close(output, expected)
+    biases = [value for name, value in given.items() if "bias" in name and value is not None]
+    for gradient in torch.autograd.grad(output.float().sum(), biases):
+        assert gradient.dtype == dtype
+
+
+def test_a_consumed_graph_says_so():
+    output, _ = FusedRNN(I, H)(torch.randn(T, B, I))
+    output.sum().backward()
+    with pytest.raises(RuntimeError, match="a second time"):
+        output.sum().backward()
+
+
+def test_results_of_which_none_is_used_have_no_gradient():
+    rnn = FusedRNN(I, H)
+    x = torch.randn(T, B, I, requires_grad=True)
+    output, _ = rnn(x)
+    unused = torch.autograd.grad(x.sum(), [*rnn.parameters(), output], allow_unused=True)
+    assert unused == (None,) * 5
+
+
+def test_a_batch_of_cotangents_is_what_each_of_them_is_alone():
+    torch.manual_seed(0)
+    rnn = FusedRNN(I, H, dtype=torch.float64)
+    output, _ = rnn(torch.randn(T, B, I, dtype=torch.float64))
+    cotangents = torch.randn(6, *output.shape, dtype=torch.float64)
+    options = {"inputs": list(rnn.parameters()), "retain_graph": True}
+    alone = [torch.autograd.grad(output, grad_outputs=c, **options) for c in cotangents]
+    together = torch.autograd.grad(
+        output, grad_outputs=cotangents, is_grads_batched=True, **options
+    )
+    for gradients, expected in zip(together, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(gradients, torch.stack(expected), rtol=1e-12, atol=1e-12)
