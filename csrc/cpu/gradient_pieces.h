@@ -26,8 +26,9 @@ struct GradientPieces {
         input_panels(g.grad_input == nullptr ? 0 : g.input_size, call.plan().panel_vectors),
         // Columns of strips are padded to whole vectors: let the longer side be along them.
         uses_input_in_place(is_flat(g.backward.hidden_size, g.input_size)),
-        input_is_left(g.input_size * padded_to_vectors<T>(g.backward.hidden_size) <
-                      g.backward.hidden_size * padded_to_vectors<T>(g.input_size)) {
+        input_is_left(!uses_input_in_place &&
+                      g.input_size * padded_to_vectors<T>(g.backward.hidden_size) <
+                          g.backward.hidden_size * padded_to_vectors<T>(g.input_size)) {
     const int threads = call.plan().threads;
     const int64_t hidden = g.backward.hidden_size;
     packed_input = layout.add<E>(use_of_input == MatrixUse::Packed

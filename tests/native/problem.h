@@ -101,7 +101,9 @@ struct Shape {
       case 3:  // both
         T = uniform(80, 120), B = uniform(3, 6), H = uniform(100, 150);
     }
-    if (one_in(4)) I = uniform(60, 80);            // x may be projected a chunk at a time
+    if (one_in(4)) I = uniform(60, 80);                      // x may be projected a chunk at a time
+    if (one_in(10)) I = uniform(64, 80), H = uniform(1, 4);  // W has few rows for its columns
+    if (one_in(15)) T = uniform(1, 2), B = 1;                // outer products are written at once
     if (one_in(12)) T = 1, H = uniform(250, 300);  // a matrix used where it lies, in blocks
     // A matrix beyond a core's own cache, in panels that several tiles use block by block.
     if (one_in(40)) T = 3, B = uniform(4, 12), H = 730;
@@ -226,7 +228,7 @@ struct RecurrenceProblem {
   Shape shape;
   const int64_t T = shape.T, B = shape.B, H = shape.H;
   // Rows of M add up to less than one: errors shrink from step to step.
-  MatrixArray<S> weight_hidden{H, H, 1.5 / H};
+  MatrixArray<S> weight_hidden{H, H, std::min(1.5 / static_cast<double>(H), 0.9)};
   RowsArray<S> addend{shape, H}, operand{shape, H};
   Array<S> first_addend = random_array<S>(B * H);
   Array<S> output{shape.rows() * H};
