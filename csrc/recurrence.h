@@ -79,7 +79,9 @@ struct Recurrence {
 // All gradients of an Elman layer: the backward recurrence, delta_t = dL/dz_t, and the products of
 // its states with what the forward pass saw. Those not wanted are null.
 struct Gradients {
-  // Its operand holds the states h_t of the forward pass; its output, delta, may be null.
+  // Its operand holds the states h_t of the forward pass. Its output, delta, may be null: then
+  // delta is not rounded to the storage type, except as a factor of U and W where the processor
+  // multiplies pairs of bfloat16.
   Recurrence backward;
 
   int64_t input_size = 0;         // I

@@ -217,7 +217,7 @@ class BuildPlan:
 
     def estimated_seconds(self) -> int:
         """Guess how long compiling takes, for the line that announces it."""
-        seconds = 8 * len(self.cxx_sources)
+        seconds = (4 if self.emulated else 8) * len(self.cxx_sources)
         if self.cuda:
             seconds += 30 * len(self.cuda_sources) * len(self.cuda.archs)
         jobs = min(len(os.sched_getaffinity(0)), len(self.cxx_sources + self.cuda_sources))
