@@ -238,6 +238,23 @@ def test_an_inf_in_x_saturates_one_step_and_no_more(H, dtype):
     assert (output[1, 0] == 1).all()
 
 
+@pytest.mark.usefixtures("restored_threads")
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu", "sigmoid"])
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+def test_an_inf_in_u_meets_the_zeros_of_a_missing_initial_state(value, nonlinearity):
+    """Kernels leave that product out, unless it is a NaN; few steps look at U on its way."""
+    torch.manual_seed(0)
+    for T, B, H in itertools.product((1, 2, 3, 6), (1, 3, 11), (1, 6, 300)):
+        x, W, U = torch.randn(T, B, 2), torch.randn(H, 2), torch.randn(H, H) / H
+        U[H // 2, H // 3] = value
+        for threads, reverse in itertools.product((1, 2), (False, True)):
+            torch.set_num_threads(threads)
+            options = {"nonlinearity": nonlinearity, "reverse": reverse}
+            runs = (elman_rnn, reference.elman_rnn)
+            actual, expected = (run(x, None, W, U, **options) for run in runs)
+            torch.testing.assert_close(actual, expected, equal_nan=True)
+
+
 def test_an_inf_in_u_does_not_reach_the_gradient_of_a_sample_that_ended_before_it():
     """Packed samples of other lengths enter the backward pass at a later step, from no state."""
     torch.manual_seed(0)

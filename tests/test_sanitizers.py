@@ -75,8 +75,8 @@ DEFECTS = {
         "recurrence",
         "none",
         "recurrence.cpp",
-        "if (threads == plan.threads) return;",
-        "return;",
+        "if (threads == plan.threads) {",
+        "{",
         "output[",
     ),
     "the empty rows of a chunk's last slot are counted": Defect(
@@ -139,8 +139,8 @@ DEFECTS = {
         "recurrence",
         "none",
         "call.h",
-        "r_.initial != nullptr || (r_.multiplies_zero_initial && !is_finite_)",
-        "r_.multiplies_zero_initial && !is_finite_",
+        "r_.initial != nullptr || (needs_finite_ && !looks_at_sums_ && found_infinite_)",
+        "needs_finite_ && !looks_at_sums_ && found_infinite_",
         "output[",
     ),
     "the output of a thread's own columns begins with the first ones": Defect(

@@ -32,9 +32,10 @@ class Call {
   using T = typename ComputeOf<Storage>::type;
   using E = typename OperandOf<Storage>::type;
 
-  // Adds its pieces to `layout`; later pieces are the caller's own.
+  // Adds its pieces to `layout`; later pieces are the caller's own. `is_second` call of the same,
+  // as the first `has_doubts`.
   Call(const Recurrence& r, const Schedule& schedule, const Plan& plan, bool keeps_states,
-       ScratchLayout& layout)
+       ScratchLayout& layout, bool is_second = false)
       : r_(r),
         schedule_(schedule),
         plan_(plan),
@@ -42,6 +43,9 @@ class Call {
         keeps_states_(keeps_states),
         steps_per_chunk_(std::clamp<int64_t>(kRowsPerChunk / plan.rows, 1, r.time_steps)),
         use_of_hidden_(plan.template use_of_hidden<Storage>(r)),
+        needs_finite_(r.initial == nullptr && r.multiplies_zero_initial),
+        looks_at_sums_(needs_finite_ && use_of_hidden_ == MatrixUse::Streamed &&
+                       Plan::products(r) > 0 && !is_second),
         projects_input_(may_project() &&
                         (is_dotted() || (r.time_steps > 1 && r.input_size > 0 && !fuses_input()))),
         use_of_input_(choose_use_of_input()) {
@@ -75,6 +79,10 @@ class Call {
     sums_ = layout.add<T>(sums_size_ * plan.threads);
   }
 
+  // Where M is read but once or twice, looking at it first would take as long again. It is taken to
+  // be finite, and if it is not, its products are not either: then the call must be made again.
+  bool has_doubts() const { return looks_at_sums_ && found_infinite_; }
+
   int64_t chunk_rows() const { return plan_.rows * steps_per_chunk_; }
   // Whether all steps are one chunk, small enough to be worked on at once.
   bool is_single_chunk() const {
@@ -91,11 +99,11 @@ class Call {
   // Packs this thread's part of what all threads read; to be followed by a wait, and then by `team`
   // where there is no initial state.
   void pack_weights(char* scratch, int thread) const {
-    if (r_.initial == nullptr && r_.multiplies_zero_initial &&
+    if (needs_finite_ && !looks_at_sums_ &&
         !is_finite<Storage>(r_.weight_hidden, r_.hidden_size,
                             r_.hidden_size * thread / plan_.threads,
                             r_.hidden_size * (thread + 1) / plan_.threads))
-      is_finite_.store(false, std::memory_order_relaxed);
+      found_infinite_.store(true, std::memory_order_relaxed);
     const int64_t first = panels_.count() * thread / plan_.threads;
     const int64_t end = panels_.count() * (thread + 1) / plan_.threads;
     if (use_of_hidden_ == MatrixUse::Packed)
@@ -123,7 +131,8 @@ class Call {
             use_of_hidden_,
             use_of_input_,
             projects_input_,
-            r_.initial != nullptr || (r_.multiplies_zero_initial && !is_finite_),
+            r_.initial != nullptr || (needs_finite_ && !looks_at_sums_ && found_infinite_),
+            looks_at_sums_ ? &found_infinite_ : nullptr,
             at<E>(scratch, hidden_),
             at<E>(scratch, input_),
             at<T>(scratch, input_rows_),
@@ -194,9 +203,11 @@ class Call {
   const bool keeps_states_;
   const int64_t steps_per_chunk_;
   const MatrixUse use_of_hidden_;
+  const bool needs_finite_;   // M, for leaving out the products with the zeros of no initial state
+  const bool looks_at_sums_;  // for that, rather than at M
   const bool projects_input_;
   const MatrixUse use_of_input_;
-  mutable std::atomic<bool> is_finite_{true};  // M, if that was looked at
+  mutable std::atomic<bool> found_infinite_{false};  // an Inf or a NaN, in M or in its products
   int64_t hidden_, input_, input_rows_, bias_;
   int64_t states_, values_, inputs_, projected_, blocks_, sums_;
   int64_t state_rows_, states_size_, values_size_, inputs_size_, projected_size_, block_size_,

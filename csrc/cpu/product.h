@@ -187,9 +187,8 @@ constexpr int64_t panel_block_depth(int64_t depth, int64_t width) {
   return 2 * depth > 3 * block ? block : std::max<int64_t>(depth, 1);
 }
 
-// Whether storage rows [first, end) of a square matrix have neither an Inf nor a NaN, so that their
-// product with zeros is zero. Goes along several rows at once: the memory delivers several streams
-// faster than one.
+// Whether rows [first, end) of a matrix as it lies, of `size` values each, have neither an Inf nor
+// a NaN. Goes along several rows at once: the memory delivers several streams faster than one.
 template <class Storage>
 bool is_finite(const Matrix& matrix, int64_t size, int64_t first, int64_t end) {
   using T = typename ComputeOf<Storage>::type;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "epilogues.h"
@@ -30,14 +31,15 @@ struct Team {
   int64_t steps_per_chunk;
   // A chunk's slots lie one behind the other until it ends; else two slots take turns.
   bool keeps_states;
-  MatrixUse use_of_hidden;  // M
-  MatrixUse use_of_input;   // W
-  bool projects_input;      // for a chunk at once; else x is one more factor of each step
-  bool multiplies_initial;  // or else the first step has no previous state
-  const E* packed_hidden;   // M
-  const E* packed_input;    // W
-  const T* input_rows;      // for dot products: W's rows, padded to whole vectors
-  const T* bias;            // of all padded columns, zeros where there is none
+  MatrixUse use_of_hidden;            // M
+  MatrixUse use_of_input;             // W
+  bool projects_input;                // for a chunk at once; else x is one more factor of each step
+  bool multiplies_initial;            // or else the first step has no previous state
+  std::atomic<bool>* found_infinite;  // to be set if products with M are not finite; or null
+  const E* packed_hidden;             // M
+  const E* packed_input;              // W
+  const T* input_rows;                // for dot products: W's rows, padded to whole vectors
+  const T* bias;                      // of all padded columns, zeros where there is none
   SpinBarrier& barrier;
 
   // Between steps: where the batch is cut, nobody waits.
@@ -414,10 +416,14 @@ class Walker {
         add_streamed_product<Storage>(buffers_.inputs.from_row(step.input_row), step.rows,
                                       r_.weight_input, column, columns, r_.input_size,
                                       buffers_.sums, width);
-      if (step.multiplied_rows > 0)
+      if (step.multiplied_rows > 0) {
         add_streamed_product<Storage>(buffers_.states.from_row(step.previous_row),
                                       step.multiplied_rows, r_.weight_hidden, column, columns,
                                       r_.hidden_size, buffers_.sums, width);
+        if (team_.found_infinite != nullptr &&
+            !is_finite<T>({buffers_.sums, width, false}, width, 0, step.multiplied_rows))
+          team_.found_infinite->store(true, std::memory_order_relaxed);
+      }
       (this->*finish_)(step, {column, width, 0, step.rows}, buffers_.sums);
     }
   }
