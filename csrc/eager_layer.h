@@ -64,7 +64,7 @@ struct DirectionTensors {
   }
 };
 
-// ---- the operators of the device, below autograd ------------------------------------------------
+// ---- the operators of the device, below autograd -----------------------------------------------
 
 inline ForwardTensors forward_below_autograd(const Tensor& input, const DirectionTensors& d,
                                              std::string_view nonlinearity, bool reverse,
@@ -91,8 +91,7 @@ inline PairForwardTensors forward_below_autograd(const Tensor& input, const Dire
                    batch_sizes);
 }
 
-// ---- and those of the backward pass
-// --------------------------------------------------------------
+// ---- and those of the backward pass ------------------------------------------------------------
 
 // Of output and h_n.
 struct OutputGradients {
@@ -145,8 +144,7 @@ inline PairGradientTensors gradients_of(const Tensor& input, const OutputGradien
                    r.output, nonlinearity, batch_sizes, wanted);
 }
 
-// ---- nodes
-// ---------------------------------------------------------------------------------------
+// ---- nodes -------------------------------------------------------------------------------------
 
 using Context = torch::autograd::AutogradContext;
 using Tensors = torch::autograd::variable_list;
@@ -308,8 +306,7 @@ class ElmanLayerPair : public torch::autograd::Function<ElmanLayerPair> {
   }
 };
 
-// ---- operators
-// -----------------------------------------------------------------------------------
+// ---- operators ---------------------------------------------------------------------------------
 
 inline ForwardTensors elman_layer(const Tensor& input, const OptionalTensor& h0,
                                   const Tensor& weight_ih, const Tensor& weight_hh,

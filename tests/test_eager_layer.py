@@ -130,12 +130,30 @@ def test_a_consumed_graph_says_so():
         output.sum().backward()
 
 
-def test_results_of_which_none_is_used_have_no_gradient():
-    rnn = FusedRNN(I, H)
-    x = torch.randn(T, B, I, requires_grad=True)
-    output, _ = rnn(x)
-    unused = torch.autograd.grad(x.sum(), [*rnn.parameters(), output], allow_unused=True)
-    assert unused == (None,) * 5
+class Forgetful(torch.autograd.Function):
+    """Passes a tensor on, and no gradient back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_node_that_no_gradient_reaches_has_none_to_give(bidirectional):
+    rnn = FusedRNN(I, H, bidirectional=bidirectional)
+    output, h_n = rnn(torch.randn(T, B, I))
+    ((node, _), *_) = h_n.grad_fn.next_functions
+    reached = []
+    node.register_hook(lambda *_: reached.append(True))
+    loss = Forgetful.apply(output).sum()
+    parameters = list(rnn.parameters())
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    assert reached
+    assert gradients == (None,) * len(parameters)
 
 
 def test_a_batch_of_cotangents_is_what_each_of_them_is_alone():

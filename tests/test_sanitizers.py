@@ -139,8 +139,8 @@ DEFECTS = {
         "recurrence",
         "none",
         "call.h",
-        "r_.initial != nullptr || (needs_finite_ && !looks_at_sums_ && found_infinite_)",
-        "needs_finite_ && !looks_at_sums_ && found_infinite_",
+        "r_.initial != nullptr || (looks_first_ && found_infinite_)",
+        "looks_first_ && found_infinite_",
         "output[",
     ),
     "the output of a thread's own columns begins with the first ones": Defect(

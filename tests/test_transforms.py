@@ -217,8 +217,11 @@ def run_in_both_directions(run):
 @pytest.mark.parametrize(
     "runs",
     [
-        map(run_in_one_direction, (elman_rnn, reference.elman_rnn)),
-        map(run_in_both_directions, (bidirectional_elman_rnn, reference_of_both_directions)),
+        [run_in_one_direction(run) for run in (elman_rnn, reference.elman_rnn)],
+        [
+            run_in_both_directions(run)
+            for run in (bidirectional_elman_rnn, reference_of_both_directions)
+        ],
     ],
     ids=["one direction", "both directions"],
 )

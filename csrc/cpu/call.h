@@ -43,9 +43,9 @@ class Call {
         keeps_states_(keeps_states),
         steps_per_chunk_(std::clamp<int64_t>(kRowsPerChunk / plan.rows, 1, r.time_steps)),
         use_of_hidden_(plan.template use_of_hidden<Storage>(r)),
-        needs_finite_(r.initial == nullptr && r.multiplies_zero_initial),
-        looks_at_sums_(needs_finite_ && use_of_hidden_ == MatrixUse::Streamed &&
+        looks_at_sums_(leaves_out_zeros() && use_of_hidden_ == MatrixUse::Streamed &&
                        Plan::products(r) > 0 && !is_second),
+        looks_first_(leaves_out_zeros() && !looks_at_sums_),
         projects_input_(may_project() &&
                         (is_dotted() || (r.time_steps > 1 && r.input_size > 0 && !fuses_input()))),
         use_of_input_(choose_use_of_input()) {
@@ -99,10 +99,9 @@ class Call {
   // Packs this thread's part of what all threads read; to be followed by a wait, and then by `team`
   // where there is no initial state.
   void pack_weights(char* scratch, int thread) const {
-    if (needs_finite_ && !looks_at_sums_ &&
-        !is_finite<Storage>(r_.weight_hidden, r_.hidden_size,
-                            r_.hidden_size * thread / plan_.threads,
-                            r_.hidden_size * (thread + 1) / plan_.threads))
+    if (looks_first_ && !is_finite<Storage>(r_.weight_hidden, r_.hidden_size,
+                                            r_.hidden_size * thread / plan_.threads,
+                                            r_.hidden_size * (thread + 1) / plan_.threads))
       found_infinite_.store(true, std::memory_order_relaxed);
     const int64_t first = panels_.count() * thread / plan_.threads;
     const int64_t end = panels_.count() * (thread + 1) / plan_.threads;
@@ -131,7 +130,7 @@ class Call {
             use_of_hidden_,
             use_of_input_,
             projects_input_,
-            r_.initial != nullptr || (needs_finite_ && !looks_at_sums_ && found_infinite_),
+            r_.initial != nullptr || (looks_first_ && found_infinite_),
             looks_at_sums_ ? &found_infinite_ : nullptr,
             at<E>(scratch, hidden_),
             at<E>(scratch, input_),
@@ -160,6 +159,9 @@ class Call {
  private:
   // Operands are not the values themselves.
   static constexpr bool kHasValues = kValuesPer<E> > 1;
+
+  // Products of M with the zeros of no initial state, which are zeros if M is finite.
+  bool leaves_out_zeros() const { return r_.initial == nullptr && r_.multiplies_zero_initial; }
 
   bool is_dotted() const { return is_flat(r_.hidden_size, r_.input_size); }
 
@@ -203,8 +205,8 @@ class Call {
   const bool keeps_states_;
   const int64_t steps_per_chunk_;
   const MatrixUse use_of_hidden_;
-  const bool needs_finite_;   // M, for leaving out the products with the zeros of no initial state
-  const bool looks_at_sums_;  // for that, rather than at M
+  // For an Inf or a NaN, if `leaves_out_zeros`: at the sums of the products with M, or at M first.
+  const bool looks_at_sums_, looks_first_;
   const bool projects_input_;
   const MatrixUse use_of_input_;
   mutable std::atomic<bool> found_infinite_{false};  // an Inf or a NaN, in M or in its products

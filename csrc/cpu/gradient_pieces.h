@@ -24,8 +24,8 @@ struct GradientPieces {
                      (call.plan().threads == 1 || call.plan().cut_hidden)),
         use_of_input(choose_use_of_input(g, call)),
         input_panels(g.grad_input == nullptr ? 0 : g.input_size, call.plan().panel_vectors),
-        // Columns of strips are padded to whole vectors: let the longer side be along them.
         uses_input_in_place(is_flat(g.backward.hidden_size, g.input_size)),
+        // Columns of strips are padded to whole vectors: let the longer side be along them.
         input_is_left(!uses_input_in_place &&
                       g.input_size * padded_to_vectors<T>(g.backward.hidden_size) <
                           g.backward.hidden_size * padded_to_vectors<T>(g.input_size)) {
