@@ -42,7 +42,10 @@ class GradientWorker {
         previous_{at(pieces.previous) + pieces.previous_size * thread,
                   Strips<T>::stride_for(pieces.rows)},
         input_{at(pieces.input) + pieces.input_size * thread, Strips<T>::stride_for(pieces.rows)},
-        bias_(at(pieces.bias_at[thread])) {}
+        bias_(at(pieces.bias_at[thread])),
+        streams_input_gradient_(std::is_same_v<Storage, T> &&
+                                is_better_streamed(static_cast<const Storage*>(g.grad_input),
+                                                   call.schedule().total_rows(), g.input_size)) {}
 
   void run() {
     const int threads = call_.plan().threads;
@@ -64,6 +67,7 @@ class GradientWorker {
           if (g_.adjoint_norm != nullptr) write_norms(start, s);
         },
         [&](int64_t start, int64_t steps) { add_chunk(start, steps); });
+    if (streams_input_gradient_) finish_streaming();
     barrier_.wait(threads);
     write_sums();
   }
@@ -275,8 +279,7 @@ class GradientWorker {
         stream(delta.from_row(row), rows, columns_of_w(), columns.first, columns.end,
                [&](int64_t column, int64_t width, const T* sums) {
                  for (int64_t i = 0; i < rows; ++i)
-                   if (Storage* const to = input_gradient_row(places_[row + i]))
-                     write_row(sums + i * width, column, width, g_.input_size, to);
+                   write_input_gradient_row(places_[row + i], sums + i * width, column, width);
                });
       }
       return;
@@ -287,19 +290,20 @@ class GradientWorker {
     const Range rows = is_packed ? own(chunk_rows) : Range{0, chunk_rows};
     const Range its = is_packed ? Range{0, panels.count()} : own(panels.count());
     for (int64_t p = its.first; p < its.end; ++p)
-      multiply(delta, rows.first, rows.end, columns_of_w(), g_.input_size, panels, p,
-               operands_at(pieces_.packed_input), !is_packed,
-               [&](int64_t row, int64_t height, const T* sums) {
-                 // The next block's rows can come while its products are summed.
-                 for (int64_t i = row + height; i < std::min(row + 2 * height, rows.end); ++i)
-                   prefetch_row(input_gradient_row(places_[i]), panels.first_column(p),
-                                std::min(panels.first_column(p + 1), g_.input_size),
-                                prefetch_to_write);
-                 for (int64_t i = 0; i < height; ++i)
-                   if (Storage* const to = input_gradient_row(places_[row + i]))
-                     write_panel_row(sums + i * panels.vectors(p) * kLanes<T>, panels, p,
-                                     g_.input_size, to);
-               });
+      multiply(
+          delta, rows.first, rows.end, columns_of_w(), g_.input_size, panels, p,
+          operands_at(pieces_.packed_input), !is_packed,
+          [&](int64_t row, int64_t height, const T* sums) {
+            // The next block's rows can come while its products are summed.
+            const int64_t prefetched = streams_input_gradient_ ? 0 : height;
+            for (int64_t i = row + height; i < std::min(row + height + prefetched, rows.end); ++i)
+              prefetch_row(input_gradient_row(places_[i]), panels.first_column(p),
+                           std::min(panels.first_column(p + 1), g_.input_size), prefetch_to_write);
+            const int64_t width = panels.vectors(p) * kLanes<T>;
+            for (int64_t i = 0; i < height; ++i)
+              write_input_gradient_row(places_[row + i], sums + i * width, panels.first_column(p),
+                                       width);
+          });
   }
 
   // Rows [first, end) of step s of the chunk are their samples' first steps: dL/dh_0 = U^T delta.
@@ -318,9 +322,10 @@ class GradientWorker {
       multiply(delta, first, end, r_.weight_hidden, r_.hidden_size, panels, p, team_.packed_hidden,
                call_.use_of_hidden() != MatrixUse::Packed,
                [&](int64_t row, int64_t height, const T* sums) {
+                 const int64_t width = panels.vectors(p) * kLanes<T>;
                  for (int64_t i = 0; i < height; ++i)
-                   write_panel_row(sums + i * panels.vectors(p) * kLanes<T>, panels, p,
-                                   r_.hidden_size, grad + walker_.sample(row + i) * r_.hidden_size);
+                   write_row(sums + i * width, panels.first_column(p), width, r_.hidden_size,
+                             grad + walker_.sample(row + i) * r_.hidden_size);
                });
   }
 
@@ -331,10 +336,18 @@ class GradientWorker {
       store_converted(row + first + n, load(sums + n), columns - first - n);
   }
 
-  static void write_panel_row(const T* sums, const Panels<T>& panels, int64_t p, int64_t columns,
-                              Storage* row) {
-    const int64_t first = panels.first_column(p);
-    write_row(sums, first, panels.first_column(p + 1) - first, columns, row);
+  // The same of dL/dx_t of a place.
+  void write_input_gradient_row(const Place& place, const T* sums, int64_t first,
+                                int64_t width) const {
+    Storage* const row = input_gradient_row(place);
+    if (row == nullptr) return;
+    if constexpr (std::is_same_v<Storage, T>)
+      if (streams_input_gradient_) {
+        for (int64_t n = 0; n < width && first + n < g_.input_size; n += kLanes<T>)
+          store_streaming<T>(row + first + n, load(sums + n));
+        return;
+      }
+    write_row(sums, first, width, g_.input_size, row);
   }
 
   void write_weight_hidden(int64_t n, int64_t k, Vec<T> sum) const {
@@ -399,6 +412,7 @@ class GradientWorker {
   Walker<Storage> walker_;
   const Strips<T> previous_, input_;  // h_{t-1} and x_t of the rows worked on
   T* const bias_;
+  const bool streams_input_gradient_;
   std::vector<Place> places_;  // of the chunk's rows
 };
 

@@ -177,11 +177,12 @@ void pack(const Matrix& matrix, int64_t columns, int64_t depth, const Panels<Sum
   }
 }
 
-// How many rows of a panel, at most, stay in the first-level cache beside what is multiplied with
-// them. Where that is nearly all of them, all.
+// How many rows of a panel, at most, stay in a near cache beside what is multiplied with them: the
+// first-level one, or with 32 registers, whose tiles do more with each vector they load, the
+// second. Where that is nearly all of them, all.
 template <class E>
 constexpr int64_t panel_block_depth(int64_t depth, int64_t width) {
-  constexpr int64_t kBlockBytes = kVectorRegisters == 32 ? 32 << 10 : 16 << 10;
+  constexpr int64_t kBlockBytes = kVectorRegisters == 32 ? 256 << 10 : 16 << 10;
   const int64_t block =
       kBlockBytes / (width * static_cast<int64_t>(sizeof(E))) / kLanes<E> * kLanes<E>;
   return 2 * depth > 3 * block ? block : std::max<int64_t>(depth, 1);

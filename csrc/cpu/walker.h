@@ -79,6 +79,8 @@ class Walker {
         end_column_(team.panels.first_column(share.end_panel)),
         finish_(with_functor_of<T>(r_.epilogue,
                                    [](auto f) -> Finish { return &Walker::finish<decltype(f)>; })),
+        streams_output_(kStages && is_better_streamed(static_cast<const Storage*>(r_.output),
+                                                      team.schedule.total_rows(), r_.hidden_size)),
         slot_row_(team.steps_per_chunk + 2) {}
 
   // Walks the whole sequence; calls after_step(chunk's first step, step of the chunk) when a step's
@@ -102,6 +104,7 @@ class Walker {
       }
       after_chunk(start, steps);
     }
+    if (streams_output_) finish_streaming();
   }
 
   // Rows that the share has at step s of the chunk; of s = -1 and the number of steps, of the steps
@@ -462,6 +465,8 @@ class Walker {
       Storage* const out = step.output.row(i, 0);
       const E* state = buffers_.states.at(step.row + i, first_column_);
       int64_t n = first_column_;
+      if (streams_output_)
+        for (; n < end; n += kLanes<T>, state += stride) store_streaming<T>(out + n, load(state));
       for (; n + kLanes<T> <= end; n += kLanes<T>, state += stride) store<T>(out + n, load(state));
       if (n < end) store_first(out + n, load(state), end - n);
     }
@@ -509,7 +514,7 @@ class Walker {
           is_written ? prefetch_to_write(row + j) : prefetch_to_read(row + j);
       }
     };
-    ask(step.output, step.rows, true);
+    if (!streams_output_) ask(step.output, step.rows, true);
     ask(step.next_addend, step.rows_after, false);
     ask(step.next_operand, step.rows_after, false);
   }
@@ -573,7 +578,8 @@ class Walker {
   const WalkBuffers<Storage> buffers_;
   const int64_t ld_;
   const int64_t first_column_, end_column_;
-  const Finish finish_;                               // of the recurrence's epilogue
+  const Finish finish_;  // of the recurrence's epilogue
+  const bool streams_output_;
   std::vector<int64_t> rows_, slot_row_, input_row_;  // of the chunk
   std::vector<const Storage*> input_rows_;            // x of each of its rows
   std::vector<Tile> tiles_;                           // of a step of tiled_rows_ rows
