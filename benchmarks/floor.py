@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import functools
 import math
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.cases import Case
+from benchmarks.native_rates import barrier_seconds, multiply_add_rate
 
 CHUNK_ROWS = 256
 """Rows of the products over all time steps (input product and weight gradients), taken by chunks
@@ -43,8 +41,8 @@ def floor_of(case: Case, threads: int) -> dict[str, Any]:
         ``seconds`` and what it is made of: ``recurrent``, ``products`` (those that do not wait for
         the step before), ``bytes``, ``barriers``; ``cut`` says what the threads divide, "batch" or
         "hidden", whichever is faster. Only "batch" is possible where no barrier could be measured;
-        then ``barrier`` says why. ``at_peak`` is the time of all operations at the rate of a large
-        product, which nothing can be faster than.
+        then ``barrier`` says why. ``at_peak`` is the time of the products' multiply-adds alone, at
+        the best rate of as many cores, which nothing in float32 can be faster than.
     """
     T, B, I, H = case.shape
     passes = 2 if case.mode == "train" else 1  # h U^T forward, dz U backward
@@ -144,9 +142,11 @@ def _product_call_seconds(m: int, k: int, n: int) -> float:
 
 @functools.cache
 def _peak_rate() -> float:
-    """Return operations per second of a product large enough to reach the core's best."""
+    """Return operations per second of one core at its best, in registers or in a large product."""
     size = 768
-    return 2 * size**3 / _product_call_seconds(size, size, size)
+    of_product = 2 * size**3 / _product_call_seconds(size, size, size)
+    of_registers, _ = multiply_add_rate()
+    return max(of_product, of_registers or 0.0)
 
 
 def copy_bandwidth(size: int) -> float:
@@ -163,58 +163,3 @@ def _copy_bandwidth(size: int) -> float:
     source = torch.ones(size // 8)
     target: Tensor = torch.empty_like(source)
     return size / _seconds_of(lambda: target.copy_(source))
-
-
-# ---- barrier -------------------------------------------------------------------------------------
-
-_BARRIER_PROGRAM = """
-#include <algorithm>
-#include <chrono>
-#include <cstdio>
-#include <cstdlib>
-#include <thread>
-#include <vector>
-#include "team.h"
-
-int main(int, char** arguments) {
-  const int size = std::atoi(arguments[1]), batches = 100, meetings = 4000;
-  rnn_cuda::cpu::SpinBarrier barrier;
-  const auto meet = [&] { for (int i = 0; i < meetings; ++i) barrier.wait(size); };
-  std::vector<std::thread> others;
-  for (int i = 1; i < size; ++i)
-    others.emplace_back([&] { for (int batch = 0; batch < batches; ++batch) meet(); });
-  double fastest = 1e9;
-  for (int batch = 0; batch < batches; ++batch) {
-    const auto start = std::chrono::steady_clock::now();
-    meet();
-    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-    fastest = std::min(fastest, elapsed.count() / meetings);
-  }
-  for (auto& other : others) other.join();
-  std::printf("%.9g\\n", fastest);
-}
-"""
-
-
-@functools.cache
-def barrier_seconds(threads: int) -> tuple[float | None, str | None]:
-    """Return the time that the kernel's own barrier takes, or None and why it was not measured."""
-    from rnn_cuda._toolchain import BuildError, find_cxx, torch_cxx_standard
-
-    if threads == 1:
-        return 0.0, None
-    header_folder = Path(__file__).resolve().parents[1] / "csrc" / "cpu"
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            source, program = Path(folder) / "barrier.cpp", Path(folder) / "barrier"
-            source.write_text(_BARRIER_PROGRAM)
-            flags = [f"-std={torch_cxx_standard()}", "-O3", "-pthread", f"-I{header_folder}"]
-            _run([str(find_cxx()), *flags, str(source), "-o", str(program)])
-            return float(_run([str(program), str(threads)])), None
-    except (BuildError, OSError, subprocess.SubprocessError, ValueError) as error:
-        return None, f"not measured: {type(error).__name__}"
-
-
-def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    return done.stdout

@@ -53,8 +53,8 @@ def main_table(found: Results) -> Table:
         "reached on two cores with AVX-512. Over torch's best: torch.nn.RNN at the number of "
         "threads, of those measured, at which it is fastest. Floor: products at torch.mm's speed "
         "for these sizes, bytes and barriers, without tanh and page faults; below 1 are products "
-        "faster than torch.mm's. Share of peak: of the rate that torch.mm reaches on large ones."
-        + _barrier_note(found),
+        "faster than torch.mm's. Share of peak: of the multiply-adds that as many cores can do "
+        "from register to register, which nothing in float32 can exceed." + _barrier_note(found),
     )
 
 

@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import accuracy, figures, floor, machine, memory, report, results, workers
+from benchmarks import (
+    accuracy,
+    figures,
+    floor,
+    machine,
+    memory,
+    native_rates,
+    report,
+    results,
+    workers,
+)
 from benchmarks.cases import (
     GRID_SHAPES,
     SUITES,
@@ -320,10 +330,10 @@ def test_the_floor_is_the_sum_of_its_parts_and_grows_with_the_work():
 
 
 def test_a_barrier_that_does_not_compile_is_reported_as_not_measured(monkeypatch):
-    monkeypatch.setattr(floor, "_BARRIER_PROGRAM", "this is not C++")
-    floor.barrier_seconds.cache_clear()
-    seconds, why = floor.barrier_seconds(2)
-    floor.barrier_seconds.cache_clear()
+    monkeypatch.setattr(native_rates, "_BARRIER_PROGRAM", "this is not C++")
+    native_rates.barrier_seconds.cache_clear()
+    seconds, why = native_rates.barrier_seconds(2)
+    native_rates.barrier_seconds.cache_clear()
     assert seconds is None
     assert why.startswith("not measured")
 
@@ -455,6 +465,32 @@ def test_gates_follow_from_the_numbers():
     assert rows["on the grid no slower than torch.nn.RNN by more than 2%"][0] == "yes"
     assert rows["errors at most 2e-06 wherever torch.nn.RNN's are"][0] == "NO"
     assert rows["peak memory of a training step at most 1.2 x T*B*H*4 bytes"][0] == "yes"
+
+
+def test_a_target_is_possible_if_the_multiply_adds_alone_leave_time_for_it():
+    found = made_up_results()
+    possible = "the same of those that this machine's multiply-adds alone leave time for"
+
+    def gate(ratio_at_peak: float) -> tuple[str, ...]:
+        for timing in found["timings"]:
+            unit = timing["contestants"]["torch_rnn"]["seconds"]["median"]
+            timing["floor"]["at_peak"] = unit / ratio_at_peak
+        rows = {row[0]: row[1:] for row in gate_table(found).rows}
+        assert rows["targets reached within 10%"] == of_all
+        return rows.get(possible, ())
+
+    # The least target is 1.3, once, of which nine tenths count; the made-up ratio is 2.
+    of_all = {row[0]: row[1:] for row in gate_table(found).rows}["targets reached within 10%"]
+    assert of_all[0] == "NO"
+    assert gate(ratio_at_peak=100) == of_all
+    assert gate(ratio_at_peak=1.2) == ("yes", "all 1")
+    assert gate(ratio_at_peak=1.1) == ()
+
+
+def test_the_rate_of_multiply_adds_is_above_that_of_any_product():
+    rate, why = native_rates.multiply_add_rate()
+    assert why is None
+    assert rate * floor.product_seconds(64, 64, 64) > 0.9 * 2 * 64**3
 
 
 def test_slower_is_what_matters_only():
