@@ -80,7 +80,7 @@ struct Recurrence {
 // its states with what the forward pass saw. Those not wanted are null.
 struct Gradients {
   // Its operand holds the states h_t of the forward pass. Its output, delta, may be null: then
-  // delta is not rounded to the storage type, except as a factor of U and W where the processor
+  // delta is not rounded to the storage type, except as a factor of products where the processor
   // multiplies pairs of bfloat16.
   Recurrence backward;
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from rnn_cuda._plan import default_source_dir
-from rnn_cuda._toolchain import CompilerNotFoundError, find_cxx, torch_cxx_standard
+from rnn_cuda._toolchain import CompilerNotFoundError, Toolchain, find_cxx, torch_cxx_standard
 from rnn_cuda._toolchain import torch_include_dirs as torch_includes
 from tests.emulated_programs import NATIVE, RUN_ENVIRONMENT
 from tests.emulated_programs import SANITIZERS as ALL_SANITIZERS
@@ -242,6 +242,9 @@ class Workshop:
             for kernel in KERNELS
             for sanitizer in SANITIZERS
         }
+        self.vectorised = {
+            kernel: pool.submit(self._vectorised_checker, kernel) for kernel in KERNELS
+        }
         self.defective = {
             name: pool.submit(self._defective_checker, f"defect{i}", defect)
             for i, (name, defect) in enumerate(DEFECTS.items())
@@ -264,6 +267,16 @@ class Workshop:
         # No SIMD flags: the narrowest vectors have the most tails. -O0 compiles fastest.
         options = ["-O0", "-g1", "-fopenmp", *flags]
         compiled = self._compile(sources / "cpu" / f"{kernel}.cpp", name, options, sources)
+        return self._linked(kernel, compiled, name, flags)
+
+    def _vectorised_checker(self, kernel):
+        name = f"{kernel}-vectorised"
+        toolchain = Toolchain.discover(why_no_cuda="not needed")
+        options = ["-O0", "-ffp-contract=fast", "-fopenmp", *toolchain.simd_flags]
+        compiled = self._compile(default_source_dir() / "cpu" / f"{kernel}.cpp", name, options)
+        return self._linked(kernel, compiled, name, [])
+
+    def _linked(self, kernel, compiled, name, flags):
         judges = [self.judges[source].result() for source in (f"check_{kernel}", "threads")]
         binary = self.folder / name
         subprocess.run(
@@ -287,9 +300,9 @@ class Workshop:
         return self._checker(defect.kernel, defect.sanitizer, sources=sources, name=name)
 
 
-def run(binary, *arguments):
+def run(binary, *arguments, problems=PROBLEMS):
     return subprocess.run(
-        [binary, str(PROBLEMS), *arguments],
+        [binary, str(problems), *arguments],
         env=os.environ | RUN_ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -319,6 +332,15 @@ def test_a_kernel_keeps_its_contract(workshop, kernel, sanitizer):
     done = run(workshop.checkers[kernel, sanitizer].result())
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"ok: {PROBLEMS} problems" in done.stdout
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_kernel_keeps_its_contract_in_the_vectors_of_this_machine(workshop, kernel):
+    flags = Toolchain.discover(why_no_cuda="not needed").simd_flags
+    options = ["pairs"] if "-mavx512bf16" in flags else []
+    done = run(workshop.vectorised[kernel].result(), *options, problems=3 * PROBLEMS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"ok: {3 * PROBLEMS} problems" in done.stdout
 
 
 @pytest.mark.parametrize("name", DEFECTS)

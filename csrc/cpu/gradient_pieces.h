@@ -17,6 +17,7 @@ template <class Storage>
 struct GradientPieces {
   using T = typename ComputeOf<Storage>::type;
   using E = typename OperandOf<Storage>::type;
+  using R = typename RowOperandOf<Storage>::type;
 
   GradientPieces(const Gradients& g, const Call<Storage>& call, ScratchLayout& layout)
       : rows(std::min(call.chunk_rows(), kRowsPerChunk)),
@@ -36,21 +37,23 @@ struct GradientPieces {
                                      : 0);
     zeros_size = padded_to_vectors<T>(g.input_size) + call.panels().padded_columns();
     zeros = layout.add<T>(zeros_size);
-    previous_size = Strips<T>::size_for(rows, hidden);
-    previous = layout.add<T>(previous_size * threads);
-    input_size = uses_input_in_place ? 0 : Strips<T>::size_for(rows, g.input_size);
-    input = layout.add<T>(input_size * threads);
+    previous_size = Strips<R>::size_for(row_operands<R>(rows), hidden);
+    previous = layout.add<R>(previous_size * threads);
+    input_size = uses_input_in_place ? 0 : Strips<R>::size_for(row_operands<R>(rows), g.input_size);
+    input = layout.add<R>(input_size * threads);
+    delta_size = kRowsPer<R> == 1 ? 0 : previous_size;
+    delta = layout.add<R>(delta_size * threads);
     for (int thread = 0; thread < threads; ++thread) {
       const Share share = call.share(thread);
       const int64_t first = call.panels().first_column(share.first_panel);
       const int64_t end = std::min(call.panels().first_column(share.end_panel), hidden);
-      OuterProduct<T> hidden_product, input_product;
+      OuterProduct<R> hidden_product, input_product;
       if (g.grad_weight_hidden != nullptr) hidden_product = {first, end, hidden};
       if (g.grad_weight_input != nullptr && uses_input_in_place)
-        input_product = OuterProduct<T>::in_place(first, end, g.input_size);
+        input_product = OuterProduct<R>::in_place(first, end, g.input_size);
       else if (g.grad_weight_input != nullptr)
-        input_product = input_is_left ? OuterProduct<T>(0, g.input_size, end - first)
-                                      : OuterProduct<T>(first, end, g.input_size);
+        input_product = input_is_left ? OuterProduct<R>(0, g.input_size, end - first)
+                                      : OuterProduct<R>(first, end, g.input_size);
       weight_hidden.push_back(hidden_product);
       weight_input.push_back(input_product);
       weight_hidden_at.push_back(layout.add<T>(sums_at_once ? 0 : hidden_product.size()));
@@ -90,11 +93,12 @@ struct GradientPieces {
   const bool uses_input_in_place;  // for W's gradient
   const bool input_is_left;
   int64_t packed_input, zeros, zeros_size, previous, previous_size, input, input_size;
+  int64_t delta, delta_size;  // as row operands, where these are not the values themselves
   // Where the hidden dimension is cut, threads read what others wrote at the last step, while those
   // write the next.
   int64_t z, z_size, z_slots;
   // One per thread.
-  std::vector<OuterProduct<T>> weight_hidden, weight_input;
+  std::vector<OuterProduct<R>> weight_hidden, weight_input;
   std::vector<int64_t> weight_hidden_at, weight_input_at, bias_at;
 };
 

@@ -23,6 +23,7 @@ template <class Storage>
 class GradientWorker {
   using T = typename ComputeOf<Storage>::type;
   using E = typename OperandOf<Storage>::type;
+  using R = typename RowOperandOf<Storage>::type;
 
  public:
   GradientWorker(const Gradients& g, const Call<Storage>& call, GradientPieces<Storage>& pieces,
@@ -39,9 +40,9 @@ class GradientWorker {
         first_column_(call.panels().first_column(share_.first_panel)),
         end_column_(std::min(call.panels().first_column(share_.end_panel), r_.hidden_size)),
         walker_(team_, share_, pieces.buffers(call, scratch, thread)),
-        previous_{at(pieces.previous) + pieces.previous_size * thread,
-                  Strips<T>::stride_for(pieces.rows)},
-        input_{at(pieces.input) + pieces.input_size * thread, Strips<T>::stride_for(pieces.rows)},
+        previous_(own_row_operands(pieces.previous, pieces.previous_size)),
+        input_(own_row_operands(pieces.input, pieces.input_size)),
+        delta_(own_row_operands(pieces.delta, pieces.delta_size)),
         bias_(at(pieces.bias_at[thread])),
         streams_input_gradient_(std::is_same_v<Storage, T> &&
                                 is_better_streamed(static_cast<const Storage*>(g.grad_input),
@@ -75,8 +76,13 @@ class GradientWorker {
  private:
   T* at(int64_t offset) const { return reinterpret_cast<T*>(scratch_ + offset); }
   E* operands_at(int64_t offset) const { return reinterpret_cast<E*>(scratch_ + offset); }
-  OuterProduct<T>& weight_hidden() { return pieces_.weight_hidden[thread_]; }
-  OuterProduct<T>& weight_input() { return pieces_.weight_input[thread_]; }
+  // The strips of one thread, of those that all threads have.
+  Strips<R> own_row_operands(int64_t offset, int64_t size) const {
+    return {reinterpret_cast<R*>(scratch_ + offset) + size * thread_,
+            Strips<R>::stride_for(row_operands<R>(pieces_.rows))};
+  }
+  OuterProduct<R>& weight_hidden() { return pieces_.weight_hidden[thread_]; }
+  OuterProduct<R>& weight_input() { return pieces_.weight_input[thread_]; }
 
   // dL/dx = W^T delta: the product with W's columns.
   Matrix columns_of_w() const {
@@ -137,40 +143,28 @@ class GradientWorker {
 
   // Outer products of `count` rows of delta, from row `row` of the chunk on.
   void add_rows(const Strips<T>& delta, int64_t row, int64_t count) {
+    const Strips<R> left = as_row_operands(delta, count);
     if (g_.grad_weight_hidden != nullptr) {
-      read_rows<Storage>(count, r_.hidden_size, previous_,
-                         [&](int64_t i) { return previous_state(places_[row + i]); });
-      if (pieces_.sums_at_once && count <= OuterProduct<T>::kRowsWritten)
-        weight_hidden().write(delta, previous_, count, static_cast<Storage*>(g_.grad_weight_hidden),
-                              r_.hidden_size);
-      else if (pieces_.sums_at_once)
-        weight_hidden().compute(delta, previous_, count, [&](int64_t n, int64_t k, Vec<T> sum) {
-          write_weight_hidden(n, k, sum);
-        });
-      else
-        weight_hidden().add(delta, previous_, count);
+      read_row_operands<Storage>(count, r_.hidden_size, previous_,
+                                 [&](int64_t i) { return previous_state(places_[row + i]); });
+      add_product(weight_hidden(), left, previous_, count, g_.grad_weight_hidden, r_.hidden_size,
+                  /*is_swapped=*/false,
+                  [&](int64_t n, int64_t k, Vec<T> sum) { write_weight_hidden(n, k, sum); });
     }
     if (g_.grad_weight_input != nullptr && pieces_.uses_input_in_place) {
       add_input_in_place(delta, row, count);
     } else if (g_.grad_weight_input != nullptr) {
-      read_rows<Storage>(count, g_.input_size, input_, [&](int64_t i) {
+      read_row_operands<Storage>(count, g_.input_size, input_, [&](int64_t i) {
         if (i + kRowsAhead < count)
           prefetch_row(input_row(places_[row + i + kRowsAhead]), 0, g_.input_size,
                        prefetch_to_read);
         return input_row(places_[row + i]);
       });
-      const Strips<T> own = {delta.at(0, first_column_), delta.stride};
-      const Strips<T>& left = pieces_.input_is_left ? input_ : delta;
-      const Strips<T>& right = pieces_.input_is_left ? own : input_;
-      if (pieces_.sums_at_once && !pieces_.input_is_left && count <= OuterProduct<T>::kRowsWritten)
-        weight_input().write(left, right, count, static_cast<Storage*>(g_.grad_weight_input),
-                             g_.input_size);
-      else if (pieces_.sums_at_once)
-        weight_input().compute(left, right, count, [&](int64_t i, int64_t j, Vec<T> sum) {
-          write_weight_input(i, j, sum);
-        });
-      else
-        weight_input().add(left, right, count);
+      const Strips<R> own = {left.at(0, first_column_), left.stride};
+      const bool is_swapped = pieces_.input_is_left;
+      add_product(weight_input(), is_swapped ? input_ : left, is_swapped ? own : input_, count,
+                  g_.grad_weight_input, g_.input_size, is_swapped,
+                  [&](int64_t i, int64_t j, Vec<T> sum) { write_weight_input(i, j, sum); });
     }
     if (g_.grad_bias != nullptr)
       for (int64_t n = first_column_; n < end_column_; n += kLanes<T>) {
@@ -179,6 +173,35 @@ class GradientWorker {
         for (int64_t i = 0; i < count; ++i, from += kLanes<T>) sum += load(from);
         store<T>(bias_ + n, load(bias_ + n) + sum);
       }
+  }
+
+  // Adds rows to a weight gradient; or writes it, if these are all, by `write_vector` unless its
+  // rows lie as the product's do.
+  template <class F>
+  void add_product(OuterProduct<R>& product, const Strips<R>& left, const Strips<R>& right,
+                   int64_t count, void* gradient, int64_t columns, bool is_swapped,
+                   const F& write_vector) {
+    if (!pieces_.sums_at_once) return product.add(left, right, row_operands<R>(count));
+    if (!is_swapped && count <= OuterProduct<R>::kRowsWritten)
+      product.write(left, right, row_operands<R>(count), static_cast<Storage*>(gradient), columns);
+    else
+      product.compute(left, right, row_operands<R>(count), write_vector);
+  }
+
+  // This thread's columns of delta, as the outer products take them.
+  Strips<R> as_row_operands(const Strips<T>& delta, int64_t count) const {
+    if constexpr (kRowsPer<R> == 1) {
+      return delta;
+    } else {
+      const auto rounded = [](Vec<T> v) { return widen(narrow(v, Storage()), Storage()); };
+      for (int64_t n = first_column_; n < end_column_; n += kLanes<T>)
+        for (int64_t i = 0; i < count; i += 2) {
+          const Vec<T> second = i + 1 < count ? load(delta.at(i + 1, n)) : Vec<T>{};
+          store<R>(delta_.at(i / 2, n),
+                   bit_cast<Vec<R>>(paired(rounded(load(delta.at(i, n))), rounded(second))));
+        }
+      return delta_;
+    }
   }
 
   void add_input_in_place(const Strips<T>& delta, int64_t row, int64_t count) {
@@ -372,7 +395,7 @@ class GradientWorker {
     const bool complete = call_.plan().cut_hidden;
     const int first_of = complete ? thread_ : 0;
     const int end_of = complete ? thread_ + 1 : call_.plan().threads;
-    const auto part = [&](const OuterProduct<T>& product, const auto& f) {
+    const auto part = [&](const OuterProduct<R>& product, const auto& f) {
       const int64_t left = product.end_left() - product.first_left();
       const int64_t pieces = complete ? 1 : call_.plan().threads;
       const int64_t piece = complete ? 0 : thread_;
@@ -410,7 +433,8 @@ class GradientWorker {
   const Share share_;
   const int64_t first_column_, end_column_;  // that this thread computes
   Walker<Storage> walker_;
-  const Strips<T> previous_, input_;  // h_{t-1} and x_t of the rows worked on
+  const Strips<R> previous_, input_;  // h_{t-1} and x_t of the rows worked on
+  const Strips<R> delta_;             // of those rows, if a row operand is not the value itself
   T* const bias_;
   const bool streams_input_gradient_;
   std::vector<Place> places_;  // of the chunk's rows

@@ -7,26 +7,53 @@
 
 namespace rnn_cuda::cpu {
 
+// Rows of strips for sums over rows: each holds kRowsPer<R> of them, and the last maybe a row of
+// zeros.
+template <class R>
+int64_t row_operands(int64_t rows) {
+  return (rows + kRowsPer<R> - 1) / kRowsPer<R>;
+}
+
+// As `read_rows`, for sums over rows.
+template <class Storage, class R, class RowAt>
+void read_row_operands(int64_t rows, int64_t columns, const Strips<R>& to, const RowAt& row_at) {
+  if constexpr (kRowsPer<R> == 1) {
+    read_rows<Storage>(rows, columns, to, row_at);
+  } else {
+    for (int64_t row = 0; row < rows; row += 2) {
+      const Storage* const first = row_at(row);
+      const Storage* const second = row + 1 < rows ? row_at(row + 1) : nullptr;
+      const auto load_of = [&](const Storage* from, int64_t k) {
+        return from == nullptr ? Vec<float>{} : load_converted(from + k, columns - k);
+      };
+      R* strip = to.at(row / 2, 0);
+      for (int64_t k = 0; k < columns; k += kLanes<R>, strip += to.stride)
+        store<R>(strip, bit_cast<Vec<R>>(paired(load_of(first, k), load_of(second, k))));
+    }
+  }
+}
+
 // One tile: adds sum_r left[r][i] * right[r][...] to Rows x Vectors elements, or sets them. The sum
 // over the rows starts at zero each time and is added at the end: a long sum in pieces rounds less.
-template <class T, int Rows, int Vectors>
-void outer_tile(const T* left, const T* right, int64_t right_stride, int64_t rows, bool adds,
-                T* total) {
+template <class R, int Rows, int Vectors>
+void outer_tile(const R* left, const R* right, int64_t right_stride, int64_t rows, bool adds,
+                SumOf<R>* total) {
+  using T = SumOf<R>;
   constexpr int64_t kWidth = Vectors * kLanes<T>;
   Vec<T> sum[Rows][Vectors] = {};
 #pragma GCC unroll 4
   for (int64_t r = 0; r < rows; ++r) {
-    Vec<T> b[Vectors];
+    Vec<R> b[Vectors];
 #pragma GCC unroll 4
     for (int j = 0; j < Vectors; ++j) b[j] = load(right + j * right_stride);
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i) {
-      const Vec<T> ai = broadcast(left[i]);
+      const Vec<R> ai = broadcast(left[i]);
 #pragma GCC unroll 4
-      for (int j = 0; j < Vectors; ++j) sum[i][j] += ai * b[j];
+      for (int j = 0; j < Vectors; ++j) sum[i][j] = multiply_add(sum[i][j], ai, b[j]);
     }
-    left += kLanes<T>;
-    right += kLanes<T>;
+    left += kLanes<R>;
+    right += kLanes<R>;
   }
 #pragma GCC unroll 8
   for (int i = 0; i < Rows; ++i)
@@ -40,8 +67,10 @@ void outer_tile(const T* left, const T* right, int64_t right_stride, int64_t row
 // The sum over all rows added so far, (left columns, right columns). It is kept in panels as packed
 // matrices are, so that a tile is contiguous. Left columns are numbered from `first_left` on: a
 // thread may keep a part of them only.
-template <class T>
+template <class R>
 class OuterProduct {
+  using T = SumOf<R>;
+
  public:
   OuterProduct() = default;
   OuterProduct(int64_t first_left, int64_t end_left, int64_t right_columns)
@@ -64,8 +93,8 @@ class OuterProduct {
     std::fill_n(total, size(), T(0));
   }
 
-  // Adds the first `rows` rows.
-  void add(const Strips<T>& left, const Strips<T>& right, int64_t rows) {
+  // Adds the first `rows` rows, of operands.
+  void add(const Strips<R>& left, const Strips<R>& right, int64_t rows) {
     for_each_tile(left, right, /*row_major=*/false,
                   [&](int64_t p, int64_t n, int height, const Operands& operands) {
                     const int vectors = panels_.vectors(p);
@@ -77,7 +106,7 @@ class OuterProduct {
   // Calls f(left column, right column, sum) for every vector of the first `rows` rows' sum, which
   // is kept nowhere.
   template <class F>
-  void compute(const Strips<T>& left, const Strips<T>& right, int64_t rows, const F& f) const {
+  void compute(const Strips<R>& left, const Strips<R>& right, int64_t rows, const F& f) const {
     alignas(kVectorBytes) T sums[kRows * kVectors * kLanes<T>];
     for_each_tile(left, right, /*row_major=*/true,
                   [&](int64_t p, int64_t n, int height, const Operands& operands) {
@@ -94,13 +123,13 @@ class OuterProduct {
   // to matrix + n * columns, where `columns` are the right ones.
   static constexpr int64_t kRowsWritten = 2;
   template <class Storage>
-  void write(const Strips<T>& left, const Strips<T>& right, int64_t rows, Storage* matrix,
+  void write(const Strips<R>& left, const Strips<R>& right, int64_t rows, Storage* matrix,
              int64_t columns) const {
     for (int64_t n = first_left_; n < end_left(); ++n) {
-      const Vec<T> first = broadcast(left.at(0, n)[0]);
-      const Vec<T> second = rows > 1 ? broadcast(left.at(1, n)[0]) : Vec<T>{};
+      const Vec<R> first = broadcast(left.at(0, n)[0]);
+      const Vec<R> second = rows > 1 ? broadcast(left.at(1, n)[0]) : Vec<R>{};
       Storage* const to = matrix + n * columns;
-      const T* from = right.at(0, 0);
+      const R* from = right.at(0, 0);
       for (int64_t k = 0; k < columns; k += kLanes<T>, from += right.stride) {
         Vec<T> sum = multiply_add(Vec<T>{}, first, load(from));
         if (rows > 1) sum = multiply_add(sum, second, load(from + kLanes<T>));
@@ -166,15 +195,15 @@ class OuterProduct {
   static constexpr int kRows = kVectorRegisters == 32 ? 8 : 4;
 
   struct Operands {
-    const T* left;
-    const T* right;
+    const R* left;
+    const R* right;
     int64_t right_stride;
   };
 
   // Calls f(right panel, first left column - first_left, left columns, operands) for all tiles:
   // panel by panel as the totals lie in memory, or as a row-major matrix does.
   template <class F>
-  void for_each_tile(const Strips<T>& left, const Strips<T>& right, bool row_major,
+  void for_each_tile(const Strips<R>& left, const Strips<R>& right, bool row_major,
                      const F& f) const {
     const auto tile_at = [&](int64_t p, int64_t n) {
       const int64_t lane = (first_left_ + n) % kLanes<T>;
@@ -204,11 +233,11 @@ class OuterProduct {
   template <int Vectors>
   static void add_tile_of_width(int height, const Operands& o, int64_t rows, bool adds, T* total) {
     switch (height) {
-      case 1: return outer_tile<T, 1, Vectors>(o.left, o.right, o.right_stride, rows, adds, total);
-      case 2: return outer_tile<T, 2, Vectors>(o.left, o.right, o.right_stride, rows, adds, total);
-      case 4: return outer_tile<T, 4, Vectors>(o.left, o.right, o.right_stride, rows, adds, total);
+      case 1: return outer_tile<R, 1, Vectors>(o.left, o.right, o.right_stride, rows, adds, total);
+      case 2: return outer_tile<R, 2, Vectors>(o.left, o.right, o.right_stride, rows, adds, total);
+      case 4: return outer_tile<R, 4, Vectors>(o.left, o.right, o.right_stride, rows, adds, total);
       default:
-        return outer_tile<T, kRows, Vectors>(o.left, o.right, o.right_stride, rows, adds, total);
+        return outer_tile<R, kRows, Vectors>(o.left, o.right, o.right_stride, rows, adds, total);
     }
   }
 

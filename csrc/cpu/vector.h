@@ -298,11 +298,27 @@ struct OperandOf<c10::BFloat16> {
 };
 #endif
 
-template <class E>
-constexpr int kValuesPer = std::is_same_v<E, BFloat16Pair> ? 2 : 1;
+// The same of sums over rows: the values of a column in two rows.
+typedef int32_t BFloat16RowPair;
+
+template <class Storage>
+struct RowOperandOf {
+  using type = typename ComputeOf<Storage>::type;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct RowOperandOf<c10::BFloat16> {
+  using type = BFloat16RowPair;
+};
+#endif
 
 template <class E>
-using SumOf = std::conditional_t<std::is_same_v<E, BFloat16Pair>, float, E>;
+constexpr int kValuesPer = std::is_same_v<E, BFloat16Pair> ? 2 : 1;
+template <class R>
+constexpr int kRowsPer = std::is_same_v<R, BFloat16RowPair> ? 2 : 1;
+
+template <class E>
+using SumOf = std::conditional_t<kValuesPer<E> == 2 || kRowsPer<E> == 2, float, E>;
 
 // How many operands `values` values are.
 template <class E>
@@ -318,7 +334,15 @@ inline Vec<double> multiply_add(Vec<double> sum, Vec<double> a, Vec<double> b) {
 inline Vec<float> multiply_add(Vec<float> sum, Vec<BFloat16Pair> a, Vec<BFloat16Pair> b) {
   return _mm512_dpbf16_ps(sum, bit_cast<__m512bh>(a), bit_cast<__m512bh>(b));
 }
+inline Vec<float> multiply_add(Vec<float> sum, Vec<BFloat16RowPair> a, Vec<BFloat16RowPair> b) {
+  return _mm512_dpbf16_ps(sum, bit_cast<__m512bh>(a), bit_cast<__m512bh>(b));
+}
 #endif
+
+// Pairs of values that are bfloat16 values.
+inline WordBits paired(Vec<float> first, Vec<float> second) {
+  return bit_cast<WordBits>(first) >> 16 | bit_cast<WordBits>(second);
+}
 
 // Reads the first `count` values of a row (as many as a vector of operands holds, if there are
 // more); the others are zero.
@@ -346,7 +370,7 @@ inline Vec<E> load_operands_across(const Storage* from, int64_t stride, int64_t 
   } else {
     const Vec<float> first = load_converted(from, count);
     const Vec<float> second = rows > 1 ? load_converted(from + stride, count) : Vec<float>{};
-    return bit_cast<Vec<E>>(first) >> 16 | bit_cast<Vec<E>>(second);
+    return paired(first, second);
   }
 }
 

@@ -301,13 +301,19 @@ struct RecurrenceProblem {
   }
 };
 
+// Whether the kernels multiply pairs of bfloat16 values: what they multiply is rounded then,
+// whether or not it is stored, and the judge knows only what is stored.
+inline bool multiplies_pairs = false;
+
 // check<S>() checks one problem; its type is drawn, or float32 alone.
 //
-//   checker <problems> [float32]       prints "ok" and exits 0, or says what differs
+//   checker <problems> [float32 | pairs]       prints "ok" and exits 0, or says what differs
 template <class Check>
 int main_loop(int argc, char** argv, const Check& check) {
   const int problems = argc > 1 ? std::atoi(argv[1]) : 100;
-  const bool all_types = argc < 3;
+  const std::string option = argc > 2 ? argv[2] : "";
+  multiplies_pairs = option == "pairs";
+  const bool all_types = option != "float32";
   for (int i = 0; i < problems; ++i) {
     available_threads = one_in(4) ? static_cast<int>(uniform(1, 4)) : 4;
     switch (all_types ? uniform(0, 5) : 0) {
