@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import rnn_cuda
 from rnn_cuda import backend
 
-STREAMED_BYTES = 4 << 20  # kStreamedBytes in csrc/cpu/vector.h
+STREAMED_BYTES = 4 << 20  # kStreamedBytes in csrc/cpu/cache.h
 
 
 class Case(NamedTuple):

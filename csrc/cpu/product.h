@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "../recurrence.h"
+#include "cache.h"
 #include "vector.h"
 
 namespace rnn_cuda::cpu {
