@@ -70,7 +70,7 @@ def _targets_check(found: Results, what: str, *, only_possible: bool = False) ->
         target, ratio = target_of(case, timing["threads"]), ratio_of(timing)
         if target is None or ratio is None:
             continue
-        if only_possible and not is_possible(timing, target):
+        if only_possible and not _is_possible(timing, target):
             continue
         count += 1
         if ratio < WITHIN * target:
@@ -78,16 +78,16 @@ def _targets_check(found: Results, what: str, *, only_possible: bool = False) ->
     return what, failures, count
 
 
-def is_possible(timing: Timing, target: float) -> bool:
+def _is_possible(timing: Timing, target: float) -> bool:
     """Whether the multiply-adds at the machine's best rate take less than the target allows.
 
     True where nothing is known of that rate. A target is a ratio that another machine reached: one
     with twice as many multiply-adds a cycle, or a torch.nn.RNN with more to do beside them.
     """
-    allowed, floor = seconds_of(timing, BASELINE), timing.get("floor")
-    if allowed is None or floor is None:
+    unit, floor = seconds_of(timing, BASELINE), timing.get("floor")
+    if unit is None or floor is None:
         return True
-    return floor["at_peak"] <= allowed / (WITHIN * target)
+    return floor["at_peak"] <= unit / (WITHIN * target)
 
 
 def _ahead_gate(found: Results) -> _Check:

@@ -232,6 +232,7 @@ class Workshop:
     def __init__(self, folder, pool):
         self.folder = folder
         self.pool = pool
+        self.simd_flags = Toolchain.discover(why_no_cuda="not needed").simd_flags
         sources = [*(f"check_{kernel}" for kernel in KERNELS), "threads"]
         self.judges = {
             source: pool.submit(self._compile, NATIVE / f"{source}.cpp", source, ["-O1"])
@@ -271,8 +272,7 @@ class Workshop:
 
     def _vectorised_checker(self, kernel):
         name = f"{kernel}-vectorised"
-        toolchain = Toolchain.discover(why_no_cuda="not needed")
-        options = ["-O0", "-ffp-contract=fast", "-fopenmp", *toolchain.simd_flags]
+        options = ["-O0", "-ffp-contract=fast", "-fopenmp", *self.simd_flags]
         compiled = self._compile(default_source_dir() / "cpu" / f"{kernel}.cpp", name, options)
         return self._linked(kernel, compiled, name, [])
 
@@ -336,8 +336,7 @@ def test_a_kernel_keeps_its_contract(workshop, kernel, sanitizer):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_kernel_keeps_its_contract_in_the_vectors_of_this_machine(workshop, kernel):
-    flags = Toolchain.discover(why_no_cuda="not needed").simd_flags
-    options = ["pairs"] if "-mavx512bf16" in flags else []
+    options = ["pairs"] if "-mavx512bf16" in workshop.simd_flags else []
     done = run(workshop.vectorised[kernel].result(), *options, problems=3 * PROBLEMS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"ok: {3 * PROBLEMS} problems" in done.stdout

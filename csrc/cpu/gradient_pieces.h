@@ -17,7 +17,7 @@ template <class Storage>
 struct GradientPieces {
   using T = typename ComputeOf<Storage>::type;
   using E = typename OperandOf<Storage>::type;
-  using R = typename RowOperandOf<Storage>::type;
+  using R = typename OperandOf<Storage>::of_rows;
 
   GradientPieces(const Gradients& g, const Call<Storage>& call, ScratchLayout& layout)
       : rows(std::min(call.chunk_rows(), kRowsPerChunk)),

@@ -23,7 +23,7 @@ template <class Storage>
 class GradientWorker {
   using T = typename ComputeOf<Storage>::type;
   using E = typename OperandOf<Storage>::type;
-  using R = typename RowOperandOf<Storage>::type;
+  using R = typename OperandOf<Storage>::of_rows;
 
  public:
   GradientWorker(const Gradients& g, const Call<Storage>& call, GradientPieces<Storage>& pieces,
@@ -143,7 +143,10 @@ class GradientWorker {
 
   // Outer products of `count` rows of delta, from row `row` of the chunk on.
   void add_rows(const Strips<T>& delta, int64_t row, int64_t count) {
-    const Strips<R> left = as_row_operands(delta, count);
+    const bool in_place = pieces_.uses_input_in_place;
+    Strips<R> left;
+    if (g_.grad_weight_hidden != nullptr || (g_.grad_weight_input != nullptr && !in_place))
+      left = as_row_operands(delta, count);
     if (g_.grad_weight_hidden != nullptr) {
       read_row_operands<Storage>(count, r_.hidden_size, previous_,
                                  [&](int64_t i) { return previous_state(places_[row + i]); });
@@ -151,7 +154,7 @@ class GradientWorker {
                   /*is_swapped=*/false,
                   [&](int64_t n, int64_t k, Vec<T> sum) { write_weight_hidden(n, k, sum); });
     }
-    if (g_.grad_weight_input != nullptr && pieces_.uses_input_in_place) {
+    if (g_.grad_weight_input != nullptr && in_place) {
       add_input_in_place(delta, row, count);
     } else if (g_.grad_weight_input != nullptr) {
       read_row_operands<Storage>(count, g_.input_size, input_, [&](int64_t i) {

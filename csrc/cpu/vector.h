@@ -234,29 +234,19 @@ inline Vec<T> store_converted(Storage* to, Vec<T> v, int64_t count) {
 // What products multiply: values in compute type; or, where the machine has an instruction for
 // that, pairs of bfloat16 values, whose two products are added to one float.
 typedef uint32_t BFloat16Pair;
+// The same of sums over rows: the values of a column in two rows.
+typedef int32_t BFloat16RowPair;
 
 template <class Storage>
 struct OperandOf {
   using type = typename ComputeOf<Storage>::type;
+  using of_rows = type;
 };
 #if defined(__AVX512BF16__)
 template <>
 struct OperandOf<c10::BFloat16> {
   using type = BFloat16Pair;
-};
-#endif
-
-// The same of sums over rows: the values of a column in two rows.
-typedef int32_t BFloat16RowPair;
-
-template <class Storage>
-struct RowOperandOf {
-  using type = typename ComputeOf<Storage>::type;
-};
-#if defined(__AVX512BF16__)
-template <>
-struct RowOperandOf<c10::BFloat16> {
-  using type = BFloat16RowPair;
+  using of_rows = BFloat16RowPair;
 };
 #endif
 

@@ -312,6 +312,10 @@ template <class Check>
 int main_loop(int argc, char** argv, const Check& check) {
   const int problems = argc > 1 ? std::atoi(argv[1]) : 100;
   const std::string option = argc > 2 ? argv[2] : "";
+  if (option != "" && option != "float32" && option != "pairs") {
+    std::fprintf(stderr, "unknown option %s\n", option.c_str());
+    return 2;
+  }
   multiplies_pairs = option == "pairs";
   const bool all_types = option != "float32";
   for (int i = 0; i < problems; ++i) {
