@@ -40,9 +40,15 @@ inline bool requires_grad(const OptionalTensor& tensor) {
 }
 
 // bias_ih + bias_hh as the operators take it, in compute precision: a sum in half precision would
-// round once more.
-inline OptionalTensor total_bias(const OptionalTensor& bias_ih, const OptionalTensor& bias_hh) {
-  const auto widened = [](const Tensor& bias) {
+// round once more. The operators check the sum; what a sum can hide is checked here.
+inline OptionalTensor total_bias(const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
+                                 const Tensor& weight_hh) {
+  const auto widened = [&](const Tensor& bias) {
+    TORCH_CHECK(bias.dim() == 1 && bias.size(0) == weight_hh.size(0) &&
+                    bias.scalar_type() == weight_hh.scalar_type() &&
+                    bias.device() == weight_hh.device(),
+                "rnn_cuda: each bias must have one value for each row of weight_hh, on its device "
+                "and of its dtype");
     const bool is_half = bias.scalar_type() == at::kHalf || bias.scalar_type() == at::kBFloat16;
     return is_half ? bias.to(at::kFloat) : bias;
   };
@@ -73,8 +79,9 @@ inline ForwardTensors forward_below_autograd(const Tensor& input, const Directio
       const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&, const OptionalTensor&,
       std::string_view, bool, const OptionalTensor&)>("rnn_cuda::elman_forward");
   const at::AutoDispatchBelowAutograd no_autograd;
-  return call.call(input, d.h0, d.weight_ih, d.weight_hh, total_bias(d.bias_ih, d.bias_hh),
-                   nonlinearity, reverse, batch_sizes);
+  return call.call(input, d.h0, d.weight_ih, d.weight_hh,
+                   total_bias(d.bias_ih, d.bias_hh, d.weight_hh), nonlinearity, reverse,
+                   batch_sizes);
 }
 
 inline PairForwardTensors forward_below_autograd(const Tensor& input, const DirectionTensors& d,
@@ -86,9 +93,9 @@ inline PairForwardTensors forward_below_autograd(const Tensor& input, const Dire
       const OptionalTensor&, const Tensor&, const Tensor&, const OptionalTensor&, std::string_view,
       const OptionalTensor&)>("rnn_cuda::elman_forward_pair");
   const at::AutoDispatchBelowAutograd no_autograd;
-  return call.call(input, d.h0, d.weight_ih, d.weight_hh, total_bias(d.bias_ih, d.bias_hh), r.h0,
-                   r.weight_ih, r.weight_hh, total_bias(r.bias_ih, r.bias_hh), nonlinearity,
-                   batch_sizes);
+  return call.call(input, d.h0, d.weight_ih, d.weight_hh,
+                   total_bias(d.bias_ih, d.bias_hh, d.weight_hh), r.h0, r.weight_ih, r.weight_hh,
+                   total_bias(r.bias_ih, r.bias_hh, r.weight_hh), nonlinearity, batch_sizes);
 }
 
 // ---- and those of the backward pass ------------------------------------------------------------

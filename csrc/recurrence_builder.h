@@ -82,6 +82,7 @@ class RecurrenceBuilder {
     r_.dtype = scalar_type_of(like);
     r_.reverse = reverse;
     r_.hidden_size = hidden_size;
+    TORCH_CHECK(hidden_size > 0, "rnn_cuda: expected at least one hidden unit, got none");
     TORCH_CHECK(like.dim() == (batch_sizes ? 2 : 3), "rnn_cuda: expected (T, B, features), or ",
                 "(N, features) with batch_sizes; got ", like.sizes());
     if (batch_sizes) {

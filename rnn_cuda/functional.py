@@ -71,35 +71,32 @@ def elman_rnn(
             expected and what was given.
 
     """
+    _check_tensor("input", input)
     _check_bool("reverse", reverse)
     direction = (h0, weight_ih, weight_hh, bias_ih, bias_hh)
-    _check_layer(input, (direction,), nonlinearity, batch_sizes)
-    batched = batch_sizes is not None or input.ndim != 2
-    if not batched:
-        input = input.unsqueeze(1)
-        h0 = _unsqueezed(h0)
-    if backend.use_native(input.device.type, input.dtype):
-        weights, options = (weight_ih, weight_hh), (nonlinearity, reverse, batch_sizes)
-        if plain_eager_mode() and not recorders:
-            output, h_n = torch.ops.rnn_cuda.elman_layer(
-                input, h0, *weights, bias_ih, bias_hh, *options
+    options: Any = {"nonlinearity": nonlinearity, "batch_sizes": batch_sizes}
+    if batch_sizes is None and input.ndim == 2:
+        _check_layer(input, (direction,), **options)
+        batch_of_one = input.unsqueeze(1), _unsqueezed(h0)
+        output, h_n = elman_rnn(*batch_of_one, *direction[1:], reverse=reverse, **options)
+        return output.squeeze(1), h_n.squeeze(0)
+    if _runs_as_one_node(input):
+        try:
+            return torch.ops.rnn_cuda.elman_layer(
+                input, *direction, nonlinearity, reverse, batch_sizes
             )
-        else:
-            bias = _total_bias(bias_ih, bias_hh)
-            output, h_n = torch.ops.rnn_cuda.elman_forward(input, h0, *weights, bias, *options)
-    else:
-        output, h_n = reference.elman_rnn(
-            input,
-            h0,
-            weight_ih,
-            weight_hh,
-            bias_ih,
-            bias_hh,
-            nonlinearity=nonlinearity,
-            reverse=reverse,
-            batch_sizes=batch_sizes,
-        )
-    return (output, h_n) if batched else (output.squeeze(1), h_n.squeeze(0))
+        except Exception as error:
+            refusal = error
+        # After the fact, as the checks in Python take as long as a small layer. The operator has
+        # them too, before it computes anything; these say better what is wrong.
+        _check_layer(input, (direction,), **options)
+        raise refusal
+    _check_layer(input, (direction,), **options)
+    if not backend.use_native(input.device.type, input.dtype):
+        return reference.elman_rnn(input, *direction, reverse=reverse, **options)
+    return torch.ops.rnn_cuda.elman_forward(
+        input, *direction[:3], _total_bias(bias_ih, bias_hh), nonlinearity, reverse, batch_sizes
+    )
 
 
 def bidirectional_elman_rnn(
@@ -134,33 +131,41 @@ def bidirectional_elman_rnn(
             ``weight_ih_reverse`` and so on.
 
     """
+    _check_tensor("input", input)
     first, second = _direction("forward", forward), _direction("reverse", reverse)
-    _check_layer(input, (first, second), nonlinearity, batch_sizes)
-    batched = batch_sizes is not None or input.ndim != 2
-    if not batched:
-        input = input.unsqueeze(1)
-        first, second = (_unsqueezed(first[0]), *first[1:]), (_unsqueezed(second[0]), *second[1:])
-    if backend.use_native(input.device.type, input.dtype):
-        if plain_eager_mode() and not recorders:
+    options: Any = {"nonlinearity": nonlinearity, "batch_sizes": batch_sizes}
+    if batch_sizes is None and input.ndim == 2:
+        _check_layer(input, (first, second), **options)
+        of_batch = bidirectional_elman_rnn(
+            input.unsqueeze(1),
+            (_unsqueezed(first[0]), *first[1:]),
+            (_unsqueezed(second[0]), *second[1:]),
+            **options,
+        )
+        (output, h_n), (output_reverse, h_n_reverse) = of_batch
+        return (
+            (output.squeeze(1), h_n.squeeze(0)),
+            (output_reverse.squeeze(1), h_n_reverse.squeeze(0)),
+        )
+    if _runs_as_one_node(input):
+        try:
             results = torch.ops.rnn_cuda.elman_layer_pair(
                 input, *first, *second, nonlinearity, batch_sizes
             )
-        else:
-            tensors = [t for each in (first, second) for t in (*each[:3], _total_bias(*each[3:]))]
-            results = torch.ops.rnn_cuda.elman_forward_pair(
-                input, *tensors, nonlinearity, batch_sizes
-            )
-        output, h_n, output_reverse, h_n_reverse = results
-    else:
-        options: Any = {"nonlinearity": nonlinearity, "batch_sizes": batch_sizes}
-        output, h_n = reference.elman_rnn(input, *first, **options)
-        output_reverse, h_n_reverse = reference.elman_rnn(input, *second, reverse=True, **options)
-    if batched:
-        return (output, h_n), (output_reverse, h_n_reverse)
-    return (
-        (output.squeeze(1), h_n.squeeze(0)),
-        (output_reverse.squeeze(1), h_n_reverse.squeeze(0)),
-    )
+            return results[:2], results[2:]
+        except Exception as error:
+            refusal = error
+        _check_layer(input, (first, second), **options)  # after the fact, as in `elman_rnn`
+        raise refusal
+    _check_layer(input, (first, second), **options)
+    if not backend.use_native(input.device.type, input.dtype):
+        return (
+            reference.elman_rnn(input, *first, **options),
+            reference.elman_rnn(input, *second, reverse=True, **options),
+        )
+    tensors = [t for each in (first, second) for t in (*each[:3], _total_bias(*each[3:]))]
+    results = torch.ops.rnn_cuda.elman_forward_pair(input, *tensors, nonlinearity, batch_sizes)
+    return results[:2], results[2:]
 
 
 def linear_recurrence(
@@ -207,6 +212,21 @@ def linear_recurrence(
         call = LinearRecurrence.call if plain_eager_mode() else operator
         return call(d, g, m, y0, reverse, batch_sizes)
     return reference.linear_recurrence(d, g, m, y0, reverse=reverse, batch_sizes=batch_sizes)
+
+
+def _runs_as_one_node(input: Tensor) -> bool:
+    """Whether a layer over ``input`` is to run as one native node of autograd's graph.
+
+    See ``csrc/eager_layer.h``. Only real tensors do: a fake one, of a tracer, would not get to the
+    checks of the native code.
+    """
+    return (
+        type(input) is Tensor
+        and input.dtype in _SUPPORTED_DTYPES
+        and plain_eager_mode()
+        and not recorders
+        and backend.use_native(input.device.type, input.dtype)
+    )
 
 
 def _total_bias(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | None:

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rnn_cuda import FusedRNN, backend, reference
 from rnn_cuda.functional import bidirectional_elman_rnn, elman_rnn
@@ -181,3 +182,82 @@ def test_a_traced_layer_serves_other_lengths_and_trains(bidirectional):
         output, _ = module(x)
         gradients.append((output, *torch.autograd.grad(output.sum(), list(rnn.parameters()))))
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+# ---- misfits: in eager code the native operator has to find them, and Python says what they are --
+
+
+def misfits(name, good, packed):
+    """Values for the argument ``name`` that do not fit the others; ``good`` does."""
+    for axis, size in enumerate(good.shape):
+        is_length = name == "input" and axis == 0
+        for other in {0, 1, size + 1} - {size}:
+            if other == 0 or packed or not is_length:  # any number of time steps will do
+                yield good.new_zeros(*good.shape[:axis], other, *good.shape[axis + 1 :])
+    yield good.unsqueeze(0)
+    if packed or name != "input":  # a sequence may be without a batch
+        yield good[0]
+    yield from (good.to(d) for d in (torch.float64, torch.float16, torch.int64, torch.complex64))
+    yield 0.5
+
+
+def misfitting_problems(packed, dtype):
+    """Yield ``(name, arguments, batch_sizes)``; the named one does not fit."""
+    shapes = {**SHAPES, "input": (5, I)} if packed else SHAPES
+    sizes = torch.tensor([B, 2]) if packed else None
+    good = {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()}
+    for name, tensor in good.items():
+        for misfit in misfits(name, tensor, packed):
+            yield name, [*{**good, name: misfit}.values()], sizes
+    no_units = {"h0": None, "weight_ih": torch.zeros(0, I), "weight_hh": torch.zeros(0, 0)}
+    without = {name: tensor.to(dtype) for name, tensor in no_units.items() if tensor is not None}
+    yield "weight_hh", [good["input"], None, *without.values(), None, None], sizes
+    if packed:
+        wrong = [[B, 1], [2, B], [B, 2, 0], [5, 0], [-1, 6], [], [[B, 2]]]
+        tensors = [torch.tensor(counts, dtype=torch.int64) for counts in wrong]
+        for other in (*tensors, sizes.int(), sizes.double(), sizes.tolist()):
+            yield "batch_sizes", [*good.values()], other
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("trains", [False, True], ids=["no_grad", "grad"])
+def test_native_layers_refuse_whatever_does_not_fit(packed, dtype, trains):
+    good = (torch.zeros(SHAPES[name], dtype=dtype) for name in list(SHAPES)[1:])
+    fitting = [tensor.requires_grad_(trains) for tensor in good]
+    for name, arguments, sizes in misfitting_problems(packed, dtype):
+        said = f"{name}: {arguments}, batch_sizes {sizes}"
+        own = arguments[1:]
+        for operator, its_arguments in (
+            (torch.ops.rnn_cuda.elman_layer, [*arguments, "tanh", False, sizes]),
+            (torch.ops.rnn_cuda.elman_layer_pair, [*arguments, *fitting, "tanh", sizes]),
+            (torch.ops.rnn_cuda.elman_layer_pair, [arguments[0], *fitting, *own, "tanh", sizes]),
+        ):
+            try:
+                operator(*its_arguments)
+            except (RuntimeError, IndexError):
+                continue
+            pytest.fail(f"{operator} takes {said}")
+        for call in (
+            lambda: elman_rnn(*arguments, batch_sizes=sizes),
+            lambda: bidirectional_elman_rnn(arguments[0], own, fitting, batch_sizes=sizes),
+            lambda: bidirectional_elman_rnn(arguments[0], fitting, own, batch_sizes=sizes),
+        ):
+            with pytest.raises((ValueError, TypeError), match=r"^\w+: expected") as caught:
+                call()
+            assert caught.value.__context__ is None, said
+
+
+def test_an_error_that_no_argument_explains_is_the_operators_own():
+    rnn, x = FusedRNN(I, H), torch.randn(T, B, I)
+    with torch.inference_mode():
+        weights = [weight.clone() for weight in rnn.all_weights[0]]
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+        elman_rnn(x.requires_grad_(), None, *weights)
+
+
+def test_tensors_without_data_are_checked_as_well():
+    with FakeTensorMode():
+        weights = [torch.empty(shape) for name, shape in SHAPES.items() if "weight" in name]
+        with pytest.raises(ValueError, match=r"input: expected shape \(T, B, 2\)"):
+            elman_rnn(torch.empty(T, B, I + 1), None, *weights)
