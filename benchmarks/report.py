@@ -66,12 +66,13 @@ def warnings_of(found: Results) -> list[str]:
 def print_report(found: Results, console: Console) -> None:
     """Print every table, and what disturbs them."""
     for table in all_tables(found):
-        _print(table, console)
+        print_table(table, console)
     for warning in warnings_of(found):
         console.print(f"[bold yellow]note:[/] {warning}")
 
 
-def _print(table: Table, console: Console) -> None:
+def print_table(table: Table, console: Console) -> None:
+    """Print a table."""
     shown = RichTable(
         title=table.title,
         caption=table.note or None,

@@ -238,13 +238,13 @@ def test_native_layers_refuse_whatever_does_not_fit(packed, dtype, trains):
             except (RuntimeError, IndexError):
                 continue
             pytest.fail(f"{operator} takes {said}")
-        for call in (
-            lambda: elman_rnn(*arguments, batch_sizes=sizes),
-            lambda: bidirectional_elman_rnn(arguments[0], own, fitting, batch_sizes=sizes),
-            lambda: bidirectional_elman_rnn(arguments[0], fitting, own, batch_sizes=sizes),
+        for function, its_arguments in (
+            (elman_rnn, arguments),
+            (bidirectional_elman_rnn, (arguments[0], own, fitting)),
+            (bidirectional_elman_rnn, (arguments[0], fitting, own)),
         ):
             with pytest.raises((ValueError, TypeError), match=r"^\w+: expected") as caught:
-                call()
+                function(*its_arguments, batch_sizes=sizes)
             assert caught.value.__context__ is None, said
 
 
