@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 KERNELS = ("recurrence", "gradients")
 PROBLEMS = 300
+ARM_PROBLEMS = 60
 
 # ThreadSanitizer would take minutes.
 SANITIZERS = {"address": ALL_SANITIZERS["address"]}
@@ -300,9 +301,9 @@ class Workshop:
         return self._checker(defect.kernel, defect.sanitizer, sources=sources, name=name)
 
 
-def run(binary, *arguments, problems=PROBLEMS):
+def run(*command, problems=PROBLEMS, options=()):
     return subprocess.run(
-        [binary, str(problems), *arguments],
+        [*command, str(problems), *options],
         env=os.environ | RUN_ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -337,13 +338,31 @@ def test_a_kernel_keeps_its_contract(workshop, kernel, sanitizer):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_kernel_keeps_its_contract_in_the_vectors_of_this_machine(workshop, kernel):
     options = ["pairs"] if "-mavx512bf16" in workshop.simd_flags else []
-    done = run(workshop.vectorised[kernel].result(), *options, problems=3 * PROBLEMS)
+    done = run(workshop.vectorised[kernel].result(), options=options, problems=3 * PROBLEMS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"ok: {3 * PROBLEMS} problems" in done.stdout
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_kernel_keeps_its_contract_on_arm64(kernel, tmp_path):
+    """Compiled for it and emulated, which shows what is computed, not how Arm orders memory."""
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+    if compiler is None or emulator is None:
+        pytest.skip("needs aarch64-linux-gnu-g++ and qemu-aarch64")
+    sources = [NATIVE / f"check_{kernel}.cpp", NATIVE / "threads.cpp"]
+    sources.append(default_source_dir() / "cpu" / f"{kernel}.cpp")
+    options = ["-O1", "-ffp-contract=fast", "-fopenmp", "-static", "-pthread"]
+    includes = [f"-I{default_source_dir()}", *(f"-isystem{folder}" for folder in torch_includes())]
+    standard, binary = f"-std={torch_cxx_standard()}", tmp_path / kernel
+    command = [compiler, standard, *options, *includes, *sources, "-o", binary]
+    subprocess.run(command, check=True)
+    done = run(emulator, binary, problems=ARM_PROBLEMS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"ok: {ARM_PROBLEMS} problems" in done.stdout
+
+
 @pytest.mark.parametrize("name", DEFECTS)
 def test_a_planted_defect_is_found(workshop, name):
-    done = run(workshop.defective[name].result(), "float32")
+    done = run(workshop.defective[name].result(), options=["float32"])
     assert done.returncode != 0
     assert DEFECTS[name].symptom in done.stdout + done.stderr

@@ -269,11 +269,15 @@ inline Vec<double> multiply_add(Vec<double> sum, Vec<double> a, Vec<double> b) {
   return sum + a * b;
 }
 #if defined(__AVX512BF16__)
-inline Vec<float> multiply_add(Vec<float> sum, Vec<BFloat16Pair> a, Vec<BFloat16Pair> b) {
+template <class Pairs>  // of a row or of two rows
+inline Vec<float> multiply_add(Vec<float> sum, Pairs a, Pairs b) {
+#if defined(__clang__)
+  // Its intrinsic crashes Clang 16 where an operand is a broadcast.
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  return sum;
+#else
   return _mm512_dpbf16_ps(sum, bit_cast<__m512bh>(a), bit_cast<__m512bh>(b));
-}
-inline Vec<float> multiply_add(Vec<float> sum, Vec<BFloat16RowPair> a, Vec<BFloat16RowPair> b) {
-  return _mm512_dpbf16_ps(sum, bit_cast<__m512bh>(a), bit_cast<__m512bh>(b));
+#endif
 }
 #endif
 
