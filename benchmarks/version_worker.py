@@ -2,14 +2,15 @@
 
     python -m benchmarks.version_worker FOLDER THREADS
 
-The package is FOLDER's, the benchmark is the one that was started. Standard input has one request a
-line, standard output one answer: ``{"prepare": case, "results": file}`` makes the case ready and
-writes what it comes to into a file, ``{"run": n}`` runs it so many times, answered by the seconds
-that one call took.
+``rnn_cuda`` is FOLDER's; ``benchmarks`` is this checkout's, whichever version of the package runs.
+Standard input has one request a line, standard output one answer: ``{"prepare": case, "results":
+file}`` makes the case ready and writes what it comes to into a file, ``{"run": n}`` runs it so many
+times, answered by the seconds that one call took.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -27,7 +28,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     hold_to(threads)
-    # From here on: after `benchmarks`, which an older version has too, and before `rnn_cuda`.
+    # Too late for `benchmarks`, which FOLDER has as well; in time for `rnn_cuda`.
     sys.path.insert(0, str(folder))
 
     import torch
@@ -36,6 +37,7 @@ def main() -> None:
     from benchmarks.cases import Case
 
     torch.set_num_threads(threads)
+    gc.disable()  # it would strike at random, in one version or the other
     if folder not in Path(rnn_cuda.__file__).parents:
         raise RuntimeError(f"rnn_cuda comes from {rnn_cuda.__file__} and not from {folder}")
     run: Callable[[], Any] | None = None
@@ -44,6 +46,7 @@ def main() -> None:
         if "prepare" in request:
             run, results = _prepared(Case.from_json(request["prepare"]), threads)
             torch.save(results, request["results"])
+            gc.collect()
             answer = None
         else:
             assert run is not None, "nothing has been prepared"

@@ -34,7 +34,7 @@ from benchmarks.problems import relative_error
 from benchmarks.reading import Table, milliseconds, number, shape_text
 from benchmarks.report import print_table
 from benchmarks.timing import Contestant, geometric_mean, interleave, summarise
-from benchmarks.workers import WorkerError
+from benchmarks.workers import WorkerError, ending
 
 HERE = "."
 """Names what lies in this folder, committed or not."""
@@ -51,7 +51,11 @@ class Version:
             [sys.executable, "-m", "benchmarks.version_worker", str(folder), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **thread_environment(threads)},
+            env={
+                "RNN_CUDA_BACKEND": "native",  # not the reference, should its kernels not compile
+                **os.environ,
+                **thread_environment(threads),
+            },
             cwd=REPOSITORY,
             text=True,
             bufsize=1,
@@ -70,6 +74,10 @@ class Version:
         """End the process."""
         self._process.kill()
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):  # of what it did not live to read
+                pipe.close()
 
     def _ask(self, request: dict[str, Any]) -> Any:
         assert self._process.stdin is not None
@@ -78,7 +86,7 @@ class Version:
             self._process.stdin.write(json.dumps(request) + "\n")
         answer = self._process.stdout.readline()
         if not answer:
-            raise WorkerError(f"the process of {self.name} ended early")
+            raise WorkerError(f"the process of {self.name} ended with {ending(self._process)}")
         return json.loads(answer)
 
 
@@ -97,20 +105,35 @@ def folder_of(revision: str) -> Iterator[Path]:
 
 
 def compare(old: Version, new: Version, case: Case, threads: int, seconds: float) -> dict[str, Any]:
-    """Return times and ratio of a case, and how far apart its results are."""
+    """Return times and ratio of a case, and how far apart its results are.
+
+    Raises:
+        WorkerError: a version ended before it was done; the message says which, how, and where.
+    """
     versions = {"old": old, "new": new}
-    with tempfile.TemporaryDirectory() as folder:
-        results = [v.prepare(case, Path(folder) / name) for name, v in versions.items()]
     contestants = {name: Contestant(v.run, runtime=name) for name, v in versions.items()}
-    samples, _ = interleave(contestants, seconds, lambda run, repeats: run(repeats))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            results = [v.prepare(case, Path(folder) / name) for name, v in versions.items()]
+        samples, _ = interleave(contestants, seconds, lambda run, repeats: run(repeats))
+    except WorkerError as error:
+        raise WorkerError(f"{_place(case, threads)}: {error}") from error
     return {
         "case": case.as_json(),
         "threads": threads,
         "rounds": len(samples["new"]),
         "same_bits": all(same_bits(*pair) for pair in zip(*results, strict=True)),
-        "apart": max(relative_error(*pair) for pair in zip(*results, strict=True)),
+        "apart": _largest([relative_error(*pair) for pair in zip(*results, strict=True)]),
         **summarise(samples, "old"),
     }
+
+
+def _place(case: Case, threads: int) -> str:
+    return f"({shape_text(case)}) {case.mode} {threads}t"
+
+
+def _largest(errors: Sequence[float]) -> float:
+    return float(torch.tensor(errors, dtype=torch.float64).max())  # NaN if one of them is
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -173,11 +196,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16"))
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    cores = len(usable_cores())
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2][:cores])
     parser.add_argument("--seconds", type=float, default=2.0, help="for the rounds of each case")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     options = parser.parse_args(arguments)
-    cores = len(usable_cores())
     if not all(1 <= threads <= cores for threads in options.threads):
         parser.error(f"--threads takes numbers from 1 to {cores}, the cores there are")
     for name in ("old", "new"):
@@ -200,7 +223,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for shape in options.shapes
         for mode in options.modes
     ]
-    found = []
+    found: list[dict[str, Any]] = []
+    try:
+        for result in _compared(options, cases):
+            found.append(result)
+            ratio = result["new"]["ratio"]["median"]
+            place = _place(Case.from_json(result["case"]), result["threads"])
+            console.print(f"{place}: {number(ratio)}", style="dim")
+    except WorkerError as error:
+        console.print(f"[bold red]{error}[/]; its own words are above")
+        return 1
+    finally:  # what there is until then
+        if found:
+            print_table(table_of(found, options.old, options.new), console)
+        if options.json is not None:
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def _compared(options: argparse.Namespace, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
+    """Yield the result of each case, at each number of threads."""
     with folder_of(options.old) as old_folder, folder_of(options.new) as new_folder:
         for threads in options.threads:
             with (
@@ -208,13 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 contextlib.closing(Version(options.new, new_folder, threads)) as new,
             ):
                 for case in cases:
-                    found.append(compare(old, new, case, threads, options.seconds))
-                    ratio = found[-1]["new"]["ratio"]["median"]
-                    console.print(f"{case.shape} {case.mode} {threads}t: {ratio:.3f}", style="dim")
-    print_table(table_of(found, options.old, options.new), console)
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
-    return 0
+                    yield compare(old, new, case, threads, options.seconds)
 
 
 if __name__ == "__main__":

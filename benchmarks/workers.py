@@ -51,6 +51,12 @@ def run_cases(job: dict[str, Any], cases: Sequence[dict[str, Any]]) -> Iterator[
             done += 1
 
 
+def ending(process: subprocess.Popen[str]) -> str:
+    """Say how a process ended, once it has."""
+    status = process.wait()
+    return f"signal {-status}" if status < 0 else f"exit status {status}"
+
+
 def _answers(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.worker"],
@@ -67,10 +73,8 @@ def _answers(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
             json.dump(job, pipe)
         for line in process.stdout:
             yield json.loads(line)
-        status = process.wait()
-        if status != 0:
-            how = f"signal {-status}" if status < 0 else f"exit status {status}"
-            raise WorkerError(f"the measuring process ended with {how}")
+        if process.wait() != 0:
+            raise WorkerError(f"the measuring process ended with {ending(process)}")
     finally:
         process.kill()
         process.wait()

@@ -39,24 +39,6 @@ inline bool requires_grad(const OptionalTensor& tensor) {
   return tensor.has_value() && tensor->requires_grad();
 }
 
-// bias_ih + bias_hh as the operators take it, in compute precision: a sum in half precision would
-// round once more. The operators check the sum; what a sum can hide is checked here.
-inline OptionalTensor total_bias(const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
-                                 const Tensor& weight_hh) {
-  const auto widened = [&](const Tensor& bias) {
-    TORCH_CHECK(bias.dim() == 1 && bias.size(0) == weight_hh.size(0) &&
-                    bias.scalar_type() == weight_hh.scalar_type() &&
-                    bias.device() == weight_hh.device(),
-                "rnn_cuda: each bias must have one value for each row of weight_hh, on its device "
-                "and of its dtype");
-    const bool is_half = bias.scalar_type() == at::kHalf || bias.scalar_type() == at::kBFloat16;
-    return is_half ? bias.to(at::kFloat) : bias;
-  };
-  if (!bias_ih && !bias_hh) return std::nullopt;
-  if (!bias_ih || !bias_hh) return widened(bias_ih ? *bias_ih : *bias_hh);
-  return at::add(widened(*bias_ih), widened(*bias_hh));
-}
-
 // What a layer has for one direction; `output` is there in the backward pass.
 struct DirectionTensors {
   OptionalTensor h0;
@@ -70,6 +52,39 @@ struct DirectionTensors {
   }
 };
 
+// bias_ih + bias_hh as the operators take it, in compute precision: a sum in half precision would
+// round once more. The operators check the sum; what a sum can hide is checked here.
+inline OptionalTensor total_bias(const DirectionTensors& d) {
+  const auto widened = [&](const OptionalTensor& bias, const char* name) -> OptionalTensor {
+    if (!bias) return std::nullopt;
+    TORCH_CHECK(bias->dim() == 1 && bias->size(0) == d.weight_hh.size(0) &&
+                    bias->scalar_type() == d.weight_hh.scalar_type(),
+                "rnn_cuda: ", name, " must be ", d.weight_hh.scalar_type(), " (",
+                d.weight_hh.size(0), "), got ", bias->scalar_type(), " ", bias->sizes());
+    const bool is_half = bias->scalar_type() == at::kHalf || bias->scalar_type() == at::kBFloat16;
+    return is_half ? bias->to(at::kFloat) : *bias;
+  };
+  const OptionalTensor first = widened(d.bias_ih, "bias_ih");
+  const OptionalTensor second = widened(d.bias_hh, "bias_hh");
+  return first && second ? at::add(*first, *second) : (first ? first : second);
+}
+
+// A single tensor on the device "meta" would take the whole call to kernels that check nothing.
+inline void check_devices(const Tensor& input, const DirectionTensors& d,
+                          const OptionalTensor& batch_sizes) {
+  const auto check = [&](const OptionalTensor& tensor, const char* name) {
+    TORCH_CHECK(!tensor || tensor->device() == input.device(), "rnn_cuda: ", name,
+                " must be on the input's device, ", input.device(), ", got ", tensor->device());
+  };
+  check(d.h0, "h0");
+  check(d.weight_ih, "weight_ih");
+  check(d.weight_hh, "weight_hh");
+  check(d.bias_ih, "bias_ih");
+  check(d.bias_hh, "bias_hh");
+  TORCH_CHECK(!batch_sizes || batch_sizes->device().is_cpu(), "rnn_cuda: batch_sizes must be on ",
+              "the CPU, got ", batch_sizes->device());
+}
+
 // ---- the operators of the device, below autograd -----------------------------------------------
 
 inline ForwardTensors forward_below_autograd(const Tensor& input, const DirectionTensors& d,
@@ -78,9 +93,9 @@ inline ForwardTensors forward_below_autograd(const Tensor& input, const Directio
   static const auto call = find_operator<ForwardTensors(
       const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&, const OptionalTensor&,
       std::string_view, bool, const OptionalTensor&)>("rnn_cuda::elman_forward");
+  check_devices(input, d, batch_sizes);
   const at::AutoDispatchBelowAutograd no_autograd;
-  return call.call(input, d.h0, d.weight_ih, d.weight_hh,
-                   total_bias(d.bias_ih, d.bias_hh, d.weight_hh), nonlinearity, reverse,
+  return call.call(input, d.h0, d.weight_ih, d.weight_hh, total_bias(d), nonlinearity, reverse,
                    batch_sizes);
 }
 
@@ -92,10 +107,11 @@ inline PairForwardTensors forward_below_autograd(const Tensor& input, const Dire
       const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&, const OptionalTensor&,
       const OptionalTensor&, const Tensor&, const Tensor&, const OptionalTensor&, std::string_view,
       const OptionalTensor&)>("rnn_cuda::elman_forward_pair");
+  check_devices(input, d, batch_sizes);
+  check_devices(input, r, batch_sizes);
   const at::AutoDispatchBelowAutograd no_autograd;
-  return call.call(input, d.h0, d.weight_ih, d.weight_hh,
-                   total_bias(d.bias_ih, d.bias_hh, d.weight_hh), r.h0, r.weight_ih, r.weight_hh,
-                   total_bias(r.bias_ih, r.bias_hh, r.weight_hh), nonlinearity, batch_sizes);
+  return call.call(input, d.h0, d.weight_ih, d.weight_hh, total_bias(d), r.h0, r.weight_ih,
+                   r.weight_hh, total_bias(r), nonlinearity, batch_sizes);
 }
 
 // ---- and those of the backward pass ------------------------------------------------------------
@@ -156,6 +172,20 @@ inline PairGradientTensors gradients_of(const Tensor& input, const OutputGradien
 using Context = torch::autograd::AutogradContext;
 using Tensors = torch::autograd::variable_list;
 
+// Returns what `apply` does, given a list for what the node saves of its own outputs. If a hook on
+// saved tensors throws (recomputing a checkpoint ends that way), PyTorch leaves node and outputs in
+// possession of each other, for ever: the outputs then let go of the node.
+template <class Apply>
+Tensors apply_or_let_go(const Apply& apply) {
+  Tensors saved_outputs;
+  try {
+    return apply(&saved_outputs);
+  } catch (...) {
+    for (const Tensor& output : saved_outputs) output.detach_();
+    throw;
+  }
+}
+
 // Which arguments of a node need a gradient. Those that are None have no number in the graph.
 class Needs {
  public:
@@ -211,11 +241,12 @@ class ElmanLayer : public torch::autograd::Function<ElmanLayer> {
                          const Tensor& weight_ih, const Tensor& weight_hh,
                          const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
                          std::string_view nonlinearity, bool reverse,
-                         const OptionalTensor& batch_sizes) {
+                         const OptionalTensor& batch_sizes, Tensors* saved_outputs) {
     const DirectionTensors d = {h0, weight_ih, weight_hh, bias_ih, bias_hh, {}};
     const auto [output, h_n] = forward_below_autograd(input, d, nonlinearity, reverse, batch_sizes);
     context->set_materialize_grads(false);
     context->save_for_backward({input, h0.value_or(Tensor()), weight_ih, weight_hh, output});
+    *saved_outputs = {output};
     DirectionOfNode::save(context, "", d);
     context->saved_data["nonlinearity"] = std::string(nonlinearity);
     context->saved_data["reverse"] = reverse;
@@ -224,7 +255,7 @@ class ElmanLayer : public torch::autograd::Function<ElmanLayer> {
   }
 
   static Tensors backward(Context* context, const Tensors& grads) {
-    Tensors of_arguments(9);  // of `forward`
+    Tensors of_arguments(10);  // of `forward`
     const OutputGradients of_outputs = {if_defined(grads[0]), if_defined(grads[1])};
     if (!of_outputs.exist()) return of_arguments;
     const Tensors saved = context->get_saved_variables();
@@ -250,7 +281,7 @@ class ElmanLayerPair : public torch::autograd::Function<ElmanLayerPair> {
                          const OptionalTensor& h0_reverse, const Tensor& weight_ih_reverse,
                          const Tensor& weight_hh_reverse, const OptionalTensor& bias_ih_reverse,
                          const OptionalTensor& bias_hh_reverse, std::string_view nonlinearity,
-                         const OptionalTensor& batch_sizes) {
+                         const OptionalTensor& batch_sizes, Tensors* saved_outputs) {
     const DirectionTensors d = {h0, weight_ih, weight_hh, bias_ih, bias_hh, {}};
     const DirectionTensors r = {h0_reverse,      weight_ih_reverse, weight_hh_reverse,
                                 bias_ih_reverse, bias_hh_reverse,   {}};
@@ -260,6 +291,7 @@ class ElmanLayerPair : public torch::autograd::Function<ElmanLayerPair> {
     context->save_for_backward({input, h0.value_or(Tensor()), weight_ih, weight_hh, output,
                                 h0_reverse.value_or(Tensor()), weight_ih_reverse, weight_hh_reverse,
                                 output_reverse});
+    *saved_outputs = {output, output_reverse};
     DirectionOfNode::save(context, "", d);
     DirectionOfNode::save(context, "reverse_", r);
     context->saved_data["nonlinearity"] = std::string(nonlinearity);
@@ -273,7 +305,7 @@ class ElmanLayerPair : public torch::autograd::Function<ElmanLayerPair> {
   }
 
   static Tensors backward(Context* context, const Tensors& grads) {
-    Tensors of_arguments(13);  // of `forward`
+    Tensors of_arguments(14);  // of `forward`
     const OutputGradients of_outputs = {if_defined(grads[0]), if_defined(grads[1])};
     const OutputGradients of_reverse = {if_defined(grads[2]), if_defined(grads[3])};
     if (!of_outputs.exist() && !of_reverse.exist()) return of_arguments;
@@ -323,8 +355,10 @@ inline ForwardTensors elman_layer(const Tensor& input, const OptionalTensor& h0,
   const DirectionTensors d = {h0, weight_ih, weight_hh, bias_ih, bias_hh, {}};
   if (!at::GradMode::is_enabled() || (!input.requires_grad() && !d.requires_grad()))
     return forward_below_autograd(input, d, nonlinearity, reverse, batch_sizes);
-  const Tensors results = ElmanLayer::apply(input, h0, weight_ih, weight_hh, bias_ih, bias_hh,
-                                            nonlinearity, reverse, batch_sizes);
+  const Tensors results = apply_or_let_go([&](Tensors* saved_outputs) {
+    return ElmanLayer::apply(input, h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity,
+                             reverse, batch_sizes, saved_outputs);
+  });
   return {results[0], results[1]};
 }
 
@@ -340,9 +374,11 @@ inline PairForwardTensors elman_layer_pair(
   const bool needs_graph = input.requires_grad() || d.requires_grad() || r.requires_grad();
   if (!at::GradMode::is_enabled() || !needs_graph)
     return forward_below_autograd(input, d, r, nonlinearity, batch_sizes);
-  const Tensors results = ElmanLayerPair::apply(
-      input, h0, weight_ih, weight_hh, bias_ih, bias_hh, h0_reverse, weight_ih_reverse,
-      weight_hh_reverse, bias_ih_reverse, bias_hh_reverse, nonlinearity, batch_sizes);
+  const Tensors results = apply_or_let_go([&](Tensors* saved_outputs) {
+    return ElmanLayerPair::apply(input, h0, weight_ih, weight_hh, bias_ih, bias_hh, h0_reverse,
+                                 weight_ih_reverse, weight_hh_reverse, bias_ih_reverse,
+                                 bias_hh_reverse, nonlinearity, batch_sizes, saved_outputs);
+  });
   return {results[0], results[1], results[2], results[3]};
 }
 

@@ -72,7 +72,9 @@ inline void check_one_hidden_size(const Tensor& weight_hh, const Tensor& weight_
 }
 
 // Fills in a Recurrence. Keeps alive what it had to copy; checks what it takes against what is
-// already there. (The Python layer has said the same in friendlier words before.)
+// already there. In eager code nothing has been checked before: every tensor has to pass here
+// before anything is computed. (What is refused, the Python layer then explains in friendlier
+// words.)
 class RecurrenceBuilder {
  public:
   // `like` is (T, B, H), or (N, H) with batch_sizes.
@@ -82,7 +84,7 @@ class RecurrenceBuilder {
     r_.dtype = scalar_type_of(like);
     r_.reverse = reverse;
     r_.hidden_size = hidden_size;
-    TORCH_CHECK(hidden_size > 0, "rnn_cuda: expected at least one hidden unit, got none");
+    TORCH_CHECK(hidden_size > 0, "rnn_cuda: expected at least one hidden unit, got ", hidden_size);
     TORCH_CHECK(like.dim() == (batch_sizes ? 2 : 3), "rnn_cuda: expected (T, B, features), or ",
                 "(N, features) with batch_sizes; got ", like.sizes());
     if (batch_sizes) {

@@ -72,6 +72,7 @@ def elman_rnn(
 
     """
     _check_tensor("input", input)
+    _check_str("nonlinearity", nonlinearity)
     _check_bool("reverse", reverse)
     direction = (h0, weight_ih, weight_hh, bias_ih, bias_hh)
     options: Any = {"nonlinearity": nonlinearity, "batch_sizes": batch_sizes}
@@ -89,8 +90,11 @@ def elman_rnn(
             refusal = error
         # After the fact, as the checks in Python take as long as a small layer. The operator has
         # them too, before it computes anything; these say better what is wrong.
-        _check_layer(input, (direction,), **options)
-        raise refusal
+        try:
+            _check_layer(input, (direction,), **options)
+            raise refusal
+        finally:
+            del refusal  # its traceback holds this frame, and with it the input
     _check_layer(input, (direction,), **options)
     if not backend.use_native(input.device.type, input.dtype):
         return reference.elman_rnn(input, *direction, reverse=reverse, **options)
@@ -132,6 +136,7 @@ def bidirectional_elman_rnn(
 
     """
     _check_tensor("input", input)
+    _check_str("nonlinearity", nonlinearity)
     first, second = _direction("forward", forward), _direction("reverse", reverse)
     options: Any = {"nonlinearity": nonlinearity, "batch_sizes": batch_sizes}
     if batch_sizes is None and input.ndim == 2:
@@ -155,8 +160,11 @@ def bidirectional_elman_rnn(
             return results[:2], results[2:]
         except Exception as error:
             refusal = error
-        _check_layer(input, (first, second), **options)  # after the fact, as in `elman_rnn`
-        raise refusal
+        try:
+            _check_layer(input, (first, second), **options)  # after the fact, as in `elman_rnn`
+            raise refusal
+        finally:
+            del refusal
     _check_layer(input, (first, second), **options)
     if not backend.use_native(input.device.type, input.dtype):
         return (
@@ -217,11 +225,12 @@ def linear_recurrence(
 def _runs_as_one_node(input: Tensor) -> bool:
     """Whether a layer over ``input`` is to run as one native node of autograd's graph.
 
-    See ``csrc/eager_layer.h``. Only real tensors do: a fake one, of a tracer, would not get to the
-    checks of the native code.
+    See ``csrc/eager_layer.h``. Only tensors with data do: one of a tracer, or on the device "meta",
+    would not get to the checks of the native code.
     """
     return (
-        type(input) is Tensor
+        type(input) in (Tensor, torch.nn.Parameter)
+        and not input.is_meta
         and input.dtype in _SUPPORTED_DTYPES
         and plain_eager_mode()
         and not recorders
@@ -251,6 +260,11 @@ _Kind = tuple[torch.dtype, torch.device]  # the sequence's, which every other te
 def _check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+
+
+def _check_str(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a str, got {type(value).__name__}")
 
 
 def _check_bool(name: str, value: object) -> None:

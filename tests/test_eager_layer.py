@@ -1,10 +1,14 @@
 """The autograd node of a layer in ordinary eager training, ``csrc/eager_layer.h``."""
 
+import functools
+import gc
 import itertools
+import weakref
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from rnn_cuda import FusedRNN, backend, reference
 from rnn_cuda.functional import bidirectional_elman_rnn, elman_rnn
@@ -198,7 +202,10 @@ def misfits(name, good, packed):
     if packed or name != "input":  # a sequence may be without a batch
         yield good[0]
     yield from (good.to(d) for d in (torch.float64, torch.float16, torch.int64, torch.complex64))
+    yield good.to("meta")
     yield 0.5
+    if "weight" in name:
+        yield None
 
 
 def misfitting_problems(packed, dtype):
@@ -209,13 +216,14 @@ def misfitting_problems(packed, dtype):
     for name, tensor in good.items():
         for misfit in misfits(name, tensor, packed):
             yield name, [*{**good, name: misfit}.values()], sizes
-    no_units = {"h0": None, "weight_ih": torch.zeros(0, I), "weight_hh": torch.zeros(0, 0)}
-    without = {name: tensor.to(dtype) for name, tensor in no_units.items() if tensor is not None}
-    yield "weight_hh", [good["input"], None, *without.values(), None, None], sizes
+    no_units = torch.zeros(0, I, dtype=dtype), torch.zeros(0, 0, dtype=dtype)
+    yield "weight_hh", [good["input"], None, *no_units, None, None], sizes
+    on_meta = {name: tensor.to("meta") for name, tensor in good.items() if name != "input"}
+    yield "weight_hh", [good["input"], *on_meta.values()], sizes
     if packed:
         wrong = [[B, 1], [2, B], [B, 2, 0], [5, 0], [-1, 6], [], [[B, 2]]]
         tensors = [torch.tensor(counts, dtype=torch.int64) for counts in wrong]
-        for other in (*tensors, sizes.int(), sizes.double(), sizes.tolist()):
+        for other in (*tensors, sizes.int(), sizes.double(), sizes.to("meta"), sizes.tolist()):
             yield "batch_sizes", [*good.values()], other
 
 
@@ -256,8 +264,97 @@ def test_an_error_that_no_argument_explains_is_the_operators_own():
         elman_rnn(x.requires_grad_(), None, *weights)
 
 
-def test_tensors_without_data_are_checked_as_well():
-    with FakeTensorMode():
-        weights = [torch.empty(shape) for name, shape in SHAPES.items() if "weight" in name]
+@pytest.mark.parametrize("kind", ["fake", "meta"])
+def test_tensors_without_data_are_checked_as_well(kind):
+    with FakeTensorMode() if kind == "fake" else torch.device("meta"):
+        x, h0, W, U, b_ih, b_hh = (torch.empty(shape) for shape in SHAPES.values())
+        assert elman_rnn(x, h0, W, U, b_ih, b_hh)[0].shape == (T, B, H)
         with pytest.raises(ValueError, match=r"input: expected shape \(T, B, 2\)"):
-            elman_rnn(torch.empty(T, B, I + 1), None, *weights)
+            elman_rnn(torch.empty(T, B, I + 1), None, W, U)
+        with pytest.raises(ValueError, match=r"h0_reverse: expected shape \(3, 5\)"):
+            bidirectional_elman_rnn(x, (h0, W, U), (h0[1:], W, U))
+
+
+@pytest.mark.parametrize("nonlinearity", [b"tanh", None, 3])
+def test_a_nonlinearity_is_named_by_a_str(nonlinearity):
+    x, h0, W, U, *_ = (torch.zeros(shape) for shape in SHAPES.values())
+    for call in (
+        functools.partial(elman_rnn, x, h0, W, U),
+        functools.partial(bidirectional_elman_rnn, x, (h0, W, U), (h0, W, U)),
+    ):
+        with pytest.raises(TypeError, match="nonlinearity: expected a str, got"):
+            call(nonlinearity=nonlinearity)
+
+
+def test_a_refusal_keeps_nothing_alive():
+    W, U = torch.zeros(SHAPES["weight_ih"]), torch.zeros(SHAPES["weight_hh"])
+
+    def refused(call):
+        x = torch.zeros(T, B, I + 1)
+        with pytest.raises(ValueError, match="input: expected shape"):
+            call(x)
+        return weakref.ref(x)
+
+    gc.collect()
+    gc.disable()  # which would find a cycle, some day
+    try:
+        kept = [
+            refused(lambda x: elman_rnn(x, None, W, U)),
+            refused(lambda x: bidirectional_elman_rnn(x, (None, W, U), (None, W, U))),
+        ]
+        assert [reference() for reference in kept] == [None, None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("has_h0", [False, True])
+def test_a_checkpoint_that_stops_inside_a_layer_keeps_nothing_alive(bidirectional, has_h0):
+    """Recomputing ends with an exception, raised where the last tensor is saved."""
+    rnn, stops, made = FusedRNN(I, H, bidirectional=bidirectional), [], []
+
+    def run(x, h0):
+        try:
+            output, _ = rnn(x, h0)
+        except Exception as stop:
+            stops.append(type(stop))
+            raise
+        made.append(weakref.ref(output))
+        return output
+
+    def train():
+        x = torch.randn(T, B, I)
+        h0 = torch.randn(1 + bidirectional, B, H) if has_h0 else None
+        checkpoint(run, x, h0, use_reentrant=False).sum().backward()
+        made.append(weakref.ref(x))
+
+    train()
+    made.clear()
+    gc.collect()
+    gc.disable()
+    try:
+        train()
+        assert len(stops) == 2
+        assert [reference() for reference in made] == [None] * len(made)
+    finally:
+        gc.enable()
+
+
+def test_a_hook_that_refuses_to_save_leaves_the_layer_as_it_was():
+    class RefusedError(Exception):
+        pass
+
+    def refuse(tensor):
+        raise RefusedError
+
+    rnn, x = FusedRNN(I, H), torch.randn(T, B, I)
+    with torch.autograd.graph.saved_tensors_hooks(refuse, refuse), pytest.raises(RefusedError):
+        rnn(x)
+    rnn(x)[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in rnn.parameters())
+
+
+def test_an_input_that_is_a_parameter_runs_no_python_in_its_graph():
+    x = torch.nn.Parameter(torch.randn(T, B, I))
+    _, h_n = FusedRNN(I, H)(x)
+    assert not any(is_in_python(node) for node, _ in h_n.grad_fn.next_functions)

@@ -9,6 +9,8 @@
 #include <map>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
+#include <vector>
 
 #ifdef __linux__
 #include <pthread.h>
@@ -68,40 +70,51 @@ class OutputPool final : public c10::Allocator {
     return std::align_val_t{size >= kHugePage ? kHugePage : kPage};
   }
 
+  // The system may take its time over large blocks: it is asked without the lock.
   void* take(size_t bytes) {
     const size_t size = (bytes + kPage - 1) / kPage * kPage;
-    const std::lock_guard<std::mutex> guard(mutex_);
-    // The smallest kept block that fits, unless it is far too large.
-    const auto kept = kept_.lower_bound(size);
-    if (kept != kept_.end() && kept->first <= size + size / 4) {
-      void* const block = kept->second;
-      kept_bytes_ -= kept->first;
-      kept_.erase(kept);
-      return block;
-    }
+    if (void* const kept = take_kept(size)) return kept;
     // Not rounded up to whole huge pages: the last of them would be cleared for nothing.
     void* const block = ::operator new(size, alignment(size));
 #ifdef __linux__
     if (size >= kHugePage) madvise(block, size, MADV_HUGEPAGE);
 #endif
+    const std::lock_guard<std::mutex> guard(mutex_);
     sizes_[block] = size;
     return block;
   }
 
+  // The smallest kept block that fits, unless it is far too large; else null.
+  void* take_kept(size_t size) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    const auto kept = kept_.lower_bound(size);
+    if (kept == kept_.end() || kept->first > size + size / 4) return nullptr;
+    void* const block = kept->second;
+    kept_bytes_ -= kept->first;
+    kept_.erase(kept);
+    return block;
+  }
+
   static void release(void* block) {
-    OutputPool& pool = instance();
-    const std::lock_guard<std::mutex> guard(pool.mutex_);
-    const size_t size = pool.sizes_.at(block);
-    pool.kept_.emplace(size, block);
-    pool.kept_bytes_ += size;
-    // Make room: the largest blocks are the cheapest to be without, byte for byte.
-    while (pool.kept_bytes_ > pool.capacity_) {
-      const auto largest = std::prev(pool.kept_.end());
-      pool.kept_bytes_ -= largest->first;
-      pool.sizes_.erase(largest->second);
-      ::operator delete(largest->second, alignment(largest->first));
-      pool.kept_.erase(largest);
+    for (const auto& [size, unwanted] : instance().keep(block))
+      ::operator delete(unwanted, alignment(size));
+  }
+
+  // Returns the blocks that made room: the largest are the cheapest to be without, byte for byte.
+  std::vector<std::pair<size_t, void*>> keep(void* block) {
+    std::vector<std::pair<size_t, void*>> unwanted;
+    const std::lock_guard<std::mutex> guard(mutex_);
+    const size_t size = sizes_.at(block);
+    kept_.emplace(size, block);
+    kept_bytes_ += size;
+    while (kept_bytes_ > capacity_) {
+      const auto largest = std::prev(kept_.end());
+      unwanted.push_back(*largest);
+      kept_bytes_ -= largest->first;
+      sizes_.erase(largest->second);
+      kept_.erase(largest);
     }
+    return unwanted;
   }
 
   const size_t capacity_ = capacity_from_environment();
