@@ -159,6 +159,11 @@ OVERHEAD_SHAPES: tuple[Shape, ...] = (
     *((2, 1, 8, 8), (4, 4, 8, 16), (10, 1, 4, 8)),
 )
 
+CELL_SHAPES: tuple[Shape, ...] = (
+    *((20, 1, 1, 1), (20, 1, 10, 64), (20, 16, 32, 128), (20, 64, 64, 256), (20, 128, 28, 128)),
+    *((20, 5, 3, 509), (20, 1, 256, 1024), (20, 1, 64, 2048)),
+)
+
 SCALING_HIDDEN = (16, 32, 64, 128, 256, 512, 1024, 2048)
 SCALING_BATCHES = (1, 32)
 SCALING_I = 64
@@ -188,12 +193,13 @@ SUITES = {
     "variants": "packed, directions, layers, nonlinearities, dtypes, batch_first",
     "scaling": "time per step against H",
     "overhead": "single steps and tiny shapes",
+    "cell": "loops over cells",
     "hvp": "a Hessian-vector product through 1000 steps, time and memory",
     "accuracy": "errors of values and gradients against float64",
     "memory": "peak memory of a training step against T",
 }
 
-TIMED_SUITES = ("table", "grid", "variants", "scaling", "overhead", "hvp")
+TIMED_SUITES = ("table", "grid", "variants", "scaling", "overhead", "cell", "hvp")
 
 _BOTH = ("forward", "train")
 
@@ -248,6 +254,13 @@ def _overhead() -> Iterable[Case]:
             yield Case("overhead", *shape, mode, contestants=contestants)
 
 
+def _cell() -> Iterable[Case]:
+    contestants = ("rnn_cell_loop", "fused_rnn_cell_loop")
+    for shape in CELL_SHAPES:
+        for mode in _BOTH:
+            yield Case("cell", *shape, mode, contestants=contestants, baseline=contestants[0])
+
+
 def _hvp() -> Iterable[Case]:
     yield Case("hvp", *HVP_SHAPE, "hvp", contestants=(BASELINE, "fused_rnn", "rnn_cell_loop"))
 
@@ -258,5 +271,6 @@ _CASES = {
     "variants": _variants,
     "scaling": _scaling,
     "overhead": _overhead,
+    "cell": _cell,
     "hvp": _hvp,
 }

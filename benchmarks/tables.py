@@ -10,6 +10,7 @@ from benchmarks.reading import Results, Table
 from benchmarks.tables_grid import grid_summary, grid_table, slower_table
 from benchmarks.tables_quality import accuracy_table, hvp_table, memory_table
 from benchmarks.tables_speed import (
+    cell_table,
     main_table,
     overhead_table,
     peer_table,
@@ -26,6 +27,7 @@ def all_tables(found: Results) -> list[Table]:
         "variants": [variant_table],
         "scaling": [scaling_table],
         "overhead": [overhead_table],
+        "cell": [cell_table],
         "hvp": [hvp_table],
         "accuracy": [accuracy_table],
         "memory": [memory_table],

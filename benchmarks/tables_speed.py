@@ -167,3 +167,20 @@ def overhead_table(found: Results) -> Table:
         lambda _, seconds: microseconds(seconds),
         "Microseconds for a whole call.",
     )
+
+
+def cell_table(found: Results) -> Table:
+    """Return loops over cells, step by step."""
+    rows = []
+    for case, timing in timings_of(found, "cell"):
+        times = [seconds_of(timing, name) for name in case.contestants]
+        per_step = [microseconds(None if s is None else s / case.T) for s in times]
+        ratio = with_quartiles(timing, case.contestants[1])
+        rows.append((shape_text(case), case.mode, str(timing["threads"]), *per_step, ratio))
+    return Table(
+        "Loops over cells",
+        ("T, B, I, H", "mode", "threads", "nn.RNNCell", "FusedRNNCell", "ratio (quartiles)"),
+        rows,
+        "Microseconds for one time step, forward, or forward and backward. Ratio: nn.RNNCell's "
+        "time over FusedRNNCell's.",
+    )

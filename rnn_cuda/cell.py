@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from rnn_cuda.arguments import (
     check_nonlinearity,
     check_tensor,
 )
+from rnn_cuda.functional import layer_as_one_node, runs_as_one_node
 from rnn_cuda.reference import activation, compute_dtype
 
 
@@ -24,9 +26,11 @@ class FusedRNNCell(nn.Module):
 
     .. math:: h' = f(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})
 
-    A single step has nothing to fuse over time, so this is plain PyTorch. It exists so that code
-    that steps by hand has the same nonlinearities and the same rounding as :class:`FusedRNN`: half
-    precisions compute the step in float32 and round once.
+    For code that steps by hand, with the nonlinearities and the rounding of :class:`FusedRNN`: half
+    precisions compute the step in float32 and round once. On a CPU, eager code runs a step on the
+    same kernel, as a sequence of one, to the same bits. Elsewhere (under ``torch.compile`` and the
+    transforms of ``torch.func``, on a GPU) a step is plain PyTorch, since a single one has nothing
+    to fuse over time.
 
     Args:
         input_size: number of features I of the input.
@@ -116,20 +120,44 @@ class FusedRNNCell(nn.Module):
                     f"RNNCell, hx: Expected hidden to be 1D or 2D, got {hx.dim()}D instead"
                 )
 
+        # Each weight is read once: reading a parametrized weight computes it.
+        registered: dict[str, Any] = self._parameters  # as in ElmanStack.all_weights
+        weights = [
+            registered[name] if name in registered else getattr(self, name)
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        ]
         device_type = input.device.type
         dtype = autocast.active_dtype(device_type)
+        if dtype is None:
+            return self._step(input, hx, *weights)
         with autocast.disabled(device_type, dtype):
-            # Each weight is read once: reading a parametrized weight computes it.
-            return self._step(
-                autocast.cast(input, dtype),
-                autocast.cast(hx, dtype),
-                autocast.cast(self.weight_ih, dtype),
-                autocast.cast(self.weight_hh, dtype),
-                autocast.cast(self.bias_ih, dtype),
-                autocast.cast(self.bias_hh, dtype),
-            )
+            hx, *weights = (autocast.cast(tensor, dtype) for tensor in (hx, *weights))
+            return self._step(autocast.cast(input, dtype), hx, *weights)
 
-    def _step(
+    def _step(self, input: Tensor, hx: Tensor | None, *weights: Any) -> Tensor:
+        """Take one step; ``weights`` are those of input and state, and their biases."""
+        if self.hidden_size > 0 and input.device.type == "cpu" and runs_as_one_node(input):
+            try:
+                return self._native_step(input, hx, *weights)
+            except Exception as error:
+                refusal = error
+            # After the fact, as in `functional`: the checks take as long as a small step.
+            try:
+                self._check_fit(input, hx, weights[0])
+                raise refusal
+            finally:
+                del refusal
+        self._check_fit(input, hx, weights[0])
+        return self._plain_step(input, hx, *weights)
+
+    def _native_step(self, input: Tensor, hx: Tensor | None, *weights: Any) -> Tensor:
+        batched = input.dim() == 2
+        if not batched:
+            input, hx = input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)
+        _, h_n = layer_as_one_node(input.unsqueeze(0), (hx, *weights), self.nonlinearity)
+        return h_n if batched else h_n.squeeze(0)
+
+    def _plain_step(
         self,
         input: Tensor,
         hx: Tensor | None,
@@ -138,16 +166,8 @@ class FusedRNNCell(nn.Module):
         bias_ih: Tensor | None,
         bias_hh: Tensor | None,
     ) -> Tensor:
-        if input.shape[-1] != self.input_size:
-            raise RuntimeError(
-                "input has inconsistent input_size: "
-                f"got {input.shape[-1]} expected {self.input_size}"
-            )
-        check_input_placement(input, weight_ih, dtype_error=RuntimeError)
         if hx is None:
             hx = input.new_zeros(*input.shape[:-1], self.hidden_size)
-        self._check_hx(hx, input)
-
         wide = compute_dtype(input.dtype)
 
         def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -155,6 +175,16 @@ class FusedRNNCell(nn.Module):
 
         z = affine(input, weight_ih, bias_ih) + affine(hx, weight_hh, bias_hh)
         return activation(z, self.nonlinearity).to(input.dtype)
+
+    def _check_fit(self, input: Tensor, hx: Tensor | None, weight_ih: Tensor) -> None:
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(
+                "input has inconsistent input_size: "
+                f"got {input.shape[-1]} expected {self.input_size}"
+            )
+        check_input_placement(input, weight_ih, dtype_error=RuntimeError)
+        if hx is not None:
+            self._check_hx(hx, input)
 
     def _check_hx(self, hx: Tensor, input: Tensor) -> None:
         if hx.shape[-1] != self.hidden_size:

@@ -25,6 +25,8 @@ from rnn_cuda.reference import NONLINEARITIES, compute_dtype
 
 __all__ = ["NONLINEARITIES", "bidirectional_elman_rnn", "elman_rnn", "linear_recurrence"]
 
+_Direction = tuple[Any, Any, Any, Any, Any]  # h0, weight_ih, weight_hh, bias_ih, bias_hh
+
 _SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -81,20 +83,8 @@ def elman_rnn(
         batch_of_one = input.unsqueeze(1), _unsqueezed(h0)
         output, h_n = elman_rnn(*batch_of_one, *direction[1:], reverse=reverse, **options)
         return output.squeeze(1), h_n.squeeze(0)
-    if _runs_as_one_node(input):
-        try:
-            return torch.ops.rnn_cuda.elman_layer(
-                input, *direction, nonlinearity, reverse, batch_sizes
-            )
-        except Exception as error:
-            refusal = error
-        # After the fact, as the checks in Python take as long as a small layer. The operator has
-        # them too, before it computes anything; these say better what is wrong.
-        try:
-            _check_layer(input, (direction,), **options)
-            raise refusal
-        finally:
-            del refusal  # its traceback holds this frame, and with it the input
+    if runs_as_one_node(input):
+        return layer_as_one_node(input, direction, nonlinearity, reverse, batch_sizes)
     _check_layer(input, (direction,), **options)
     if not backend.use_native(input.device.type, input.dtype):
         return reference.elman_rnn(input, *direction, reverse=reverse, **options)
@@ -152,19 +142,8 @@ def bidirectional_elman_rnn(
             (output.squeeze(1), h_n.squeeze(0)),
             (output_reverse.squeeze(1), h_n_reverse.squeeze(0)),
         )
-    if _runs_as_one_node(input):
-        try:
-            results = torch.ops.rnn_cuda.elman_layer_pair(
-                input, *first, *second, nonlinearity, batch_sizes
-            )
-            return results[:2], results[2:]
-        except Exception as error:
-            refusal = error
-        try:
-            _check_layer(input, (first, second), **options)  # after the fact, as in `elman_rnn`
-            raise refusal
-        finally:
-            del refusal
+    if runs_as_one_node(input):
+        return _pair_as_one_node(input, first, second, nonlinearity, batch_sizes)
     _check_layer(input, (first, second), **options)
     if not backend.use_native(input.device.type, input.dtype):
         return (
@@ -222,7 +201,10 @@ def linear_recurrence(
     return reference.linear_recurrence(d, g, m, y0, reverse=reverse, batch_sizes=batch_sizes)
 
 
-def _runs_as_one_node(input: Tensor) -> bool:
+# ---- eager layers --------------------------------------------------------------------------------
+
+
+def runs_as_one_node(input: Tensor) -> bool:
     """Whether a layer over ``input`` is to run as one native node of autograd's graph.
 
     See ``csrc/eager_layer.h``. Only tensors with data do: one of a tracer, or on the device "meta",
@@ -236,6 +218,49 @@ def _runs_as_one_node(input: Tensor) -> bool:
         and not recorders
         and backend.use_native(input.device.type, input.dtype)
     )
+
+
+def layer_as_one_node(
+    input: Tensor,
+    direction: _Direction,
+    nonlinearity: str,
+    reverse: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run `elman_rnn` on a dense or packed batch of which `runs_as_one_node` is true."""
+    arguments = (input, *direction, nonlinearity, reverse, batch_sizes)
+    checked = (input, (direction,), nonlinearity, batch_sizes)
+    return _call(torch.ops.rnn_cuda.elman_layer, arguments, checked)
+
+
+def _pair_as_one_node(
+    input: Tensor,
+    first: _Direction,
+    second: _Direction,
+    nonlinearity: str,
+    batch_sizes: Tensor | None,
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    arguments = (input, *first, *second, nonlinearity, batch_sizes)
+    checked = (input, (first, second), nonlinearity, batch_sizes)
+    results = _call(torch.ops.rnn_cuda.elman_layer_pair, arguments, checked)
+    return results[:2], results[2:]
+
+
+def _call(operator: Any, arguments: tuple[Any, ...], checked: tuple[Any, ...]) -> Any:
+    """Call an operator; if it refuses, raise what `_check_layer` has to say, else what it said.
+
+    After the fact, as the checks in Python take as long as a small layer. The operator has them
+    too, before it computes anything; these say better what is wrong.
+    """
+    try:
+        return operator(*arguments)
+    except Exception as error:
+        refusal = error
+    try:
+        _check_layer(*checked)
+        raise refusal
+    finally:
+        del refusal  # its traceback holds this frame, and with it the tensors
 
 
 def _total_bias(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | None:
@@ -270,9 +295,6 @@ def _check_str(name: str, value: object) -> None:
 def _check_bool(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
-
-
-_Direction = tuple[Any, Any, Any, Any, Any]  # h0, weight_ih, weight_hh, bias_ih, bias_hh
 
 
 def _direction(name: str, tensors: object) -> _Direction:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import rnn_cuda.cell
-from rnn_cuda import FusedRNN, FusedRNNCell
+from rnn_cuda import FusedRNN, FusedRNNCell, backend
 from rnn_cuda.reference import NONLINEARITIES
 
 
@@ -87,6 +87,39 @@ def test_steps_are_those_of_the_layer(nonlinearity, dtype):
     for t in range(4):
         h = cell(x[t], h)
         torch.testing.assert_close(h, output[t], rtol=torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize("dtype", backend.NATIVE_DTYPES, ids=str)
+@pytest.mark.parametrize(("I", "H", "B"), [(3, 5, 2), (40, 70, 1), (8, 130, 9)])
+def test_native_steps_have_the_bits_of_the_layer(I, H, B, dtype):
+    if backend.requested() == "emulated" or not backend.use_native("cpu", dtype):
+        pytest.skip("the CPU kernel's promise")
+    rnn, cell = FusedRNN(I, H, dtype=dtype), FusedRNNCell(I, H, dtype=dtype)
+    cell.load_state_dict({n.removesuffix("_l0"): p for n, p in rnn.state_dict().items()})
+    x = _normal(4, B, I, dtype=dtype)
+    output, _ = rnn(x)
+
+    h = None
+    for t in range(4):
+        h = cell(x[t], h)
+        assert torch.equal(h, output[t])
+        assert torch.equal(cell(x[t, 0], None if t == 0 else output[t - 1, 0]), output[t, 0])
+
+
+def test_steps_under_transforms_and_compiled_are_those_of_eager_code():
+    cell = FusedRNNCell(3, 5, dtype=torch.float64)
+    x, h, dx, dh = (_normal(4, n) for n in (3, 5, 3, 5))
+    expected, pull_back = torch.autograd.functional.vjp(cell, (x, h), dh)
+
+    compiled = torch.compile(cell, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, h), expected)
+    torch.testing.assert_close(torch.func.vmap(cell)(x, h), expected)
+    torch.testing.assert_close(torch.func.vjp(cell, x, h)[1](dh), pull_back)
+    _, tangent = torch.func.jvp(cell, (x, h), (dx, dh))
+    in_x, in_h = pull_back
+    torch.testing.assert_close((tangent * dh).sum(), (in_x * dx).sum() + (in_h * dh).sum())
+    with torch.device("meta"):
+        assert FusedRNNCell(3, 5)(torch.empty(2, 3)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "sigmoid", "identity"])

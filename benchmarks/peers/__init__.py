@@ -16,14 +16,14 @@ from benchmarks.peers.ours import (
     FusedRNNPeer,
     FusedRNNTanh,
 )
-from benchmarks.peers.torch_loops import CompiledLoop, RNNCellLoop
+from benchmarks.peers.torch_loops import CompiledLoop, FusedRNNCellLoop, RNNCellLoop
 from benchmarks.peers.torch_modules import TorchGRU, TorchLSTM, TorchRNN
 
 PEERS: dict[str, type[Peer]] = {
     peer.name: peer
     for peer in (
         *(TorchRNN, FusedRNNPeer, FusedRNNDense, FusedRNNTanh, ElmanRNNFunction, ElmanOperator),
-        *(TorchLSTM, TorchGRU, RNNCellLoop, CompiledLoop),
+        *(TorchLSTM, TorchGRU, RNNCellLoop, CompiledLoop, FusedRNNCellLoop),
         *(JaxPeer, OnnxRuntimePeer, KerasPeer, FlashRNNPeer),
     )
 }

@@ -1,8 +1,9 @@
-"""A Python loop over ``nn.RNNCell``, eager and compiled: what one writes to get at every step."""
+"""Python loops over a cell, eager and compiled: what one writes to get at every step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,20 +11,24 @@ from torch import Tensor, nn
 from benchmarks.cases import Case
 from benchmarks.peers.base import Peer, Prepared, plain_float32_only
 from benchmarks.problems import Problem, torch_work
+from rnn_cuda import FusedRNNCell
 
 COMPILED_UP_TO = 256
 """Time steps. The loop is unrolled by torch.compile, whose own time grows with it: minutes at some
 hundred steps."""
 
 
-def _cell_of(problem: Problem) -> nn.RNNCell:
+Cell = nn.RNNCell | FusedRNNCell
+
+
+def _cell_of(problem: Problem, kind: type[Cell] = nn.RNNCell) -> Cell:
     case = problem.case
-    cell = nn.RNNCell(case.I, case.H, nonlinearity=case.nonlinearity, dtype=problem.dtype)
+    cell = kind(case.I, case.H, nonlinearity=case.nonlinearity, dtype=problem.dtype)
     cell.load_state_dict({k.removesuffix("_l0"): w for k, w in problem.weights.items()})
     return cell
 
 
-def _loop(cell: nn.RNNCell) -> Callable[[Tensor], Tensor]:
+def _loop(cell: Cell) -> Callable[[Tensor], Tensor]:
     def call(x: Tensor) -> Tensor:
         h = x.new_zeros(x.shape[1], cell.hidden_size)
         states = []
@@ -40,6 +45,7 @@ class RNNCellLoop(Peer):
 
     name = "rnn_cell_loop"
     title = "nn.RNNCell loop"
+    kind: ClassVar[type[Cell]] = nn.RNNCell
 
     def refuses(self, case: Case) -> str | None:
         """Refuse what would need more than one plain loop."""
@@ -47,8 +53,16 @@ class RNNCellLoop(Peer):
 
     def prepare(self, problem: Problem) -> Prepared:
         """Copy the weights into a cell."""
-        cell = _cell_of(problem)
+        cell = _cell_of(problem, self.kind)
         return Prepared(torch_work(problem, _loop(cell), list(cell.parameters())))
+
+
+class FusedRNNCellLoop(RNNCellLoop):
+    """The same loop over this package's cell."""
+
+    name = "fused_rnn_cell_loop"
+    title = "FusedRNNCell loop"
+    kind = FusedRNNCell
 
 
 class CompiledLoop(RNNCellLoop):
