@@ -129,14 +129,14 @@ class FusedRNNCell(nn.Module):
         device_type = input.device.type
         dtype = autocast.active_dtype(device_type)
         if dtype is None:
-            return self._step(input, hx, *weights)
+            return self._step(device_type, input, hx, *weights)
         with autocast.disabled(device_type, dtype):
             hx, *weights = (autocast.cast(tensor, dtype) for tensor in (hx, *weights))
-            return self._step(autocast.cast(input, dtype), hx, *weights)
+            return self._step(device_type, autocast.cast(input, dtype), hx, *weights)
 
-    def _step(self, input: Tensor, hx: Tensor | None, *weights: Any) -> Tensor:
+    def _step(self, device_type: str, input: Tensor, hx: Tensor | None, *weights: Any) -> Tensor:
         """Take one step; ``weights`` are those of input and state, and their biases."""
-        if self.hidden_size > 0 and input.device.type == "cpu" and runs_as_one_node(input):
+        if device_type == "cpu" and self.hidden_size > 0 and runs_as_one_node(input, device_type):
             try:
                 return self._native_step(input, hx, *weights)
             except Exception as error:

@@ -83,7 +83,7 @@ def elman_rnn(
         batch_of_one = input.unsqueeze(1), _unsqueezed(h0)
         output, h_n = elman_rnn(*batch_of_one, *direction[1:], reverse=reverse, **options)
         return output.squeeze(1), h_n.squeeze(0)
-    if runs_as_one_node(input):
+    if runs_as_one_node(input, input.device.type):
         return layer_as_one_node(input, direction, nonlinearity, reverse, batch_sizes)
     _check_layer(input, (direction,), **options)
     if not backend.use_native(input.device.type, input.dtype):
@@ -142,7 +142,7 @@ def bidirectional_elman_rnn(
             (output.squeeze(1), h_n.squeeze(0)),
             (output_reverse.squeeze(1), h_n_reverse.squeeze(0)),
         )
-    if runs_as_one_node(input):
+    if runs_as_one_node(input, input.device.type):
         return _pair_as_one_node(input, first, second, nonlinearity, batch_sizes)
     _check_layer(input, (first, second), **options)
     if not backend.use_native(input.device.type, input.dtype):
@@ -204,19 +204,20 @@ def linear_recurrence(
 # ---- eager layers --------------------------------------------------------------------------------
 
 
-def runs_as_one_node(input: Tensor) -> bool:
+def runs_as_one_node(input: Tensor, device_type: str) -> bool:
     """Whether a layer over ``input`` is to run as one native node of autograd's graph.
 
     See ``csrc/eager_layer.h``. Only tensors with data do: one of a tracer, or on the device "meta",
-    would not get to the checks of the native code.
+    would not get to the checks of the native code. ``device_type`` is ``input.device.type``.
     """
+    dtype = input.dtype
     return (
         type(input) in (Tensor, torch.nn.Parameter)
-        and not input.is_meta
-        and input.dtype in _SUPPORTED_DTYPES
+        and device_type != "meta"
+        and dtype in _SUPPORTED_DTYPES
         and plain_eager_mode()
         and not recorders
-        and backend.use_native(input.device.type, input.dtype)
+        and backend.use_native(device_type, dtype)
     )
 
 
