@@ -154,8 +154,11 @@ class FusedRNNCell(nn.Module):
         batched = input.dim() == 2
         if not batched:
             input, hx = input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)
-        _, h_n = layer_as_one_node(input.unsqueeze(0), (hx, *weights), self.nonlinearity)
-        return h_n if batched else h_n.squeeze(0)
+        output, h_n = layer_as_one_node(input.unsqueeze(0), (hx, *weights), self.nonlinearity)
+        # The backward pass reads the state from the output, which is therefore kept: then the next
+        # step had better keep that too, and not a copy. Without a graph, h_n takes no view.
+        state = output.squeeze(0) if output.requires_grad else h_n
+        return state if batched else state.squeeze(0)
 
     def _plain_step(
         self,

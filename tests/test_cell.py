@@ -106,6 +106,22 @@ def test_native_steps_have_the_bits_of_the_layer(I, H, B, dtype):
         assert torch.equal(cell(x[t, 0], None if t == 0 else output[t - 1, 0]), output[t, 0])
 
 
+@pytest.mark.parametrize("kind", [FusedRNNCell, nn.RNNCell], ids=lambda kind: kind.__name__)
+def test_a_loop_in_training_keeps_one_state_a_step(kind):
+    cell, x, kept = kind(3, 7), _normal(6, 2, 3, dtype=torch.float32), {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    h = torch.zeros(2, 7)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        for t in range(6):
+            h = cell(x[t], h)
+    assert sum(storage.nbytes() == 2 * 7 * 4 for storage in kept.values()) == 7  # with the first
+
+
 def test_steps_under_transforms_and_compiled_are_those_of_eager_code():
     cell = FusedRNNCell(3, 5, dtype=torch.float64)
     x, h, dx, dh = (_normal(4, n) for n in (3, 5, 3, 5))
