@@ -123,7 +123,7 @@ def compare(old: Version, new: Version, case: Case, threads: int, seconds: float
         "threads": threads,
         "rounds": len(samples["new"]),
         "same_bits": all(same_bits(*pair) for pair in zip(*results, strict=True)),
-        "apart": _largest([relative_error(*pair) for pair in zip(*results, strict=True)]),
+        "apart": largest([relative_error(*pair) for pair in zip(*results, strict=True)]),
         **summarise(samples, "old"),
     }
 
@@ -132,8 +132,9 @@ def _place(case: Case, threads: int) -> str:
     return f"({shape_text(case)}) {case.mode} {threads}t"
 
 
-def _largest(errors: Sequence[float]) -> float:
-    return float(torch.tensor(errors, dtype=torch.float64).max())  # NaN if one of them is
+def largest(errors: Sequence[float]) -> float:
+    """Return the largest error, NaN if one of them is."""
+    return float(torch.tensor(errors, dtype=torch.float64).max())
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 KERNELS = ("recurrence", "gradients")
 PROBLEMS = 300
-ARM_PROBLEMS = 60
+ARM_PROBLEMS = 30
 
 # ThreadSanitizer would take minutes.
 SANITIZERS = {"address": ALL_SANITIZERS["address"]}
