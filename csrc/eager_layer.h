@@ -10,6 +10,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/add.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/forward_grad.h>
@@ -231,7 +232,8 @@ struct DirectionOfNode {
     if (needs_weight_ih) arguments[1] = weight_ih;
     if (needs_weight_hh) arguments[2] = weight_hh;
     if (needs_bias_ih) arguments[3] = bias;
-    if (needs_bias_hh) arguments[4] = bias;
+    // Not the same tensor twice: who scales one gradient in place would scale both.
+    if (needs_bias_hh) arguments[4] = needs_bias_ih ? bias.clone() : bias;
   }
 };
 
@@ -245,8 +247,10 @@ class ElmanLayer : public torch::autograd::Function<ElmanLayer> {
     const DirectionTensors d = {h0, weight_ih, weight_hh, bias_ih, bias_hh, {}};
     const auto [output, h_n] = forward_below_autograd(input, d, nonlinearity, reverse, batch_sizes);
     context->set_materialize_grads(false);
-    context->save_for_backward({input, h0.value_or(Tensor()), weight_ih, weight_hh, output});
-    *saved_outputs = {output};
+    // Of a single step, the state itself: who takes one step after the other keeps just that.
+    const Tensor& states = !batch_sizes && input.size(0) == 1 ? h_n : output;
+    context->save_for_backward({input, h0.value_or(Tensor()), weight_ih, weight_hh, states});
+    *saved_outputs = {states};
     DirectionOfNode::save(context, "", d);
     context->saved_data["nonlinearity"] = std::string(nonlinearity);
     context->saved_data["reverse"] = reverse;
@@ -259,14 +263,16 @@ class ElmanLayer : public torch::autograd::Function<ElmanLayer> {
     const OutputGradients of_outputs = {if_defined(grads[0]), if_defined(grads[1])};
     if (!of_outputs.exist()) return of_arguments;
     const Tensors saved = context->get_saved_variables();
-    const DirectionTensors d = {if_defined(saved[1]), saved[2], saved[3], {}, {}, saved[4]};
+    const auto batch_sizes = context->saved_data["batch_sizes"].toOptional<Tensor>();
+    const bool is_single_step = !batch_sizes && saved[4].dim() == 2;
+    const Tensor output = is_single_step ? saved[4].unsqueeze(0) : saved[4];
+    const DirectionTensors d = {if_defined(saved[1]), saved[2], saved[3], {}, {}, output};
     Needs needs(*context);
     const bool needs_input = needs.next();
     const DirectionOfNode direction(context, "", d, needs);
     const auto [of_input, of_h0, of_weight_ih, of_weight_hh, of_bias, norm] = gradients_of(
         of_outputs, saved[0], d, context->saved_data["nonlinearity"].toStringView(),
-        context->saved_data["reverse"].toBool(),
-        context->saved_data["batch_sizes"].toOptional<Tensor>(), direction.wanted(needs_input));
+        context->saved_data["reverse"].toBool(), batch_sizes, direction.wanted(needs_input));
     if (needs_input) of_arguments[0] = of_input;
     direction.place(of_h0, of_weight_ih, of_weight_hh, of_bias, &of_arguments[1]);
     return of_arguments;
@@ -347,13 +353,18 @@ class ElmanLayerPair : public torch::autograd::Function<ElmanLayerPair> {
 
 // ---- operators ---------------------------------------------------------------------------------
 
+// Whether autograd records now. (Inference mode does not, whatever the grad mode says.)
+inline bool records_graph() {
+  return at::GradMode::is_enabled() && !c10::InferenceMode::is_enabled();
+}
+
 inline ForwardTensors elman_layer(const Tensor& input, const OptionalTensor& h0,
                                   const Tensor& weight_ih, const Tensor& weight_hh,
                                   const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
                                   std::string_view nonlinearity, bool reverse,
                                   const OptionalTensor& batch_sizes) {
   const DirectionTensors d = {h0, weight_ih, weight_hh, bias_ih, bias_hh, {}};
-  if (!at::GradMode::is_enabled() || (!input.requires_grad() && !d.requires_grad()))
+  if (!records_graph() || (!input.requires_grad() && !d.requires_grad()))
     return forward_below_autograd(input, d, nonlinearity, reverse, batch_sizes);
   const Tensors results = apply_or_let_go([&](Tensors* saved_outputs) {
     return ElmanLayer::apply(input, h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity,
@@ -372,7 +383,7 @@ inline PairForwardTensors elman_layer_pair(
   const DirectionTensors r = {h0_reverse,      weight_ih_reverse, weight_hh_reverse,
                               bias_ih_reverse, bias_hh_reverse,   {}};
   const bool needs_graph = input.requires_grad() || d.requires_grad() || r.requires_grad();
-  if (!at::GradMode::is_enabled() || !needs_graph)
+  if (!records_graph() || !needs_graph)
     return forward_below_autograd(input, d, r, nonlinearity, batch_sizes);
   const Tensors results = apply_or_let_go([&](Tensors* saved_outputs) {
     return ElmanLayerPair::apply(input, h0, weight_ih, weight_hh, bias_ih, bias_hh, h0_reverse,

@@ -72,9 +72,9 @@ inline void check_one_hidden_size(const Tensor& weight_hh, const Tensor& weight_
 }
 
 // Fills in a Recurrence. Keeps alive what it had to copy; checks what it takes against what is
-// already there. In eager code nothing has been checked before: every tensor has to pass here
-// before anything is computed. (What is refused, the Python layer then explains in friendlier
-// words.)
+// already there. In eager code nothing has been checked before (but biases, one by one, in
+// eager_layer.h): every tensor has to pass here before any kernel runs. What is refused, the Python
+// layer then explains in friendlier words.
 class RecurrenceBuilder {
  public:
   // `like` is (T, B, H), or (N, H) with batch_sizes.

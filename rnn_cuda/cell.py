@@ -20,6 +20,9 @@ from rnn_cuda.arguments import (
 from rnn_cuda.functional import layer_as_one_node, runs_as_one_node
 from rnn_cuda.reference import activation, compute_dtype
 
+# Other kinds of tensors, and traces, do with PyTorch's own operators as they like.
+_PLAIN = {Tensor, nn.Parameter, type(None)}
+
 
 class FusedRNNCell(nn.Module):
     r"""One step of an Elman RNN; a drop-in for :class:`torch.nn.RNNCell`.
@@ -28,9 +31,10 @@ class FusedRNNCell(nn.Module):
 
     For code that steps by hand, with the nonlinearities and the rounding of :class:`FusedRNN`: half
     precisions compute the step in float32 and round once. On a CPU, eager code runs a step on the
-    same kernel, as a sequence of one, to the same bits. Elsewhere (under ``torch.compile`` and the
-    transforms of ``torch.func``, on a GPU) a step is plain PyTorch, since a single one has nothing
-    to fuse over time.
+    kernel of the layer, to the same bits; the first one compiles it. Everywhere else (on a GPU,
+    under ``torch.compile``, traced, under the transforms of ``torch.func``, in forward mode, with
+    subclasses of tensors, while a `GradientFlow` records, on the reference backend) a step is plain
+    PyTorch, since a single one has nothing to fuse over time.
 
     Args:
         input_size: number of features I of the input.
@@ -52,7 +56,8 @@ class FusedRNNCell(nn.Module):
 
     Raises:
         TypeError: an argument, the input or ``hx`` is of the wrong type.
-        ValueError: an argument is out of range, or ``input`` or ``hx`` has not 1 or 2 dimensions.
+        ValueError: an argument is out of range, ``input`` or ``hx`` has not 1 or 2 dimensions, or
+            the weights do not fit each other.
         RuntimeError: the shape, dtype or device of ``input`` or ``hx`` does not fit.
 
     Example:
@@ -136,7 +141,13 @@ class FusedRNNCell(nn.Module):
 
     def _step(self, device_type: str, input: Tensor, hx: Tensor | None, *weights: Any) -> Tensor:
         """Take one step; ``weights`` are those of input and state, and their biases."""
-        if device_type == "cpu" and self.hidden_size > 0 and runs_as_one_node(input, device_type):
+        if (
+            device_type == "cpu"
+            and self.hidden_size > 0
+            and runs_as_one_node(input, device_type)
+            and {type(hx), *map(type, weights)} <= _PLAIN
+            and not torch._C._is_tracing()
+        ):
             try:
                 return self._native_step(input, hx, *weights)
             except Exception as error:
@@ -154,11 +165,8 @@ class FusedRNNCell(nn.Module):
         batched = input.dim() == 2
         if not batched:
             input, hx = input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)
-        output, h_n = layer_as_one_node(input.unsqueeze(0), (hx, *weights), self.nonlinearity)
-        # The backward pass reads the state from the output, which is therefore kept: then the next
-        # step had better keep that too, and not a copy. Without a graph, h_n takes no view.
-        state = output.squeeze(0) if output.requires_grad else h_n
-        return state if batched else state.squeeze(0)
+        _, h_n = layer_as_one_node(input.unsqueeze(0), (hx, *weights), self.nonlinearity)
+        return h_n if batched else h_n.squeeze(0)
 
     def _plain_step(
         self,

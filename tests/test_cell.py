@@ -122,6 +122,35 @@ def test_a_loop_in_training_keeps_one_state_a_step(kind):
     assert sum(storage.nbytes() == 2 * 7 * 4 for storage in kept.values()) == 7  # with the first
 
 
+@pytest.mark.parametrize("kind", [FusedRNNCell, nn.RNNCell], ids=lambda kind: kind.__name__)
+def test_a_state_can_be_detached_in_place(kind):
+    cell, h = kind(3, 5), None
+    for _ in range(3):  # truncated backpropagation by hand
+        h = cell(torch.randn(2, 3), h)
+        h.sum().backward()
+        h.detach_()  # it is refused for views
+        assert not h.requires_grad
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_traced_step_needs_no_operators_but_pytorchs():
+    cell, x, h = FusedRNNCell(3, 5), torch.randn(2, 3), torch.randn(2, 5)
+    traced = torch.jit.trace(cell, (x, h))
+    assert "rnn_cuda::" not in str(traced.inlined_graph)
+    torch.testing.assert_close(traced(x, h), cell(x, h))
+
+
+class Kind(Tensor):
+    """Some subclass."""
+
+
+def test_subclasses_of_tensors_go_through_pytorchs_operators():
+    fused, oracle = _pair(3, 5)
+    x, h = torch.randn(2, 3), torch.randn(2, 5).as_subclass(Kind)
+    assert type(fused(x, h)) is type(oracle(x, h)) is Kind
+    torch.testing.assert_close(fused(x, h), oracle(x, h))
+
+
 def test_steps_under_transforms_and_compiled_are_those_of_eager_code():
     cell = FusedRNNCell(3, 5, dtype=torch.float64)
     x, h, dx, dh = (_normal(4, n) for n in (3, 5, 3, 5))

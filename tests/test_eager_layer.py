@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from rnn_cuda import FusedRNN, backend, reference
+from rnn_cuda import FusedRNN, FusedRNNCell, backend, reference
 from rnn_cuda.functional import bidirectional_elman_rnn, elman_rnn
 from rnn_cuda.instruments import GradientFlow
 
@@ -126,6 +126,25 @@ def test_biases_of_half_precision_are_added_in_float32(dtype, absent):
     biases = [value for name, value in given.items() if "bias" in name and value is not None]
     for gradient in torch.autograd.grad(output.float().sum(), biases):
         assert gradient.dtype == dtype
+
+
+@pytest.mark.parametrize("kind", ["layer", "pair", "cell"])
+def test_each_bias_has_a_gradient_of_its_own(kind):
+    module = FusedRNNCell(I, H) if kind == "cell" else FusedRNN(I, H, bidirectional=kind == "pair")
+    result = module(torch.randn(*([] if kind == "cell" else [T]), B, I))
+    output = result if kind == "cell" else result[0]
+    gradients = torch.autograd.grad(output.sum(), list(module.parameters()))
+    assert len({gradient.data_ptr() for gradient in gradients}) == len(gradients)
+
+
+@pytest.mark.parametrize("kind", ["layer", "pair", "cell"])
+def test_inference_mode_records_nothing_whatever_the_grad_mode(kind):
+    module = FusedRNNCell(I, H) if kind == "cell" else FusedRNN(I, H, bidirectional=kind == "pair")
+    x = torch.randn(*([] if kind == "cell" else [T]), B, I)
+    with torch.inference_mode(), torch.enable_grad():
+        results = module(x)
+    results = [results] if kind == "cell" else results
+    assert not any(result.requires_grad for result in results)
 
 
 def test_a_consumed_graph_says_so():
