@@ -150,7 +150,7 @@ def describe() -> dict[str, Any]:
 
     import rnn_cuda
 
-    commit = _git("rev-parse", "HEAD")
+    commit = git("rev-parse", "HEAD")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu_model(),
@@ -164,7 +164,7 @@ def describe() -> dict[str, Any]:
         "numpy": importlib.metadata.version("numpy"),
         "rnn_cuda": rnn_cuda.__version__,
         "git_commit": commit,
-        "git_modified": None if commit is None else bool(_git("status", "--porcelain")),
+        "git_modified": None if commit is None else bool(git("status", "--porcelain")),
     }
 
 
@@ -175,7 +175,8 @@ def folder_name(machine: dict[str, Any]) -> str:
     return f"{slug}-{machine['date'][:10]}"
 
 
-def _git(*arguments: str) -> str | None:
+def git(*arguments: str) -> str | None:
+    """Return what git says of this repository, stripped; None if it cannot."""
     command = ["git", "-C", str(REPOSITORY), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -29,7 +29,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.cases import TABLE_SHAPES, Case
-from benchmarks.machine import REPOSITORY, thread_environment, usable_cores
+from benchmarks.machine import REPOSITORY, git, thread_environment, usable_cores
 from benchmarks.problems import relative_error
 from benchmarks.reading import Table, milliseconds, number, shape_text
 from benchmarks.report import print_table
@@ -206,11 +206,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--threads takes numbers from 1 to {cores}, the cores there are")
     for name in ("old", "new"):
         revision = getattr(options, name)
-        command = ["git", "-C", str(REPOSITORY), "rev-parse", "--verify", f"{revision}^{{commit}}"]
-        if (
-            revision != HERE
-            and subprocess.run(command, capture_output=True, check=False).returncode
-        ):
+        known = revision == HERE or git("rev-parse", "--verify", f"{revision}^{{commit}}")
+        if not known:
             parser.error(f"{name}: there is no commit {revision!r}")
     return options
 

@@ -17,7 +17,8 @@ from rnn_cuda.arguments import (
     check_nonlinearity,
     check_tensor,
 )
-from rnn_cuda.functional import layer_as_one_node, runs_as_one_node
+from rnn_cuda.functional import call_then_check, layer_as_one_node, runs_as_one_node
+from rnn_cuda.modules import read_weights
 from rnn_cuda.reference import activation, compute_dtype
 
 # Other kinds of tensors, and traces, do with PyTorch's own operators as they like.
@@ -125,12 +126,7 @@ class FusedRNNCell(nn.Module):
                     f"RNNCell, hx: Expected hidden to be 1D or 2D, got {hx.dim()}D instead"
                 )
 
-        # Each weight is read once: reading a parametrized weight computes it.
-        registered: dict[str, Any] = self._parameters  # as in ElmanStack.all_weights
-        weights = [
-            registered[name] if name in registered else getattr(self, name)
-            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        ]
+        weights = read_weights(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         device_type = input.device.type
         dtype = autocast.active_dtype(device_type)
         if dtype is None:
@@ -148,16 +144,8 @@ class FusedRNNCell(nn.Module):
             and {type(hx), *map(type, weights)} <= _PLAIN
             and not torch._C._is_tracing()
         ):
-            try:
-                return self._native_step(input, hx, *weights)
-            except Exception as error:
-                refusal = error
-            # After the fact, as in `functional`: the checks take as long as a small step.
-            try:
-                self._check_fit(input, hx, weights[0])
-                raise refusal
-            finally:
-                del refusal
+            step, checked = (input, hx, *weights), (input, hx, weights[0])
+            return call_then_check(self._native_step, step, self._check_fit, checked)
         self._check_fit(input, hx, weights[0])
         return self._plain_step(input, hx, *weights)
 

@@ -12,7 +12,7 @@ Shape legend: T time steps, B batch, I input size, H hidden size, N = sum(batch_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -231,7 +231,7 @@ def layer_as_one_node(
     """Run `elman_rnn` on a dense or packed batch of which `runs_as_one_node` is true."""
     arguments = (input, *direction, nonlinearity, reverse, batch_sizes)
     checked = (input, (direction,), nonlinearity, batch_sizes)
-    return _call(torch.ops.rnn_cuda.elman_layer, arguments, checked)
+    return call_then_check(torch.ops.rnn_cuda.elman_layer, arguments, _check_layer, checked)
 
 
 def _pair_as_one_node(
@@ -243,22 +243,28 @@ def _pair_as_one_node(
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     arguments = (input, *first, *second, nonlinearity, batch_sizes)
     checked = (input, (first, second), nonlinearity, batch_sizes)
-    results = _call(torch.ops.rnn_cuda.elman_layer_pair, arguments, checked)
+    operator = torch.ops.rnn_cuda.elman_layer_pair
+    results = call_then_check(operator, arguments, _check_layer, checked)
     return results[:2], results[2:]
 
 
-def _call(operator: Any, arguments: tuple[Any, ...], checked: tuple[Any, ...]) -> Any:
-    """Call an operator; if it refuses, raise what `_check_layer` has to say, else what it said.
+def call_then_check(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    check: Callable[..., None],
+    checked: tuple[Any, ...],
+) -> Any:
+    """Call ``function``; if it raises, raise what ``check`` has to say, else what it raised.
 
-    After the fact, as the checks in Python take as long as a small layer. The operator has them
-    too, before it computes anything; these say better what is wrong.
+    After the fact, as the checks in Python take as long as a small layer. The operators have them
+    too, before they compute anything; these say better what is wrong.
     """
     try:
-        return operator(*arguments)
+        return function(*arguments)
     except Exception as error:
         refusal = error
     try:
-        _check_layer(*checked)
+        check(*checked)
         raise refusal
     finally:
         del refusal  # its traceback holds this frame, and with it the tensors

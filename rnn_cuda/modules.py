@@ -30,6 +30,14 @@ from rnn_cuda.functional import bidirectional_elman_rnn, elman_rnn
 from rnn_cuda.rebuild import TORCH_NONLINEARITIES, parameter_copier, rebuild
 
 
+def read_weights(module: nn.Module, names: Sequence[str]) -> list[Any]:
+    """Return the weights of these names, each read once: a parametrized one is computed by that."""
+    # Module.__getattr__ would look for a parameter in several places. It still finds those that
+    # are none any more: parametrized, pruned, weight-normalised.
+    registered: dict[str, Any] = module._parameters
+    return [registered[name] if name in registered else getattr(module, name) for name in names]
+
+
 class ElmanStack(nn.Module):
     """Layers and directions of Elman cells, with the interface of :class:`torch.nn.RNN`.
 
@@ -124,13 +132,7 @@ class ElmanStack(nn.Module):
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The weights of each layer and direction: ``[weight_ih, weight_hh, bias_ih, bias_hh]``."""
-        # Module.__getattr__ would look for a parameter in several places. It still finds those that
-        # are none any more: parametrized, pruned, weight-normalised.
-        registered: dict[str, Any] = self._parameters
-        return [
-            [registered[name] if name in registered else getattr(self, name) for name in names]
-            for names in self._weight_names
-        ]
+        return [read_weights(self, names) for names in self._weight_names]
 
     def reset_parameters(self) -> None:
         """Draw every parameter anew from ``U(-1/sqrt(H), 1/sqrt(H))``, in order of creation."""
