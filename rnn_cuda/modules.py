@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnn_cuda import autocast
+from rnn_cuda._adjoint import RecurrentCall, recorders
 from rnn_cuda.arguments import (
     check_bool,
     check_dropout,
@@ -225,24 +226,28 @@ class ElmanStack(nn.Module):
             self._check_hx_shape(hx, (batch,))
             hx = hx if sorted_indices is None else hx.index_select(1, sorted_indices)
 
-        output, h_n = self._run_layers(data, hx, batch_sizes)
+        output, h_n = self._run_layers(data, hx, batch_sizes, unsorted_indices)
 
         h_n = h_n if unsorted_indices is None else h_n.index_select(1, unsorted_indices)
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
 
     def _run_layers(
-        self, sequence: Tensor, hx: Tensor | None, batch_sizes: Tensor | None
+        self,
+        sequence: Tensor,
+        hx: Tensor | None,
+        batch_sizes: Tensor | None,
+        unsorted_indices: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run every layer and direction; ``sequence`` is ``(T, B, I)``, or ``(N, I)`` packed."""
         weights = self.all_weights  # once: reading a parametrized weight computes it
         device_type = sequence.device.type
         dtype = autocast.active_dtype(device_type)
         if dtype is None:
-            return self._compute(sequence, hx, weights, batch_sizes)
+            return self._compute(sequence, hx, weights, batch_sizes, unsorted_indices)
         weights = [[autocast.cast(w, dtype) for w in group] for group in weights]
         sequence, hx = autocast.cast(sequence, dtype), autocast.cast(hx, dtype)
         with autocast.disabled(device_type, dtype):
-            return self._compute(sequence, hx, weights, batch_sizes)
+            return self._compute(sequence, hx, weights, batch_sizes, unsorted_indices)
 
     def _compute(
         self,
@@ -250,26 +255,60 @@ class ElmanStack(nn.Module):
         hx: Tensor | None,
         weights: list[list[Tensor]],
         batch_sizes: Tensor | None,
+        unsorted_indices: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         self._check_fit(sequence, hx, weights[0][0])
         if hx is None:
             h0 = [None] * len(weights)
         else:
             h0 = hx.unbind(0) if len(weights) > 1 else [hx.squeeze(0)]
-        if len(weights) == 1:
+        call = None
+        if recorders and not torch.compiler.is_compiling():
+            call = self._call_to_record(sequence, hx, weights, batch_sizes, unsorted_indices)
+        elif len(weights) == 1:
             # As below, in less Python: over a short sequence it is most of the time.
             ((output, h_n),) = self._layer(sequence, h0, weights, batch_sizes)
             return output, torch.stack((h_n,))
-        final_states = []
+        every_output, final_states = [], []
         for layer in range(self.num_layers):
             its = slice(layer * self._num_directions, (layer + 1) * self._num_directions)
             directions = self._layer(sequence, h0[its], weights[its], batch_sizes)
             outputs = [output for output, _ in directions]
+            every_output += outputs
             final_states += [h_n for _, h_n in directions]
             sequence = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
             if self.dropout and layer + 1 < self.num_layers:
                 sequence = nn.functional.dropout(sequence, self.dropout, self.training)
-        return sequence, torch.stack(final_states)
+        results: Any = sequence, torch.stack(final_states)
+        if call is not None:
+            for recorder in recorders:
+                results = recorder.record(call, results, every_output)
+        return results
+
+    def _call_to_record(
+        self,
+        sequence: Tensor,
+        hx: Tensor | None,
+        weights: list[list[Tensor]],
+        batch_sizes: Tensor | None,
+        unsorted_indices: Tensor | None,
+    ) -> RecurrentCall:
+        dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
+        return RecurrentCall(
+            module=self,
+            kind=self.nonlinearity,
+            input=sequence,
+            h0=hx,
+            c0=None,
+            weights=weights,
+            bidirectional=self._num_directions == 2,
+            has_biases=self.bias,
+            training=self.training,
+            dropout=dropout,
+            batch_sizes=batch_sizes,
+            unsorted_indices=unsorted_indices,
+            random_state=torch.get_rng_state() if dropout else None,
+        )
 
     def _layer(
         self,
