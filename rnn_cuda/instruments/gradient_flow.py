@@ -112,7 +112,8 @@ class GradientFlow:
         self.cell_through_hidden = cell_through_hidden
         self._names: dict[nn.Module, tuple[int, str]] = {}  # position and name of what is recorded
         for name, module in model.named_modules():
-            if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):
+            compiled = getattr(module, _Caller.PLACE)
+            if hasattr(module, "_orig_mod") or not isinstance(compiled, _Caller | None):
                 raise ValueError(
                     f"model: {name or 'it'} is compiled, and a compiled model has no calls to "
                     "record; pass the model before torch.compile, and run that"
@@ -270,22 +271,22 @@ class _Caller:
     all hooks, ends with the call however that ends, and is in no copy or pickle of the module.
     """
 
-    _PLACE = "_compiled_call_impl"
+    PLACE = "_compiled_call_impl"
 
     def __init__(self, flow: GradientFlow, module: nn.Module) -> None:
         self._flow: GradientFlow | None = flow
         self._module = module
-        self._before: Any = module.__dict__.get(self._PLACE)  # of another flow
-        module.__dict__[self._PLACE] = self
+        self._before: Any = module.__dict__.get(self.PLACE)  # of another flow
+        module.__dict__[self.PLACE] = self
 
     def remove(self) -> None:
         self._flow = None  # somebody who came after may call this still
-        if self._module.__dict__.get(self._PLACE) is not self:
+        if self._module.__dict__.get(self.PLACE) is not self:
             return
         if self._before is None:
-            del self._module.__dict__[self._PLACE]
+            del self._module.__dict__[self.PLACE]
         else:
-            self._module.__dict__[self._PLACE] = self._before
+            self._module.__dict__[self.PLACE] = self._before
 
     def __deepcopy__(self, _: Any) -> None:
         """None, since torch's recurrent modules copy every attribute."""
@@ -295,7 +296,7 @@ class _Caller:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         caller: Any = sys._getframe(1).f_locals.get("self")
-        if caller is not self._module and getattr(caller, self._PLACE, None) is self:
+        if caller is not self._module and getattr(caller, self.PLACE, None) is self:
             return caller._call_impl(*args, **kwargs)  # a copy that shares every attribute
         flow, module = self._flow, self._module
         if flow is None:
