@@ -62,14 +62,15 @@ class CallLog:
 
     log: Log
     key: tuple[int, int]  # the module's position in the model, and the call
+    module: str  # its name
     names: list[str]  # of layers and directions
     vectors: bool
     cell_through_hidden: bool
 
     def add(self, index: int, norm: Tensor, vectors: Tensor | None, **cell: Tensor) -> None:
         """Add what a backward pass brought for a layer and direction."""
-        module, call = self.key
-        records = self.log.setdefault((module, index, call), [])
+        position, call = self.key
+        records = self.log.setdefault((position, index, call), [])
         key = (self.names[index], call, len(records))
         records.append(AdjointRecord(*key, adjoint_norm=norm, adjoint=vectors, **cell))
 
@@ -111,8 +112,32 @@ def add_sinks(log: CallLog, call: RecurrentCall, outputs: Sequence[Tensor]) -> b
 # ---- everything else -----------------------------------------------------------------------------
 
 
+def record_at(
+    call: StackCall, log: CallLog, batch_first: bool, results: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Put a node between a recurrence and its results; return these as they are behind it.
+
+    A view stays one, of what is behind the node: where it is modified in place, hooks on a view are
+    dropped, and others are not.
+    """
+    bases = [_base(result) for result in results]
+    view_of: Any = Tensor._view_func  # pyright: ignore[reportAttributeAccessIssue]
+    recorded = RecordAdjoints.apply(call, log, batch_first, results, *bases)
+    return tuple(
+        copy if result is base else view_of(result, copy)
+        for result, base, copy in zip(results, bases, recorded, strict=True)
+    )
+
+
+def _base(result: Tensor) -> Tensor:
+    """What ``result`` is a view of, if it shows all of it."""
+    base = result._base
+    is_whole = base is not None and base.numel() == result.numel() and base.is_contiguous()
+    return base if base is not None and is_whole else result
+
+
 class RecordAdjoints(torch.autograd.Function):
-    """The identity, on the results of a recurrence: between it and all that others do with them.
+    """The identity, on what a recurrence returns: between it and all that others do with that.
 
     So its gradients are what flows into the recurrence, whatever hooks there are; and it measures
     before the recurrence's own backward pass, when the weights are still those of the forward pass.
@@ -120,14 +145,25 @@ class RecordAdjoints(torch.autograd.Function):
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, call: StackCall, log: CallLog, batch_first: bool, *results: Tensor
+        ctx: Any,
+        call: StackCall,
+        log: CallLog,
+        batch_first: bool,
+        results: Sequence[Tensor],
+        *bases: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.call, ctx.log, ctx.batch_first = call, log, batch_first
+        ctx.layouts = [
+            None
+            if result is base
+            else (result.size(), result.stride(), result.storage_offset() - base.storage_offset())
+            for result, base in zip(results, bases, strict=True)
+        ]
         ctx.has_graph = False  # of gradients that came through here
         ctx.set_materialize_grads(False)
         # Detached, they share their version counters with the results, and are no views of them:
         # they can be modified in place wherever the results could.
-        return tuple(result.detach() for result in results)
+        return tuple(base.detach() for base in bases)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -143,8 +179,18 @@ class RecordAdjoints(torch.autograd.Function):
         else:
             ctx.has_graph = torch.is_grad_enabled()
             with torch.no_grad():
-                _sweep(ctx.call, ctx.log, ctx.batch_first, grads)
-        return (None, None, None, *grads)
+                laid_out = list(map(_laid_out, grads, ctx.layouts))
+                _sweep(ctx.call, ctx.log, ctx.batch_first, laid_out)
+        return (None, None, None, None, *grads)
+
+
+def _laid_out(grad: Tensor | None, layout: tuple[Any, Any, int] | None) -> Tensor | None:
+    """From the gradient of a base to that of the result that is a view of it."""
+    if grad is None or layout is None:
+        return grad
+    size, stride, offset = layout
+    grad = grad.contiguous()  # it may itself be a part of something
+    return grad.as_strided(size, stride, grad.storage_offset() + offset)
 
 
 def _sweep(
@@ -155,9 +201,9 @@ def _sweep(
         return by_step_and_sample(rows, *order, shape=stack.call.input.shape[:2])
 
     if batch_first and grads[0] is not None:
-        grads = (grads[0].transpose(0, 1), *grads[1:])
+        grads = [grads[0].transpose(0, 1), *grads[1:]]
     options = {"vectors": log.vectors, "cell_total": log.cell_through_hidden}
-    for index, adjoints in enumerate(stack.adjoints(grads, **options)):
+    for index, adjoints in enumerate(stack.adjoints(grads, log.module, **options)):
         cell_records = {}
         cell = adjoints.cell if adjoints.cell_total is None else adjoints.cell_total
         if cell is not None:

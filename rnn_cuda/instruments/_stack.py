@@ -124,12 +124,13 @@ class StackCall:
             self._weight_names.append("weight_hr")
 
     def adjoints(
-        self, grads: Sequence[Tensor | None], *, vectors: bool, cell_total: bool
+        self, grads: Sequence[Tensor | None], name: str, *, vectors: bool, cell_total: bool
     ) -> list[Adjoints]:
         """Return the adjoints of every layer and direction.
 
         Args:
             grads: of output, h_n and, for an LSTM, c_n; None stands for zeros.
+            name: of the module, for errors.
             vectors: if false, those of the hidden states may be missing, but for their norms.
             cell_total: whether to find that of `Adjoints`.
 
@@ -137,7 +138,7 @@ class StackCall:
             RuntimeError: what the call computed with was modified in place since, or is gone.
 
         """
-        self._check_unchanged()
+        self._check_unchanged(name)
         call, wide = self.call, compute_dtype(self._output.dtype)
 
         def widened(tensor: Tensor | None) -> Tensor | None:
@@ -185,17 +186,14 @@ class StackCall:
                 direct = direct if mask is None else direct * mask
         return results
 
-    def _check_unchanged(self) -> None:
+    def _check_unchanged(self, name: str) -> None:
         for tensor, version in self._versions:
-            if tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0:
+            is_gone = tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
+            if is_gone or tensor._version != version:
+                fate = "freed" if is_gone else "modified by an inplace operation"
                 raise RuntimeError(
-                    "GradientFlow finds adjoints from a module's input, initial state and weights, "
-                    "but the memory of one was freed between the forward and the backward pass"
-                )
-            if tensor._version != version:
-                raise RuntimeError(
-                    "GradientFlow finds adjoints from a module's input, initial state and weights, "
-                    "but one was modified in place between the forward and the backward pass"
+                    f"GradientFlow cannot record {name}: its input, an initial state or a weight "
+                    f"was {fate} between the forward and the backward pass"
                 )
 
     def _replay(self) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from rnn_cuda._adjoint import RecurrentCall, recorders
 from rnn_cuda._autograd import plain_eager_mode
-from rnn_cuda.instruments._recording import AdjointRecord, CallLog, Log, RecordAdjoints, add_sinks
+from rnn_cuda.instruments._recording import AdjointRecord, CallLog, Log, add_sinks, record_at
 from rnn_cuda.instruments._stack import TORCH_RECURRENCES, StackCall, torch_call
 from rnn_cuda.modules import ElmanStack, FusedRNN
 
@@ -247,13 +247,14 @@ class GradientFlow:
                 f"between its layers cannot be had again on {call.input.device}"
             )
         output = results[0].transpose(0, 1) if batch_first else results[0]
-        return RecordAdjoints.apply(StackCall(call, output), log, batch_first, *results)
+        return record_at(StackCall(call, output), log, batch_first, results)
 
     def _new_call(self, call: RecurrentCall) -> CallLog:
         position, name = self._names[call.module]
         return CallLog(
             self._log,
             (position, next(self._calls[name])),
+            self.words(call.module),
             [f"{name}.{layer}" if name else layer for layer in call.layer_names],
             vectors=self.vectors,
             cell_through_hidden=self.cell_through_hidden,
