@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +11,21 @@ from torch.nn.functional import linear
 
 from rnn_cuda import autocast
 from rnn_cuda.arguments import (
+    check_both_distributed,
+    check_dense,
+    check_dtype,
     check_hx_placement,
     check_input_placement,
     check_int,
     check_nonlinearity,
     check_tensor,
+    is_distributed,
 )
 from rnn_cuda.functional import call_then_check, layer_as_one_node, runs_as_one_node
 from rnn_cuda.modules import read_weights
 from rnn_cuda.reference import activation, compute_dtype
+
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 # Other kinds of tensors, and traces, do with PyTorch's own operators as they like.
 _PLAIN = {Tensor, nn.Parameter, type(None)}
@@ -69,6 +75,8 @@ class FusedRNNCell(nn.Module):
 
     """
 
+    __constants__: ClassVar[list[str]] = nn.RNNCell.__constants__
+
     def __init__(
         self,
         input_size: int,
@@ -80,23 +88,22 @@ class FusedRNNCell(nn.Module):
     ) -> None:
         super().__init__()
         # nn.RNNCell, unlike nn.RNN, allows sizes of zero and any truth value as bias.
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
-            check_int(name, size)
-            if size < 0:
-                raise ValueError(f"{name} must not be negative, got {size}")
-        check_nonlinearity(nonlinearity)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.bias = bias
-        self.nonlinearity = nonlinearity
+        self.input_size = check_int("input_size", input_size)
+        self.hidden_size = hidden = check_int("hidden_size", hidden_size)
+        for name in ("input_size", "hidden_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        self.bias = bool(bias)
+        self.nonlinearity = check_nonlinearity(nonlinearity)
+        check_dtype(dtype, self.nonlinearity)
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
-        self.weight_ih = parameter(hidden_size, input_size)
-        self.weight_hh = parameter(hidden_size, hidden_size)
-        self.bias_ih = parameter(hidden_size) if bias else None
-        self.bias_hh = parameter(hidden_size) if bias else None
+        self.weight_ih = parameter(hidden, self.input_size)
+        self.weight_hh = parameter(hidden, hidden)
+        self.bias_ih = parameter(hidden) if self.bias else None
+        self.bias_hh = parameter(hidden) if self.bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -126,7 +133,7 @@ class FusedRNNCell(nn.Module):
                     f"RNNCell, hx: Expected hidden to be 1D or 2D, got {hx.dim()}D instead"
                 )
 
-        weights = read_weights(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        weights = read_weights(self, _WEIGHTS)
         device_type = input.device.type
         dtype = autocast.active_dtype(device_type)
         if dtype is None:
@@ -144,9 +151,9 @@ class FusedRNNCell(nn.Module):
             and {type(hx), *map(type, weights)} <= _PLAIN
             and not torch._C._is_tracing()
         ):
-            step, checked = (input, hx, *weights), (input, hx, weights[0])
-            return call_then_check(self._native_step, step, self._check_fit, checked)
-        self._check_fit(input, hx, weights[0])
+            step = (input, hx, *weights)
+            return call_then_check(self._native_step, step, self._check_fit, step)
+        self._check_fit(input, hx, *weights)
         return self._plain_step(input, hx, *weights)
 
     def _native_step(self, input: Tensor, hx: Tensor | None, *weights: Any) -> Tensor:
@@ -169,19 +176,30 @@ class FusedRNNCell(nn.Module):
             hx = input.new_zeros(*input.shape[:-1], self.hidden_size)
         wide = compute_dtype(input.dtype)
 
-        def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
+        def affine(*operands: Tensor | None) -> Tensor:
+            # ExpandedWeights know linear() alone, so nothing is converted that need not be.
+            converted = [t if t is None or t.dtype == wide else t.to(wide) for t in operands]
+            return linear(*converted)  # pyright: ignore[reportArgumentType]
 
         z = affine(input, weight_ih, bias_ih) + affine(hx, weight_hh, bias_hh)
         return activation(z, self.nonlinearity).to(input.dtype)
 
-    def _check_fit(self, input: Tensor, hx: Tensor | None, weight_ih: Tensor) -> None:
+    def _check_fit(self, input: Tensor, hx: Tensor | None, *weights: Any) -> None:
+        check_dense("input", input)
+        if hx is not None:
+            check_dense("hx", hx)
+        for name, weight in zip(_WEIGHTS, weights, strict=True):
+            if weight is None and name.startswith("bias"):
+                continue
+            check_tensor(name, weight)
+            check_dense(name, weight)
+            check_both_distributed(name, weight, is_distributed(input), "input")
         if input.shape[-1] != self.input_size:
             raise RuntimeError(
                 "input has inconsistent input_size: "
                 f"got {input.shape[-1]} expected {self.input_size}"
             )
-        check_input_placement(input, weight_ih, dtype_error=RuntimeError)
+        check_input_placement(input, weights[0], dtype_error=RuntimeError)
         if hx is not None:
             self._check_hx(hx, input)
 

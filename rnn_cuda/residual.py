@@ -13,12 +13,15 @@ Shape legend: T time steps, B batch, I input size, H hidden size, N = sum(batch_
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rnn_cuda import _expanded_weights
+from rnn_cuda.functional import check_layer
 from rnn_cuda.modules import ElmanStack
 from rnn_cuda.reference import activation, compute_dtype, run_steps
 
@@ -37,6 +40,13 @@ class ResidualRNN(ElmanStack):
         weights: Sequence[list[Tensor]],
         batch_sizes: Tensor | None,
     ) -> Sequence[tuple[Tensor, Tensor]]:
+        directions = [(start, *its, None, None)[:5] for start, its in zip(h0, weights, strict=True)]
+        check_layer(sequence, directions, self.nonlinearity, batch_sizes)
+        if _expanded_weights.are_among(t for direction in directions for t in direction):
+            raise TypeError(
+                f"weights: expected plain tensors, got ExpandedWeights, which {type(self).__name__} "
+                "does not take; use torch.func.vmap(torch.func.grad(...)) for per-sample gradients"
+            )
         return [
             self._direction(sequence, start, its, batch_sizes, reverse)
             for start, its, reverse in zip(h0, weights, (False, True), strict=False)
@@ -151,4 +161,5 @@ class AntisymmetricRNN(ResidualRNN):
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)
