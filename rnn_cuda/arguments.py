@@ -10,6 +10,7 @@ import contextlib
 import numbers
 import operator
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,7 @@ from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeigh
 from rnn_cuda.reference import DTYPES, NONLINEARITIES
 
 
-def dtype_names(dtypes: Iterable[torch.dtype]) -> str:
-    """Return names of dtypes for a message: ``"float32, float64"``."""
+def _names(dtypes: Iterable[torch.dtype]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
@@ -89,7 +89,7 @@ def check_dropout(dropout: object) -> float:
     return number
 
 
-def check_dtype(dtype: object, nonlinearity: str) -> None:
+def check_dtype(dtype: Any, nonlinearity: str) -> None:
     """Raise unless a layer can compute in ``dtype``, which is None for PyTorch's default.
 
     Raises:
@@ -99,13 +99,14 @@ def check_dtype(dtype: object, nonlinearity: str) -> None:
         ValueError: it is complex, and the nonlinearity is not defined there.
 
     """
-    if dtype is None:
-        dtype = torch.get_default_dtype()
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype should be a torch.dtype, got: {type_name(dtype)}")
+        try:
+            dtype = torch.empty(0, dtype=dtype, device="meta").dtype  # None and float stand for one
+        except TypeError:
+            raise TypeError(f"dtype should be a torch.dtype, got: {type_name(dtype)}") from None
     if dtype not in DTYPES:
         raise RuntimeError(
-            f"dtype: expected one of {dtype_names(DTYPES)}, as the weights need gradients and the "
+            f"dtype: expected one of {_names(DTYPES)}, as the weights need gradients and the "
             f"recurrence is computed in it; got {dtype}"
         )
     if dtype.is_complex and nonlinearity == "relu":
@@ -115,10 +116,17 @@ def check_dtype(dtype: object, nonlinearity: str) -> None:
         )
 
 
-def check_tensor(name: str, value: object) -> None:
-    """Raise TypeError unless ``value`` is a Tensor."""
+def check_tensor(name: str, value: object) -> Tensor:
+    """Return ``value``; raise TypeError unless it is a Tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} should be a Tensor, got: {type_name(value)}")
+    return value
+
+
+def check_dtype_of(name: str, tensor: Tensor, dtypes: Iterable[torch.dtype] = DTYPES) -> None:
+    """Raise ValueError unless ``tensor`` is of one of ``dtypes``."""
+    if tensor.dtype not in dtypes:
+        raise ValueError(f"{name}: expected a dtype among {_names(dtypes)}; got {tensor.dtype}")
 
 
 def check_dense(name: str, tensor: Tensor) -> None:

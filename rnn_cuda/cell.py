@@ -14,6 +14,7 @@ from rnn_cuda.arguments import (
     check_both_distributed,
     check_dense,
     check_dtype,
+    check_dtype_of,
     check_hx_placement,
     check_input_placement,
     check_int,
@@ -26,9 +27,19 @@ from rnn_cuda.modules import read_weights
 from rnn_cuda.reference import activation, compute_dtype
 
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_TENSORS = ("input", "hx", *_WEIGHTS)
+_OPTIONAL = ("hx", "bias_ih", "bias_hh")
 
 # Other kinds of tensors, and traces, do with PyTorch's own operators as they like.
 _PLAIN = {Tensor, nn.Parameter, type(None)}
+
+
+def _wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    wide = compute_dtype(x.dtype)
+    if x.dtype != wide:  # not always: ExpandedWeights know linear() alone
+        x, weight = x.to(wide), weight.to(wide)
+        bias = None if bias is None else bias.to(wide)
+    return linear(x, weight, bias)
 
 
 class FusedRNNCell(nn.Module):
@@ -49,7 +60,7 @@ class FusedRNNCell(nn.Module):
         bias: whether there are ``bias_ih`` and ``bias_hh``.
         nonlinearity: ``"tanh"``, ``"relu"``, ``"sigmoid"`` or ``"identity"``.
         device: where the parameters are created.
-        dtype: data type of the parameters.
+        dtype: data type of the parameters, one of those of `FusedRNN`.
 
     Inputs:
         input: ``(B, I)`` or ``(I,)``.
@@ -65,7 +76,7 @@ class FusedRNNCell(nn.Module):
         TypeError: an argument, the input or ``hx`` is of the wrong type.
         ValueError: an argument is out of range, ``input`` or ``hx`` has not 1 or 2 dimensions, or
             the weights do not fit each other.
-        RuntimeError: the shape, dtype or device of ``input`` or ``hx`` does not fit.
+        RuntimeError: ``dtype``, or the shape, dtype or device of ``input`` or ``hx``, does not fit.
 
     Example:
         >>> import torch
@@ -174,32 +185,32 @@ class FusedRNNCell(nn.Module):
     ) -> Tensor:
         if hx is None:
             hx = input.new_zeros(*input.shape[:-1], self.hidden_size)
-        wide = compute_dtype(input.dtype)
-
-        def affine(*operands: Tensor | None) -> Tensor:
-            # ExpandedWeights know linear() alone, so nothing is converted that need not be.
-            converted = [t if t is None or t.dtype == wide else t.to(wide) for t in operands]
-            return linear(*converted)  # pyright: ignore[reportArgumentType]
-
-        z = affine(input, weight_ih, bias_ih) + affine(hx, weight_hh, bias_hh)
+        z = _wide_linear(input, weight_ih, bias_ih) + _wide_linear(hx, weight_hh, bias_hh)
         return activation(z, self.nonlinearity).to(input.dtype)
 
     def _check_fit(self, input: Tensor, hx: Tensor | None, *weights: Any) -> None:
-        check_dense("input", input)
-        if hx is not None:
-            check_dense("hx", hx)
-        for name, weight in zip(_WEIGHTS, weights, strict=True):
-            if weight is None and name.startswith("bias"):
+        is_plain = type(input) in _PLAIN
+        for name, tensor in zip(_TENSORS, (input, hx, *weights), strict=True):
+            if tensor is None and name in _OPTIONAL:
                 continue
-            check_tensor(name, weight)
-            check_dense(name, weight)
-            check_both_distributed(name, weight, is_distributed(input), "input")
+            if not (  # the usual case, in little time
+                is_plain
+                and tensor is not None
+                and type(tensor) in _PLAIN
+                and tensor.layout is torch.strided
+                and tensor.dtype == input.dtype
+                and not tensor.is_nested
+            ):
+                tensor = check_tensor(name, tensor)
+                check_dense(name, tensor)
+                check_both_distributed(name, tensor, is_distributed(input), "input")
         if input.shape[-1] != self.input_size:
             raise RuntimeError(
                 "input has inconsistent input_size: "
                 f"got {input.shape[-1]} expected {self.input_size}"
             )
         check_input_placement(input, weights[0], dtype_error=RuntimeError)
+        check_dtype_of("input", input)
         if hx is not None:
             self._check_hx(hx, input)
 

@@ -24,7 +24,7 @@ from rnn_cuda._autograd import LinearRecurrence, plain_eager_mode
 from rnn_cuda.arguments import (
     check_both_distributed,
     check_dense,
-    dtype_names,
+    check_dtype_of,
     is_distributed,
 )
 from rnn_cuda.reference import DTYPES, NONLINEARITIES, REAL_DTYPES, compute_dtype
@@ -408,10 +408,7 @@ def _check_sequence(
     dtypes: tuple[torch.dtype, ...] = REAL_DTYPES,
 ) -> int | None:
     """Check a sequence and its batch_sizes; return the batch size B where it is known."""
-    if sequence.dtype not in dtypes:
-        raise ValueError(
-            f"{name}: expected a dtype among {dtype_names(dtypes)}; got {sequence.dtype}"
-        )
+    check_dtype_of(name, sequence, dtypes)
     shape = sequence.shape
     if len(shape) != (3 if batch_sizes is None else 2) or shape[-1] != features:
         expected = (

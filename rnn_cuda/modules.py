@@ -48,7 +48,9 @@ def _unregistered_weight(module: nn.Module, name: str) -> Any:
     weight = getattr(module, name, _MISSING)
     if weight is _MISSING:
         # Not an AttributeError, of which a property such as all_weights would get the blame.
-        raise RuntimeError(f"{name}: expected a weight of this name in {type_name(module)}, got none")
+        raise RuntimeError(
+            f"{name}: expected a weight of this name in {type_name(module)}, got none"
+        )
     return weight
 
 
@@ -170,7 +172,7 @@ class ElmanStack(nn.Module):
                 options.append(f"{name}={value}")
         return ", ".join(options)
 
-    # ---- what code written for nn.RNN reads and calls besides -------------------------------------
+    # ---- what code written for nn.RNN reads and calls besides ------------------------------------
 
     def flatten_parameters(self) -> None:
         """Do nothing: the kernels need no flat copy of the weights (kept for ``nn.RNN`` code)."""
@@ -232,9 +234,7 @@ class ElmanStack(nn.Module):
         if hx.size() != expected_hidden_size:
             raise RuntimeError(msg.format(expected_hidden_size, list(hx.size())))
 
-    def check_forward_args(
-        self, input: Tensor, hidden: Tensor, batch_sizes: Tensor | None
-    ) -> None:
+    def check_forward_args(self, input: Tensor, hidden: Tensor, batch_sizes: Tensor | None) -> None:
         """Check input and hidden state as ``torch.nn.RNN`` does, and raise what it raises."""
         self.check_input(input, batch_sizes)
         self.check_hidden_size(hidden, self.get_expected_hidden_size(input, batch_sizes))
@@ -243,7 +243,7 @@ class ElmanStack(nn.Module):
         """Return ``hx`` with its samples in the order of ``permutation``."""
         return hx if permutation is None else hx.index_select(1, permutation)
 
-    # ---- the forward pass -------------------------------------------------------------------------
+    # ---- the forward pass ------------------------------------------------------------------------
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
@@ -259,8 +259,6 @@ class ElmanStack(nn.Module):
         """Run the layers over ``input`` from the state ``hx``; shapes and errors: see the class."""
         if hx is not None:
             check_tensor("hx", hx)
-            if hx.layout is not torch.strided or hx.is_nested:
-                check_dense("hx", hx)
         if isinstance(input, Tensor):
             return self._forward_dense(input, hx)
         if isinstance(input, PackedSequence):
@@ -374,6 +372,8 @@ class ElmanStack(nn.Module):
 
     def _check_hx_shape(self, hx: Tensor, batch: tuple[int, ...]) -> None:
         """Check ``hx`` against ``(L * D, *batch, H)``; ``batch`` is empty for unbatched input."""
+        if hx.layout is not torch.strided or hx.is_nested:
+            check_dense("hx", hx)
         expected = (len(self._weight_names), *batch, self.hidden_size)
         if hx.shape != expected:
             kind = "batched" if batch else "unbatched"
@@ -444,6 +444,7 @@ class FusedRNN(ElmanStack):
 
     Two differences: it is not an instance of ``nn.RNNBase``, and ``output`` must not be modified in
     place before the backward pass, which reads the states from it (autograd raises if it was).
+    ``docs/limitations.md`` lists what it does not do.
 
     Args:
         input_size: number of features I of the input.
@@ -456,7 +457,8 @@ class FusedRNN(ElmanStack):
         dropout: probability of dropping each output of every layer but the last, in training.
         bidirectional: whether a second direction runs from the last time step to the first (D = 2).
         device: where the parameters are created.
-        dtype: data type of the parameters.
+        dtype: data type of the parameters: float32, float64, bfloat16 or float16; complex64 and
+            complex128 are computed by the reference.
         proj_size: refused as ``torch.nn.RNN`` refuses it; only an LSTM has projections.
 
     Inputs:
@@ -478,7 +480,7 @@ class FusedRNN(ElmanStack):
         TypeError: an argument, the input or ``hx`` is of the wrong type.
         ValueError: an argument is out of range, the input has not 2 or 3 dimensions, or its dtype
             is not that of the parameters.
-        RuntimeError: the input's features, its length (0), its device, or the shape, dtype or
+        RuntimeError: ``dtype`` is not one of these, or the input's features, its length (0), its device, or the shape, dtype or
             device of ``hx`` do not fit.
 
     Example:

@@ -27,7 +27,8 @@ def rebuild(
     """Return a ``target`` configured as ``source``, with ``take(parameter)`` for each parameter.
 
     Raises:
-        TypeError: a parameter is sparse or quantized, which a FusedRNN does not take.
+        TypeError: a parameter is sparse or quantized, which cannot be copied, and which a FusedRNN
+            does not take.
         ValueError: ``source`` computes a weight from other parameters (a parametrization, pruning,
             weight norm), which the target would silently lose.
 
@@ -54,9 +55,8 @@ def rebuild(
             "rnn must have plain parameters, but these are parametrized, pruned or "
             f"weight-normalised: {', '.join(computed)}; convert first, then register that again"
         )
-    if not isinstance(built, nn.RNN):  # which may take others
-        for name in names:
-            check_dense(f"rnn.{name}", parameters[name])
+    for name in names:
+        check_dense(f"rnn.{name}", parameters[name])
     for name in names:
         setattr(built, name, take(parameters[name]))
     built.flatten_parameters()

@@ -40,12 +40,14 @@ class ResidualRNN(ElmanStack):
         weights: Sequence[list[Tensor]],
         batch_sizes: Tensor | None,
     ) -> Sequence[tuple[Tensor, Tensor]]:
-        directions = [(start, *its, None, None)[:5] for start, its in zip(h0, weights, strict=True)]
+        directions: Any = [
+            (start, *its, None, None)[:5] for start, its in zip(h0, weights, strict=True)
+        ]
         check_layer(sequence, directions, self.nonlinearity, batch_sizes)
-        if _expanded_weights.are_among(t for direction in directions for t in direction):
+        if any(map(_expanded_weights.are_among, directions)):
             raise TypeError(
-                f"weights: expected plain tensors, got ExpandedWeights, which {type(self).__name__} "
-                "does not take; use torch.func.vmap(torch.func.grad(...)) for per-sample gradients"
+                f"weights: expected plain tensors, got ExpandedWeights, and {type(self).__name__} "
+                "takes none; for gradients per sample use torch.func.vmap(torch.func.grad(...))"
             )
         return [
             self._direction(sequence, start, its, batch_sizes, reverse)
@@ -150,7 +152,7 @@ class AntisymmetricRNN(ResidualRNN):
         self.diffusion = float(diffusion)
 
     def _coefficients(self, weight_hh: Tensor) -> tuple[float, float, Tensor]:
-        identity = torch.eye(self.hidden_size, dtype=weight_hh.dtype, device=weight_hh.device)
+        identity = torch.diag(weight_hh.new_ones(self.hidden_size))  # torch.eye is no DTensor
         matrix = weight_hh - weight_hh.T - self.diffusion * identity
         return 1.0, self.step_size, matrix
 
@@ -161,5 +163,6 @@ class AntisymmetricRNN(ResidualRNN):
 
 
 def _is_number(value: object) -> bool:
-    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return is_real and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    return math.isfinite(value)
