@@ -480,8 +480,8 @@ class FusedRNN(ElmanStack):
         TypeError: an argument, the input or ``hx`` is of the wrong type.
         ValueError: an argument is out of range, the input has not 2 or 3 dimensions, or its dtype
             is not that of the parameters.
-        RuntimeError: ``dtype`` is not one of these, or the input's features, its length (0), its device, or the shape, dtype or
-            device of ``hx`` do not fit.
+        RuntimeError: ``dtype`` is not one of these; or the input's features, its length (0), its
+            device, or the shape, dtype or device of ``hx`` do not fit.
 
     Example:
         >>> import torch

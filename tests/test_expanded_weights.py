@@ -11,6 +11,12 @@ from rnn_cuda import FusedRNN, FusedRNNCell, backend
 pytestmark = pytest.mark.filterwarnings("ignore::rnn_cuda.backend.BackendWarning")
 
 
+@pytest.fixture(autouse=True)
+def _may_run_on_the_reference():
+    with backend.use("auto"):
+        yield
+
+
 def _loss(output: Tensor | PackedSequence) -> Tensor:
     data = output.data if isinstance(output, PackedSequence) else output
     return data.square().sum()
