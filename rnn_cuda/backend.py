@@ -111,6 +111,15 @@ def _decide(override: str | None, device_type: str, dtype: torch.dtype) -> bool:
 _decide._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
+def run_on_reference(problem: str) -> None:
+    """Raise or warn if anything but the reference was asked for, and ``problem`` rules it out."""
+    if requested() != "reference":
+        _report(problem, requested())
+
+
+run_on_reference._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def _report(problem: str, choice: str) -> None:
     """Raise if kernels were asked for, else warn, once in this process for each problem."""
     if choice != "auto":
