@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_scripting
 from torch.nn.functional import linear
 
-from rnn_cuda import autocast
+from rnn_cuda import autocast, export
 from rnn_cuda.arguments import (
     check_hx_placement,
     check_input_placement,
@@ -23,6 +24,11 @@ from rnn_cuda.reference import activation, compute_dtype
 
 # Other kinds of tensors, and traces, do with PyTorch's own operators as they like.
 _PLAIN = {Tensor, nn.Parameter, type(None)}
+
+
+def _wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    wide = compute_dtype(x.dtype)
+    return linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
 
 
 class FusedRNNCell(nn.Module):
@@ -116,6 +122,17 @@ class FusedRNNCell(nn.Module):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Return the state after one step from ``hx``; for shapes and errors see the class."""
+        if is_scripting():
+            if hx is not None:
+                self._check_hx(hx, input)
+            weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+            return self._plain_step(input, hx, *weights)
+        else:  # noqa: RET505 (TorchScript compiles what follows a branch, but not another branch)
+            return self._eager_step(input, hx)
+
+    def _eager_step(self, input: Tensor, hx: Tensor | None) -> Tensor:
+        if export.has_fx_proxy(input, hx):
+            return export.fx_node(self, FusedRNNCell.forward, input, hx)
         check_tensor("input", input)
         if input.dim() not in (1, 2):
             raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
@@ -166,13 +183,8 @@ class FusedRNNCell(nn.Module):
         bias_hh: Tensor | None,
     ) -> Tensor:
         if hx is None:
-            hx = input.new_zeros(*input.shape[:-1], self.hidden_size)
-        wide = compute_dtype(input.dtype)
-
-        def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
-
-        z = affine(input, weight_ih, bias_ih) + affine(hx, weight_hh, bias_hh)
+            hx = input.new_zeros(list(input.shape[:-1]) + [self.hidden_size])  # noqa: RUF005
+        z = _wide_linear(input, weight_ih, bias_ih) + _wide_linear(hx, weight_hh, bias_hh)
         return activation(z, self.nonlinearity).to(input.dtype)
 
     def _check_fit(self, input: Tensor, hx: Tensor | None, weight_ih: Tensor) -> None:

@@ -24,11 +24,7 @@ from rnn_cuda.reference import activation, compute_dtype, run_steps
 
 
 class ResidualRNN(ElmanStack):
-    """What the two have in common; a subclass says what keep, rate and A are."""
-
-    def _coefficients(self, weight_hh: Tensor) -> tuple[float, float, Tensor]:
-        """Return keep, rate and A (in the dtype of ``weight_hh``)."""
-        raise NotImplementedError
+    """What the two have in common; a subclass says in ``_coefficients`` what keep, rate, A are."""
 
     def _layer(
         self,
