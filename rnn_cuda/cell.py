@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.jit import is_scripting
 from torch.nn.functional import linear
 
 from rnn_cuda import autocast, export
@@ -122,12 +121,12 @@ class FusedRNNCell(nn.Module):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Return the state after one step from ``hx``; for shapes and errors see the class."""
-        if is_scripting():
+        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
             if hx is not None:
                 self._check_hx(hx, input)
             weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
             return self._plain_step(input, hx, *weights)
-        else:  # noqa: RET505 (TorchScript compiles what follows a branch, but not another branch)
+        else:  # noqa: RET505 (TorchScript would compile what just follows)
             return self._eager_step(input, hx)
 
     def _eager_step(self, input: Tensor, hx: Tensor | None) -> Tensor:

@@ -206,13 +206,12 @@ def trace_layers(
 
 def check_packed(batch_sizes: Tensor) -> None:
     """Raise NotImplementedError where packed sequences are exported with ``dynamo=True``."""
-    # PyTorch gives what it packs there the wrong shape and dtype: what is said must be said first.
-    if torch.compiler.is_compiling() and type(batch_sizes) is not Tensor:
-        if torch.onnx.is_in_onnx_export():
-            raise NotImplementedError(
-                "packed sequences cannot be exported to ONNX with dynamo=True, which PyTorch's own "
-                "pack_padded_sequence does not support; export with dynamo=False"
-            )
+    # First of all checks: PyTorch gives what it packs there the wrong shape and dtype.
+    if torch._C._get_tracing_state() is None and is_leaving(batch_sizes):
+        raise NotImplementedError(
+            "packed sequences cannot be exported to ONNX with dynamo=True, which PyTorch's own "
+            "pack_padded_sequence does not support; export with dynamo=False"
+        )
 
 
 _StepOptions = tuple[str, float, float]  # nonlinearity, keep, rate
@@ -368,10 +367,7 @@ def _onnx_loops(
     for direction, group in enumerate(groups):
         z = input_term(sequence, group)
         matrix = group[1].to(z.dtype)
-        if h0 is None:
-            state = z.new_zeros(z.shape[1:])
-        else:
-            state = h0[direction].to(z.dtype)
+        state = z.new_zeros(z.shape[1:]) if h0 is None else h0[direction].to(z.dtype)
         loop = _scripted(run_dense) if torch._C._get_tracing_state() is not None else _scan
         results.append(loop(z, state, matrix, *step_options, direction == 1))
     outputs, final_states = zip(*results, strict=True)
@@ -414,7 +410,13 @@ class ScriptMethods:
     sequences, which only callers that are compiled too can choose from.
     """
 
-    __jit_unused_properties__ = ("all_weights", "mode", "proj_size", "_num_directions", "_output_size")
+    __jit_unused_properties__ = (
+        "mode",
+        "proj_size",
+        "all_weights",
+        "_num_directions",
+        "_output_size",
+    )
 
     def __prepare_scriptable__(self: Any) -> Any:
         """Return the module to compile: this one, with what compiled code reads."""
@@ -461,8 +463,9 @@ class ScriptMethods:
     def _script_layers(
         self: Any, sequence: Tensor, hx: Tensor | None, batch_sizes: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        if not hasattr(self, "_flat_weights"):  # torch.jit.trace compiles this too, and calls it not
-            raise RuntimeError("this method is for torch.jit.script")
+        # torch.jit.trace compiles these methods too, unprepared, but does not call them.
+        if not hasattr(self, "_flat_weights"):
+            raise RuntimeError("torch.jit.script was not asked for this module")
         keep, rate = 0.0, 1.0
         weights: list[Tensor] = []
         for i, weight in enumerate(self._flat_weights):
@@ -492,16 +495,16 @@ def has_fx_proxy(*arguments: object) -> bool:
     return any(isinstance(argument, torch.fx.Proxy) for argument in arguments)
 
 
-def fx_node(module: nn.Module, forward: Callable[..., Any], *arguments: Any) -> torch.fx.Proxy:
-    """Record one call of ``module``, from within its method ``forward``.
+def fx_node(module: nn.Module, forward: Callable[..., Any], *arguments: Any) -> Any:
+    """Record one call of ``module``, from within its method ``forward``, and return its proxy.
 
-    So torch.fx treats ``torch.nn.RNN``, because it lies in ``torch.nn``: it does not look inside.
+    torch.fx does so with ``torch.nn.RNN`` by itself: it looks into no module of ``torch.nn``.
 
     Raises:
         TypeError: the module itself is traced, and not one that holds it.
 
     """
-    tracer = next(a.tracer for a in arguments if isinstance(a, torch.fx.Proxy))
+    tracer: Any = next(a.tracer for a in arguments if isinstance(a, torch.fx.Proxy))
     path = tracer.path_of_module(module)
     if not path:
         name = type(module).__name__

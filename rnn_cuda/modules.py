@@ -180,7 +180,7 @@ class ElmanStack(export.ScriptMethods, nn.Module):
             if isinstance(input, PackedSequence):
                 return self._forward_packed(input, hx)
         if export.has_fx_proxy(input, hx):
-            return export.fx_node(self, ElmanStack.forward, input, hx)  # pyright: ignore[reportReturnType]
+            return export.fx_node(self, ElmanStack.forward, input, hx)
         if hx is not None:
             check_tensor("hx", hx)
         raise TypeError(f"input should be a Tensor or a PackedSequence, got: {type_name(input)}")

@@ -46,7 +46,7 @@ def activation_derivative(h: Tensor, nonlinearity: str) -> Tensor:
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which a step on tensors of ``dtype`` is accumulated; also in TorchScript."""
+    """Return the dtype in which ``dtype`` is accumulated; also compiled by TorchScript."""
     return torch.float32 if dtype == torch.bfloat16 or dtype == torch.float16 else dtype
 
 
