@@ -130,17 +130,17 @@ class FusedRNNCell(nn.Module):
             return self._eager_step(input, hx)
 
     def _eager_step(self, input: Tensor, hx: Tensor | None) -> Tensor:
-        if export.has_fx_proxy(input, hx):
-            return export.fx_node(self, FusedRNNCell.forward, input, hx)
-        check_tensor("input", input)
+        if not (isinstance(input, Tensor) and (hx is None or isinstance(hx, Tensor))):
+            if export.has_fx_proxy(input, hx):
+                return export.fx_node(self, FusedRNNCell.forward, input, hx)
+            check_tensor("input", input)
+            check_tensor("hx", hx)
         if input.dim() not in (1, 2):
             raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        if hx is not None:
-            check_tensor("hx", hx)
-            if hx.dim() not in (1, 2):
-                raise ValueError(
-                    f"RNNCell, hx: Expected hidden to be 1D or 2D, got {hx.dim()}D instead"
-                )
+        if hx is not None and hx.dim() not in (1, 2):
+            raise ValueError(
+                f"RNNCell, hx: Expected hidden to be 1D or 2D, got {hx.dim()}D instead"
+            )
 
         weights = read_weights(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         device_type = input.device.type
