@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, ScalarFormatter
 
 from experiments.ladder import LEARNED_BELOW, SOLVED_BELOW
-from rnn_cuda.instruments.plots import COLOURS, MARKERS, STYLE
+from rnn_cuda.instruments.plots import COLOURS, MARKERS, STYLE, as_text, legend, save
 
 # For contrast arms, beside a ladder in shades of blue.
 CONTRAST_COLOURS = ("#D55E00", "#CC79A7", "#E69F00", "#009E73")
@@ -44,15 +44,15 @@ def draw_run(
         _draw_profiles(profiles, results)
         config = results["config"]
         figure.suptitle(
-            f"{config['model']['name']}, {_task_words(results)}, H = "
+            f"{_words(config['model']['name'])}, {_task_words(results)}, H = "
             f"{results['arms'][0]['hidden_size']}, {config['training']['steps']} steps, "
             f"{len(config['seeds'])} seed(s)"
         )
-        _save(figure, folder / "ladder")
+        save(figure, folder / "ladder")
 
         figure = Figure(figsize=(11.5, 5), layout="constrained")
         _draw_losses(figure, results, losses)
-        _save(figure, folder / "loss_curves")
+        save(figure, folder / "loss_curves")
 
 
 def draw_comparison(runs: Sequence[Results], horizon: int, folder: Path) -> None:
@@ -77,19 +77,24 @@ def draw_comparison(runs: Sequence[Results], horizon: int, folder: Path) -> None
             for axes, stage in ((before, "initial"), (after, "trained")):
                 _draw_profile(axes, arm, stage, colour, "-", run["label"], width)
         _finish_cliff(cliff, runs[0], [a["horizon"] for run in runs for a in _ladder(run)])
-        cliff.legend(loc="best")
+        legend(cliff, loc="best")
         for axes, stage in ((before, "at initialisation"), (after, "after training")):
             _finish_profiles(axes, f"Total adjoint {stage}, T = {horizon}")
-        before.legend(loc="lower left")
+        legend(before, loc="lower left")
         title = f"{_task_words(runs[0])}, {runs[0]['config']['training']['steps']} steps"
         if any(run["config"]["model"]["core"] == "lstm" for run in runs):
             title += "; adjoint of an LSTM: of the joint state (h, c)"
         figure.suptitle(title)
-        _save(figure, folder / "comparison")
+        save(figure, folder / "comparison")
 
 
 def _task_words(results: Results) -> str:
     return results["task"]["name"].replace("_", " ") + " task"
+
+
+def _words(words: str) -> str:
+    """Return a name or label as text, and no longer than there is room for."""
+    return as_text(words, longest=40)
 
 
 def _ladder(results: Results) -> list[Arm]:
@@ -111,7 +116,7 @@ def _draw_cliff(axes: Axes, results: Results) -> None:
     ):
         _draw_shares(axes, arms, colour, marker, f"contrast: {label}")
     _finish_cliff(axes, results, [arm["horizon"] for arm in results["arms"]])
-    axes.legend(loc="best")
+    legend(axes, loc="best")
 
 
 def _draw_shares(
@@ -138,7 +143,7 @@ def _draw_shares(
     horizons = sorted({horizon for horizon, _ in shares})
     medians = [median(share for at, share in shares if at == horizon) for horizon in horizons]
     look = {"marker": marker, "ms": 5.5 + width, "mfc": "none", "lw": width}
-    axes.plot(horizons, medians, color=colour, label=label, **look)
+    axes.plot(horizons, medians, color=colour, label=_words(label), **look)
 
 
 def _finish_cliff(axes: Axes, results: Results, horizons: Sequence[int]) -> None:
@@ -152,7 +157,8 @@ def _finish_cliff(axes: Axes, results: Results, horizons: Sequence[int]) -> None
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(ScalarFormatter())
     low, high = axes.get_ylim()
-    axes.set_ylim(min(low, 0.05), max(high, 1.6))
+    # Without a point (every seed diverged) the limits are not those of a logarithmic axis.
+    axes.set_ylim(min(low, 0.05) if low > 0 else 0.05, max(high, 1.6))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.axhline(1, color="black", lw=1, ls="--")
     axes.axhline(LEARNED_BELOW, color="0.5", lw=0.8, ls=":")
@@ -182,7 +188,7 @@ def _draw_profiles(axes: Axes, results: Results) -> None:
         _draw_profile(axes, arm, "initial", colour, "-", arm["title"])
         _draw_profile(axes, arm, "trained", colour, "--", None)
     _finish_profiles(axes, "Total adjoint, at initialisation (solid) and trained (dashed)")
-    axes.legend(loc="best", ncols=2)
+    legend(axes, loc="best", ncols=2)
 
 
 def _draw_profile(
@@ -205,7 +211,8 @@ def _draw_profile(
     # A dot on the last lag: lines of different horizons lie on each other where slopes agree.
     # The shorter on top, or the longest would hide the rest.
     dot = {"marker": "o", "ms": 2.5 + width, "markevery": [-1], "zorder": 3 - len(lags) / 1e4}
-    axes.plot(lags, means, line, color=colour, lw=width, label=label, **dot)
+    words = None if label is None else _words(label)
+    axes.plot(lags, means, line, color=colour, lw=width, label=words, **dot)
     if len(curves) > 1:
         lows = [min(column) if column else math.nan for column in columns]
         highs = [max(column) if column else math.nan for column in columns]
@@ -252,16 +259,16 @@ def _draw_losses(
             ):
                 axes.plot(*_smoothed(loss), color=colour, lw=1, label=f"seed {seed}")
             axes.axhline(arm["know_nothing_loss"], color="black", lw=1, ls="--")
-            axes.set(title=arm["title"], yscale="log")
+            axes.set(title=_words(arm["title"]), yscale="log")
             axes.xaxis.set_tick_params(labelbottom=True)
     # What is above, an exploding first step, would flatten everything else.
     grid[0, 0].set_ylim(top=min(grid[0, 0].get_ylim()[1], ceiling))
-    grid[0, 0].legend(loc="lower left")
+    legend(grid[0, 0], loc="lower left")
     figure.supxlabel("training step")
     figure.supylabel("training loss")
     figure.suptitle(
-        f"{results['config']['model']['name']}, {_task_words(results)}: loss of fresh batches, a "
-        f"line per seed, mean of {_WINDOW} steps; dashed: knowing nothing"
+        f"{_words(results['config']['model']['name'])}, {_task_words(results)}: loss of fresh "
+        f"batches, a line per seed, mean of {_WINDOW} steps; dashed: knowing nothing"
     )
 
 
@@ -273,8 +280,3 @@ def _smoothed(loss: Sequence[float]) -> tuple[list[int], list[float]]:
     blocks = [loss[i : i + _WINDOW] for i in range(0, len(loss), _WINDOW)]
     ends = [min(len(loss), _WINDOW * (i + 1)) for i in range(len(blocks))]
     return ends, [mean(block) for block in blocks]
-
-
-def _save(figure: Figure, stem: Path) -> None:
-    figure.savefig(stem.with_suffix(".png"))
-    figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})

@@ -26,11 +26,10 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 import rnn_cuda
-from experiments import initialisation_figures, results
+from experiments import initialisation_figures, report, results, run_folder
 from experiments.provenance import provenance
 from experiments.workers import one_thread
 from rnn_cuda import init
@@ -40,6 +39,7 @@ LAGS = (10, 25, 50, 99)
 SPREAD = 2
 """What counts as the spread of the seeds: this many standard deviations around their mean."""
 INPUT_SIZE = 28
+DEFAULT_FOLDER = Path("runs/initialisation")
 
 
 @dataclass(frozen=True)
@@ -323,18 +323,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure with what the command line says, and write everything."""
     default = Settings()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/initialisation"))
+    words = f"where everything goes; by default {DEFAULT_FOLDER}, or the next number that is free"
+    parser.add_argument("--folder", type=Path, help=words)
     for name, value in asdict(default).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     options = vars(parser.parse_args(arguments))
     folder = options.pop("folder")
     if min(options.values()) < 1 or options["steps"] < 2:
         parser.error("sizes and seeds must be at least 1, and steps at least 2")
-    console = Console(highlight=False)
+    try:
+        if folder is None:
+            folder = run_folder.claim_next(DEFAULT_FOLDER)
+        else:
+            run_folder.claim(folder)
+    except run_folder.FolderTakenError as error:
+        parser.error(str(error))
+    console = report.new_console()
     with one_thread():
-        found = study(Settings(**options), console.print)
+        found = study(Settings(**options), lambda line: report.say(console, line))
     write(found, folder)
-    console.print(f"\n{conclusion(found)}\nTable, profiles and figures: {folder}")
+    run_folder.release(folder)
+    report.say(console, "")
+    report.say(console, conclusion(found))
+    report.say(console, f"Table, profiles and figures: {folder}")
 
 
 if __name__ == "__main__":

@@ -6,16 +6,23 @@ earlier measurements lead one to expect did not happen.
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Mapping, Sequence
+import sys
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments.expected import SOURCE, Expected, expected
 from experiments.ladder import LEARNED_BELOW, SOLVED_BELOW
+from experiments.results import ERRORS
 
 VANISHING_DECADES_PER_STEP = 0.05
 """A steeper mean fall of the gradient than this is called vanishing: 2.5 decades in 50 steps."""
@@ -26,21 +33,98 @@ ROUNDING = 1e-3
 Arm = Mapping[str, Any]
 
 
+class PresentationError(RuntimeError):
+    """Results that are on disk could not be printed or drawn."""
+
+
+def present(*steps: Callable[[], None]) -> None:
+    """Call every step, also after one that failed.
+
+    Raises:
+        PresentationError: a step failed; it says how.
+    """
+    errors = []
+    for step in steps:
+        try:
+            step()
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        words = "; ".join(f"{type(error).__name__}: {error}" for error in errors)
+        raise PresentationError(words) from errors[0]
+
+
+# Names and labels are the user's. `Text` keeps Rich from reading markup, emoji codes or numbers
+# into them.
+
+
+def new_console() -> Console:
+    """Return a console on stdout; what its encoding lacks is printed as an escape."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=ERRORS)
+    return Console()
+
+
+def as_line(words: str) -> str:
+    """Return ``words`` without line breaks and control characters: they become escapes."""
+    breaks = ("Cc", "Cs", "Zl", "Zp")
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in breaks else c
+        for c in words
+    )
+
+
+def as_text(words: str, style: str = "") -> Text:
+    """Return one line for a table, or to print."""
+    return Text(as_line(words), style)
+
+
+def say(console: Console, words: str) -> None:
+    """Print one line as it is; a path in it stays in one piece."""
+    console.print(as_text(words), soft_wrap=True)
+
+
+def say_items(console: Console, items: Sequence[str]) -> None:
+    """Print a list, an item per line; a terminal gets it wrapped."""
+    for item in items:
+        console.print(as_text(f"  * {item}"), soft_wrap=not console.is_terminal)
+
+
+def write_report(path: Path, tell: Callable[[Console], None]) -> None:
+    """Leave in a file what ``tell`` prints on a console."""
+    with path.open("w", encoding="utf-8", errors=ERRORS) as file:
+        tell(Console(file=file, width=140, force_terminal=False))
+
+
+def say_results(console: Console, results: Mapping[str, Any]) -> None:
+    """Print table and conclusions."""
+    console.print()
+    console.print(ladder_table(results))
+    say(console, "What to conclude")
+    say_items(console, results["conclusions"])
+
+
+def new_table(title: str, caption: str) -> Table:
+    """Return an empty table in the style of the laboratory."""
+    return Table(
+        title=as_text(title, "table.title"),
+        caption=caption,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+        caption_justify="left",
+    )
+
+
 def ladder_table(results: Mapping[str, Any]) -> Table:
     """Return the run's arms, with what was measured before beside them where settings agree."""
     config, arms = results["config"], results["arms"]
     metric = results["task"]["metric"]
     before = [expected(config, arm) for arm in arms]
     model = config["model"]["name"]
-    table = Table(
-        title=f"{model} on {config['task']['name']}, {len(config['seeds'])} seed(s)",
-        caption=_caption(results, before),
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("\narm")
+    title = f"{model} on {config['task']['name']}, {len(config['seeds'])} seed(s)"
+    table = new_table(title, _caption(results, before))
+    table.add_column("\narm", overflow="fold")
     for heading in ("log10 ratio\nat init", "\ntrained", f"test\n{metric}"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("\nverdict", no_wrap=True)
@@ -48,7 +132,7 @@ def ladder_table(results: Mapping[str, Any]) -> Table:
     for arm, b in zip(arms, before, strict=True):
         step = f"{arm['median_milliseconds_per_step']:.2f}"
         last = _ends_ladder(arms, arm)
-        row = (arm["title"], *measured_cells(arm, metric), verdict_text(arm), step)
+        row = (as_text(arm["title"]), *measured_cells(arm, metric), verdict_text(arm), step)
         table.add_row(*row, end_section=last and b == Expected())
         if b != Expected():
             was = ("  expected", b.log10_ratio, "", b.metric, b.learned)

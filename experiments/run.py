@@ -11,13 +11,16 @@ conclusions as text, the resolved configuration, and what it takes to repeat the
 
 from __future__ import annotations
 
+import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -28,7 +31,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from experiments import figures, report, results
+from experiments import figures, report, results, run_folder
 from experiments.kernel_check import compare_with_torch
 from experiments.ladder import Arm, build_arms, run_arm, summarise_arm
 from experiments.provenance import provenance
@@ -42,15 +45,61 @@ CONFIGURATION = Path(__file__).resolve().parents[1] / "hydra_conf"
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGURATION), config_name="config")
 def main(config: DictConfig) -> None:
-    """Check the configuration and run it in Hydra's output folder."""
-    try:
-        plain = validated(config)
-    except ConfigError as error:
-        raise SystemExit(f"error: {error}") from error
+    """Check the configuration and run it in a folder of its own.
+
+    A member of a sweep that fails records why and returns, so that the others run;
+    `experiments.compare` lists it when the sweep ends.
+    """
     folder = Path(HydraConfig.get().runtime.output_dir)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        _run_member(config, run_folder.claim_next(folder))
+    else:
+        _run_alone(config, folder)
+
+
+def _run_member(config: DictConfig, folder: Path) -> None:
+    try:
+        _run(config, folder)
+    except Exception as error:
+        results.write_failure(folder, error)
+        if not isinstance(error, ConfigError | report.PresentationError):
+            traceback.print_exc()
+        print(f"error: {folder.name}: {error}", file=sys.stderr)
+
+
+def _run_alone(config: DictConfig, folder: Path) -> None:
+    try:
+        # Taken already, unless Hydra was told to do without our callback.
+        run_folder.claim(folder)
+        _run(config, folder)
+    except run_folder.FolderTakenError as error:
+        raise SystemExit(f"error: {error}") from None
+    except ConfigError as error:
+        run_folder.release(folder)
+        raise SystemExit(f"error: {error}") from error
+    except report.PresentationError as error:
+        results.write_failure(folder, error)
+        raise SystemExit(f"error: {error}") from error
+    except Exception as error:
+        results.write_failure(folder, error)
+        raise
+
+
+def _run(config: DictConfig, folder: Path) -> None:
+    plain = validated(config)
+    # As Hydra writes it, which would do so before the folder is known to be free.
+    hydra_config = HydraConfig.instance().cfg
+    described = {
+        "config": config,
+        "hydra": hydra_config,
+        "overrides": hydra_config.hydra.overrides.task,
+    }
+    (folder / ".hydra").mkdir(exist_ok=True)
+    for name, node in described.items():
+        results.write_text(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(node))
     try:
         with noticed_interrupts():
-            run_study(plain, folder, Console())
+            run_study(plain, folder, report.new_console())
     except KeyboardInterrupt:
         raise SystemExit(f"\ninterrupted; what was done so far: {folder}") from None
 
@@ -62,13 +111,12 @@ def run_study(config: dict[str, Any], folder: Path, console: Console) -> dict[st
         What ``results.json`` holds.
 
     Raises:
-        FileExistsError: ``folder`` already holds a run, finished or not.
+        experiments.run_folder.FolderTakenError: another run is, or was, in ``folder``.
         experiments.workers.WorkerError: an arm failed in its process.
+        experiments.report.PresentationError: the results are on disk, but could not be printed or
+            drawn.
     """
-    for name in (results.RESULTS, results.PARTIAL):
-        if (folder / name).exists():
-            raise FileExistsError(f"{folder} already holds a run ({name}); choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    run_folder.claim(folder)
     task = build_task(config["task"])
     arms = build_arms(config)
     workers = worker_count(config, len(arms) * len(config["seeds"]))
@@ -82,8 +130,8 @@ def run_study(config: dict[str, Any], folder: Path, console: Console) -> dict[st
     }
     results.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     results.write_json(folder / results.PARTIAL, found)
-    console.print(
-        f"{config['name']}: {config['model']['name']} on {task.name}, {workers} worker(s)"
+    report.say(
+        console, f"{config['name']}: {config['model']['name']} on {task.name}, {workers} worker(s)"
     )
 
     found["kernel_check"] = compare_with_torch(config, check_horizon(config))
@@ -95,12 +143,24 @@ def run_study(config: dict[str, Any], folder: Path, console: Console) -> dict[st
     found["complete"] = True
 
     _write_tables(folder, arms, runs)
-    losses = {arm.title: [run["loss"] for run in runs[arm.title]] for arm in arms}
-    figures.draw_run(found, losses, folder)
-    _print_report(found, console, folder)
     results.write_json(folder / results.RESULTS, found)
     (folder / results.PARTIAL).unlink()
-    console.print(f"\nResults, curves and figures: {folder}")
+
+    losses = {arm.title: [run["loss"] for run in runs[arm.title]] for arm in arms}
+    try:
+        report.present(
+            lambda: report.write_report(
+                folder / "report.txt", lambda target: report.say_results(target, found)
+            ),
+            lambda: report.say_results(console, found),
+            lambda: figures.draw_run(found, losses, folder),
+            lambda: report.say(console, f"Results, curves and figures: {folder}"),
+        )
+    except report.PresentationError as error:
+        raise report.PresentationError(
+            f"the run is finished and its results are in {folder}, but not all of them could be "
+            f"printed and drawn: {error}"
+        ) from error
     return found
 
 
@@ -139,7 +199,9 @@ def _run_arms(
     steps = config["training"]["steps"]
     with _progress(console) as progress:
         bars = {
-            arm.title: progress.add_task(arm.title, total=steps * len(config["seeds"]), loss="")
+            arm.title: progress.add_task(
+                report.as_line(arm.title), total=steps * len(config["seeds"]), loss=""
+            )
             for arm in arms
         }
         total = progress.add_task("all", total=steps * len(jobs), loss="")
@@ -157,12 +219,12 @@ def _run_arms(
             on_progress(index, (steps, run["loss"][-1]))
             runs[arm.title].append(run)
             runs[arm.title].sort(key=lambda run: config["seeds"].index(run["seed"]))
-            if not console.is_terminal:
-                console.print(f"  {arm.title}, seed {run['seed']}: {run['verdict']}")
             found["arms"] = [
                 summarise_arm(config, task, a, runs[a.title]) for a in arms if runs[a.title]
             ]
             results.write_json(folder / results.PARTIAL, found)
+            if not console.is_terminal:
+                report.say(console, f"  {arm.title}, seed {run['seed']}: {run['verdict']}")
 
         run_jobs(run_arm, jobs, workers, on_progress, on_result)
     return runs
@@ -170,7 +232,7 @@ def _run_arms(
 
 def _progress(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description:<24}"),
+        TextColumn("{task.description:<24}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -206,17 +268,6 @@ def _write_tables(folder: Path, arms: list[Arm], runs: dict[str, list[dict[str, 
             )
         ),
     )
-
-
-def _print_report(found: dict[str, Any], console: Console, folder: Path) -> None:
-    """Print table and conclusions, and leave the same in ``report.txt``."""
-    with (folder / "report.txt").open("w", encoding="utf-8") as file:
-        for target in (console, Console(file=file, width=140)):
-            target.print()
-            target.print(report.ladder_table(found))
-            target.print("What to conclude")
-            for statement in found["conclusions"]:
-                target.print(f"  * {statement}", highlight=False)
 
 
 if __name__ == "__main__":

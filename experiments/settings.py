@@ -124,7 +124,8 @@ def validated(config: DictConfig) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"the configuration cannot be resolved: {error}") from error
+        words = "; ".join(line.strip() for line in str(error).splitlines())
+        raise ConfigError(f"the configuration cannot be resolved: {words}") from error
     plain.pop("hydra", None)
     for key, check in RUN_CHECKS.items():
         _check(key, _lookup(plain, key), check)

@@ -52,7 +52,7 @@ _interrupted = threading.Event()
 
 @contextmanager
 def noticed_interrupts() -> Iterator[None]:
-    """Let `run_jobs` notice every Ctrl-C that comes inside a ``with`` block of the main thread.
+    """Let `run_jobs`, and the end of the ``with`` block, notice every Ctrl-C that comes inside it.
 
     Python drops a KeyboardInterrupt that comes up in a destructor or in a library's callback, and
     the run would go on for hours.
@@ -66,6 +66,7 @@ def noticed_interrupts() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, handle)
     try:
         yield
+        _raise_if_interrupted()
     finally:
         signal.signal(signal.SIGINT, before)
         _interrupted.clear()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rnn_cuda._links import Links, add_at, rows_of, take
 from rnn_cuda.reference import compute_dtype
@@ -46,8 +47,75 @@ def row_norms(rows: Tensor) -> Tensor:
     return unit * torch.linalg.vector_norm(rows / unit.unsqueeze(-1), dim=-1)
 
 
-recorders: set[object] = set()
-"""Who records adjoints now: a layer's node must be one that takes sinks."""
+@dataclasses.dataclass(frozen=True)
+class RecurrentCall:
+    """One call of a multi-layer recurrent module, as its recurrence got it.
+
+    What hooks, subclasses and wrappers do outside of the recurrence is not in it. T time steps, B
+    batch, I input size, P size of the state h, H hidden size, L layers, D directions; N rows of a
+    packed sequence.
+
+    Attributes:
+        module: the module.
+        kind: ``"lstm"``, ``"gru"``, or the nonlinearity of an Elman RNN.
+        input: ``(T, B, I)`` or packed ``(N, I)``.
+        h0: ``(L * D, B, P)`` or None for zeros; `c0` likewise, ``(L * D, B, H)``.
+        weights: of each layer and direction, in torch's order.
+        bidirectional, has_biases: as in torch.
+        training: whether the module was in training mode.
+        dropout: the probability of dropping what passes between layers; zero in eval mode.
+        batch_sizes: of a packed sequence, else None.
+        unsorted_indices: the caller's order of its samples, None if that of the rows.
+        random_state: of the CPU's generator before the call, if there is dropout.
+        autocast_dtype: what the recurrence itself casts to, or None.
+
+    """
+
+    module: nn.Module
+    kind: str
+    input: Tensor
+    h0: Tensor | None
+    c0: Tensor | None
+    weights: list[list[Tensor]]
+    bidirectional: bool
+    has_biases: bool
+    training: bool
+    dropout: float = 0.0
+    batch_sizes: Tensor | None = None
+    unsorted_indices: Tensor | None = None
+    random_state: Tensor | None = None
+    autocast_dtype: torch.dtype | None = None
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.weights) // self.directions
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Layers and directions in the order of ``h_n``: ``l0``, ``l0_reverse``, ``l1``, .."""
+        suffixes = ("", "_reverse")[: self.directions]
+        return [f"l{layer}{suffix}" for layer in range(self.num_layers) for suffix in suffixes]
+
+
+class Recorder(Protocol):
+    """Is shown every call of a recurrent module of this package."""
+
+    def record(
+        self, call: RecurrentCall, results: tuple[Tensor, ...], outputs: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Return ``results`` (output and h_n), or tensors of the same values in their place.
+
+        ``outputs`` are those of each layer and direction, as the recurrence returned them.
+        """
+        ...
+
+
+recorders: list[Recorder] = []
+"""Who records now. While there is one, a layer's node is one that takes sinks."""
 
 
 class AdjointSink(Protocol):

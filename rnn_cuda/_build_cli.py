@@ -12,7 +12,7 @@ from rnn_cuda import backend
 from rnn_cuda._check_cuda import check_cuda
 from rnn_cuda._plan import BuildPlan, default_cache_dir, default_source_dir
 from rnn_cuda._toolchain import BuildError, find_ninja
-from rnn_cuda.build import build, clean
+from rnn_cuda.build import build, clean, state_of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,7 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
             return _clean()
         if chosen.check_cuda:
             return check_cuda(default_source_dir())
-        print(build(BuildPlan.create(kernels="emulated" if chosen.emulated else "auto")))
+        plan = BuildPlan.create(kernels="emulated" if chosen.emulated else "auto")
+        if plan.cuda and plan.toolchain.cuda_note:
+            print(f"rnn_cuda: {plan.toolchain.cuda_note}", file=sys.stderr)
+        print(build(plan))
     except (BuildError, ValueError) as error:
         print(f"rnn_cuda: {error}", file=sys.stderr)
         return 1
@@ -102,5 +105,6 @@ def _describe_plan(plan: BuildPlan) -> dict[str, str]:
         rows["CUDA headers"] = str(cuda.include)
         rows["CUDA runtime"] = str(cuda.library / "libcudart_static.a")
         rows["CUDA targets"] = " ".join(cuda.archs)
-    state = "compiled" if plan.library.exists() else "not compiled yet"
-    return rows | {"key": plan.key, "library": f"{plan.library} ({state})"}
+        if tools.cuda_note:
+            rows["left out"] = tools.cuda_note
+    return rows | {"key": plan.key, "library": f"{plan.library} ({state_of(plan.library)})"}

@@ -19,6 +19,7 @@ from rnn_cuda._toolchain import (
     BuildError,
     CudaToolchain,
     Toolchain,
+    listed_archs,
     torch_cxx_standard,
     torch_include_dirs,
     torch_library_dir,
@@ -54,16 +55,20 @@ def default_cache_dir() -> Path:
     """Return the folder that holds compiled libraries; it need not exist.
 
     Raises:
-        BuildError: no environment variable names one and the user has no home.
+        BuildError: no environment variable names one and the user has no home; or a relative name
+            where there is no current folder, or ``~`` for a user that does not exist.
     """
-    if chosen := os.environ.get("RNN_CUDA_CACHE_DIR"):
-        return Path(chosen).expanduser().absolute()
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).absolute() / "rnn_cuda"
     try:
+        if chosen := os.environ.get("RNN_CUDA_CACHE_DIR"):
+            return Path(chosen).expanduser().absolute()
+        if xdg := os.environ.get("XDG_CACHE_HOME"):
+            return Path(xdg).absolute() / "rnn_cuda"
         return Path.home() / ".cache" / "rnn_cuda"
-    except RuntimeError as error:
-        raise BuildError(f"{error} Set RNN_CUDA_CACHE_DIR to a folder you can write to.") from error
+    except (RuntimeError, OSError) as error:
+        raise BuildError(
+            f"There is no folder for the kernel cache: {error} "
+            "Set RNN_CUDA_CACHE_DIR to a folder you can write to."
+        ) from error
 
 
 def _why_no_cuda(source_dir: Path, kernels: Kernels) -> str:
@@ -73,7 +78,7 @@ def _why_no_cuda(source_dir: Path, kernels: Kernels) -> str:
     if kernels in ("cpu", "emulated"):
         return "they were not asked for"
     # Compiling them takes minutes: not where no CUDA tensor can exist, unless targets are named.
-    has_cuda = torch.version.cuda is not None or os.environ.get("TORCH_CUDA_ARCH_LIST")
+    has_cuda = torch.version.cuda is not None or listed_archs()
     if kernels == "auto" and not has_cuda:
         return "this build of torch has no CUDA"
     return ""

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +34,21 @@ Those that nvcc does not know are left out.
 MINIMUM_CUDA_ARCH = 80
 """Oldest GPU architecture that the CUDA kernels are written for (bfloat16 products: sm_80)."""
 
+_ARCHS_BY_NAME = {
+    "Ampere+Tegra": "8.7",
+    "Ampere": "8.0;8.6+PTX",
+    "Ada": "8.9+PTX",
+    "Hopper": "9.0+PTX",
+    "Blackwell+Tegra": "11.0",
+    "Blackwell": "10.0;10.3;12.0;12.1+PTX",
+}
+"""Names in TORCH_CUDA_ARCH_LIST as torch.utils.cpp_extension reads them, but for older devices."""
+
 DEFAULT_CUDA_HOME = Path("/usr/local/cuda")
 """Where NVIDIA's installers put the toolkit."""
+
+_ANSWER_SECONDS = 60
+"""How long a compiler or a driver may take to say what it is."""
 
 _SIMD_FLAGS = {
     "AVX512": (
@@ -72,7 +86,7 @@ class Toolchain:
     cpu_capability: str
     cuda: CudaToolchain | None
     cuda_note: str
-    """Why ``cuda`` is None; empty where there is one."""
+    """Why ``cuda`` is None; where there is one, what its kernels are not compiled for, or empty."""
 
     @classmethod
     def discover(cls, *, why_no_cuda: str = "") -> Toolchain:
@@ -83,7 +97,7 @@ class Toolchain:
 
         Raises:
             CompilerNotFoundError: there is no C++ compiler.
-            BuildError: the platform is not supported, or an environment variable makes no sense.
+            BuildError: the platform is not supported, or $CXX cannot be started.
         """
         if not sys.platform.startswith("linux"):
             raise BuildError(
@@ -159,6 +173,8 @@ def find_cxx() -> Path:
         if path := shutil.which(name):
             return Path(path)
     problem = f"CXX={chosen!r} is not a program" if chosen else "no C++ compiler on the PATH"
+    if chosen and " " in chosen.strip():
+        problem += ", and it takes no arguments"
     raise CompilerNotFoundError(
         f"{problem}. Install g++ 11 or newer (Debian, Ubuntu: apt install g++; Fedora: dnf install "
         "gcc-c++; conda: conda install gxx), or set CXX to a compiler."
@@ -184,36 +200,46 @@ def find_ninja() -> Path:
 
 
 def find_cuda() -> tuple[CudaToolchain | None, str]:
-    """Return the CUDA toolchain, or None with the reason.
+    """Return the CUDA toolchain with what is left out, or None with the reason.
 
-    Raises:
-        BuildError: TORCH_CUDA_ARCH_LIST makes no sense.
+    Whatever is wrong with CUDA is such a reason: it must not cost the CPU kernels.
     """
+    try:
+        return _cuda_toolchain()
+    except (BuildError, OSError) as error:
+        return None, str(error)
+
+
+def _cuda_toolchain() -> tuple[CudaToolchain, str]:
     nvcc = _find_nvcc()
     if nvcc is None:
-        return None, f"nvcc is neither in CUDA_HOME, nor on the PATH, nor in {DEFAULT_CUDA_HOME}"
+        raise BuildError(
+            f"nvcc is neither in CUDA_HOME, nor on the PATH, nor in {DEFAULT_CUDA_HOME}"
+        )
     roots = _cuda_roots(nvcc)
     include = _first_folder_with("cuda_runtime_api.h", roots, ["include", "targets/*/include"])
     if include is None:
-        return None, f"{nvcc} has no cuda_runtime_api.h beside it; set CUDA_HOME"
+        raise BuildError(f"{nvcc} has no cuda_runtime_api.h beside it; set CUDA_HOME")
     library = _first_folder_with(
         "libcudart_static.a", roots, ["lib64", "lib", "targets/*/lib", "lib/*-linux-gnu"]
     )
     if library is None:
-        return None, f"{nvcc} has no libcudart_static.a beside it; set CUDA_HOME"
+        raise BuildError(f"{nvcc} has no libcudart_static.a beside it; set CUDA_HOME")
     supported = _supported_archs(nvcc)
     if not supported:
-        return None, f"{nvcc} --list-gpu-arch lists nothing; CUDA 11.1 or newer is needed"
-    archs = cuda_archs(supported)
-    if not archs:
-        return None, f"no visible GPU is of sm_{MINIMUM_CUDA_ARCH} or newer"
+        raise BuildError(f"{nvcc} --list-gpu-arch lists nothing; CUDA 11.1 or newer is needed")
+    archs, left_out = cuda_archs(supported)
     version = re.search(r"V(\d+\.\d+\.\d+)", _output_of([nvcc, "--version"]))
-    return CudaToolchain(nvcc, version[1] if version else "unknown", include, library, archs), ""
+    toolchain = CudaToolchain(nvcc, version[1] if version else "unknown", include, library, archs)
+    return toolchain, left_out
+
+
+def _cuda_homes() -> list[str]:
+    return [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
 
 
 def _find_nvcc() -> Path | None:
-    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    candidates = [shutil.which("nvcc", path=str(Path(home) / "bin")) for home in homes]
+    candidates = [shutil.which("nvcc", path=str(Path(home) / "bin")) for home in _cuda_homes()]
     candidates += [shutil.which("nvcc"), shutil.which("nvcc", path=str(DEFAULT_CUDA_HOME / "bin"))]
     return next((Path(path) for path in candidates if path), None)
 
@@ -226,7 +252,7 @@ def _cuda_roots(nvcc: Path) -> list[Path]:
     """
     dry_run = _output_of([nvcc, "--dryrun", "-c", "none.cu"])
     roots = [Path(top).resolve() for top in re.findall(r"^#\$ TOP=(.+)$", dry_run, re.MULTILINE)]
-    roots += [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    roots += [Path(home) for home in _cuda_homes()]
     roots += [nvcc.resolve().parent.parent, DEFAULT_CUDA_HOME]
     return roots
 
@@ -241,52 +267,85 @@ def _first_folder_with(file_name: str, roots: list[Path], patterns: list[str]) -
     return next(found, None)
 
 
-def _supported_archs(nvcc: Path) -> list[int]:
-    """Return the compute capabilities this nvcc knows, such as ``[80, 90, 100]``, ascending."""
-    listed = _output_of([nvcc, "--list-gpu-arch"])
-    return sorted(int(number) for number in re.findall(r"compute_(\d+)", listed))
+def _supported_archs(nvcc: Path) -> set[str]:
+    """Return the targets that nvcc and the kernels know, such as ``{"80", "90", "90a"}``."""
+    known = re.findall(r"compute_(\d+)", _output_of([nvcc, "--list-gpu-arch"]))
+    if known:
+        # Not in that list: targets with the features of one device (a) or of its family (f).
+        known += re.findall(r"'sm_(\d+[af])'", _output_of([nvcc, "--help"]))
+    return {arch for arch in known if int(arch.rstrip("af")) >= MINIMUM_CUDA_ARCH}
 
 
-def cuda_archs(supported: list[int]) -> tuple[str, ...]:
+def listed_archs() -> list[str]:
+    """Return the entries of TORCH_CUDA_ARCH_LIST; none where it is unset or blank."""
+    return os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+
+
+def cuda_archs(supported: set[str]) -> tuple[tuple[str, ...], str]:
     """Return the targets to compile for: TORCH_CUDA_ARCH_LIST, this machine's GPUs, or a default.
 
     Args:
-        supported: compute capabilities that nvcc knows, times ten, ascending.
+        supported: what nvcc and the kernels know, as of :func:`_supported_archs`.
+
+    Returns:
+        The targets, and in words what is left out of TORCH_CUDA_ARCH_LIST, if anything.
 
     Raises:
-        BuildError: TORCH_CUDA_ARCH_LIST has an entry that is not like ``9.0``, ``9.0a`` or
-            ``9.0+PTX``, that nvcc does not know, or that the kernels do not support.
+        BuildError: no entry of TORCH_CUDA_ARCH_LIST is supported, or no visible GPU.
     """
-    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
-    if listed:
-        return tuple(sorted({target for entry in listed for target in _targets(entry, supported)}))
     targets: set[str] = set()
-    for arch in _visible_gpu_archs() or DEFAULT_CUDA_ARCHS:
-        number = int(arch.replace(".", ""))
-        if number in supported and number >= MINIMUM_CUDA_ARCH:
+    left_out: list[str] = []
+    for entry in listed_archs() or ["native"]:
+        found, unsupported = _targets(entry, supported)
+        targets |= found
+        left_out += unsupported
+    numbers = sorted(int(arch) for arch in supported if arch.isdigit())
+    why = (
+        f"TORCH_CUDA_ARCH_LIST: the kernels and this nvcc do not support {', '.join(left_out)}. "
+        f"Supported are {', '.join(f'{n // 10}.{n % 10}' for n in numbers)}, each also with +PTX, "
+        f"and the names {', '.join(_ARCHS_BY_NAME)}, All, Common, native."
+    )
+    if not targets:
+        oldest = f"no visible GPU is of compute capability {MINIMUM_CUDA_ARCH / 10} or newer"
+        raise BuildError(why if left_out else oldest)
+    return tuple(sorted(targets)), why if left_out else ""
+
+
+def _targets(entry: str, supported: set[str]) -> tuple[set[str], list[str]]:
+    """Return the targets of one entry of TORCH_CUDA_ARCH_LIST, and what of it is not supported."""
+    name = entry.removesuffix("+PTX")
+    if name == "native":
+        return _targets_for(_visible_gpu_archs() or DEFAULT_CUDA_ARCHS, supported), []
+    if name == "Common":
+        return _targets_for(DEFAULT_CUDA_ARCHS, supported), []
+    if name == "All":
+        return {f"sm_{arch}" for arch in supported if arch.isdigit()}, []
+    archs = _ARCHS_BY_NAME.get(name, name).split(";")
+    if entry != name:
+        archs[-1] = archs[-1].removesuffix("+PTX") + "+PTX"
+    targets: set[str] = set()
+    unsupported = []
+    for arch in archs:
+        match = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", arch)
+        if match and (number := match[1] + match[2]) in supported:
+            targets |= {f"sm_{number}", f"compute_{number}"} if match[3] else {f"sm_{number}"}
+        else:
+            unsupported.append(arch)
+    return targets, unsupported
+
+
+def _targets_for(capabilities: Iterable[str], supported: set[str]) -> set[str]:
+    """Return the targets of which one runs on each device of a compute capability, if any does."""
+    targets: set[str] = set()
+    for capability in capabilities:
+        number = int(capability.replace(".", ""))
+        older = [int(arch) for arch in supported if arch.isdigit() and int(arch) < number]
+        if str(number) in supported:
             targets.add(f"sm_{number}")
-        elif number > supported[-1]:
-            # A GPU newer than this nvcc: the driver compiles the newest PTX that nvcc can write.
-            targets.add(f"compute_{supported[-1]}")
-    return tuple(sorted(targets))
-
-
-def _targets(entry: str, supported: list[int]) -> list[str]:
-    """Return the targets of one entry of TORCH_CUDA_ARCH_LIST."""
-    match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry)
-    if match is None:
-        raise BuildError(
-            "TORCH_CUDA_ARCH_LIST takes compute capabilities such as '8.0;9.0+PTX', "
-            f"but {entry!r} is among its entries."
-        )
-    major, minor, suffix, ptx = match.groups()
-    number = int(major + minor)
-    if number not in supported or number < MINIMUM_CUDA_ARCH:
-        usable = [f"{n // 10}.{n % 10}" for n in supported if n >= MINIMUM_CUDA_ARCH]
-        raise BuildError(
-            f"TORCH_CUDA_ARCH_LIST asks for {entry!r}; the kernels and this nvcc know {usable}."
-        )
-    return [f"sm_{number}{suffix}"] + ([f"compute_{number}{suffix}"] if ptx else [])
+        elif older:
+            # This nvcc does not know the device: the driver compiles the nearest PTX for it.
+            targets.add(f"compute_{max(older)}")
+    return targets
 
 
 def _visible_gpu_archs() -> list[str]:
@@ -298,7 +357,10 @@ def _visible_gpu_archs() -> list[str]:
     nvidia_smi = shutil.which("nvidia-smi")
     if nvidia_smi is None:
         return []
-    printed = _output_of([nvidia_smi, "--query-gpu=compute_cap", "--format=csv,noheader"])
+    try:
+        printed = _output_of([nvidia_smi, "--query-gpu=compute_cap", "--format=csv,noheader"])
+    except BuildError:
+        return []
     return sorted(set(re.findall(r"^\d+\.\d$", printed, re.MULTILINE)))
 
 
@@ -306,7 +368,7 @@ def _output_of(command: list[Path | str]) -> str:
     """Return what the command prints on either stream, whatever its exit status.
 
     Raises:
-        BuildError: the program cannot be started.
+        BuildError: the program cannot be started, or does not end.
     """
     try:
         done = subprocess.run(
@@ -317,7 +379,10 @@ def _output_of(command: list[Path | str]) -> str:
             text=True,
             errors="replace",
             check=False,
+            timeout=_ANSWER_SECONDS,
         )
     except OSError as error:
         raise BuildError(f"{command[0]} cannot be started: {error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"{command[0]} did not answer in {_ANSWER_SECONDS} s") from error
     return done.stdout

@@ -111,6 +111,15 @@ def _decide(override: str | None, device_type: str, dtype: torch.dtype) -> bool:
 _decide._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
+def run_on_reference(problem: str) -> None:
+    """Raise or warn if anything but the reference was asked for, and ``problem`` rules it out."""
+    if requested() != "reference":
+        _report(problem, requested())
+
+
+run_on_reference._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def _report(problem: str, choice: str) -> None:
     """Raise if kernels were asked for, else warn, once in this process for each problem."""
     if choice != "auto":
@@ -137,6 +146,18 @@ def _why_not_native(device_type: str, dtype: torch.dtype, choice: str) -> str | 
     if not _has_kernels(device_type):
         reason = f": {_no_cuda_reason}" if device_type == "cuda" else ""
         return f"there are no kernels for {device_type} tensors{reason}"
+    # Where a CUDA tensor is traced without a GPU, there is no device to ask.
+    if device_type == "cuda" and torch.cuda.is_initialized():
+        return _why_not_on_this_device()
+    return None
+
+
+def _why_not_on_this_device() -> str | None:
+    """Return why the current GPU cannot run the CUDA kernels, or None; it is asked once."""
+    try:
+        torch.ops.rnn_cuda.cuda_device_figures(torch.cuda.current_device())
+    except RuntimeError as error:
+        return str(error)
     return None
 
 
@@ -148,8 +169,7 @@ def load_library(*, emulated: bool = False) -> str | None:
             from rnn_cuda.build import BuildError
 
             try:
-                library, _no_cuda_reason = _build(emulated)
-                torch.ops.load_library(str(library))
+                library, _no_cuda_reason = _build_and_load(emulated)
                 operators.register()
                 _library, _is_emulated = library, emulated
             except BuildError as error:
@@ -162,24 +182,34 @@ def load_library(*, emulated: bool = False) -> str | None:
         return _failures.get(emulated)
 
 
-def _build(emulated: bool) -> tuple[Path, str]:
-    """Return a compiled library and why it has no CUDA kernels (nothing if it has them).
+def _build_and_load(emulated: bool) -> tuple[Path, str]:
+    """Load a library; return it and why it has no CUDA kernels (nothing if it has them).
 
-    An nvcc that fails must not cost the CPU kernels.
+    Whatever is wrong with CUDA must not cost the CPU kernels.
     """
     from rnn_cuda.build import BuildError, BuildPlan, CompilerNotFoundError, build
 
     plan = BuildPlan.create(kernels="emulated" if emulated else "auto")
+    note = plan.toolchain.cuda_note
     try:
-        return build(plan), plan.toolchain.cuda_note
+        library = _loaded(build(plan))
     except CompilerNotFoundError:
         raise
-    except BuildError as error:
+    except (BuildError, OSError) as error:
         if plan.cuda is None:
             raise
-        library = build(BuildPlan.create(kernels="cpu"))
-        _warn_once(f"rnn_cuda has no CUDA kernels, because they do not compile: {error}")
-        return library, f"they do not compile: {error}"
+        library = _loaded(build(BuildPlan.create(kernels="cpu")))
+        problem = "do not compile" if isinstance(error, BuildError) else "cannot be loaded"
+        _warn_once(f"rnn_cuda has no CUDA kernels, because they {problem}: {error}")
+        return library, f"they {problem}: {error}"
+    if plan.cuda is not None and note:
+        _warn_once(f"rnn_cuda has no CUDA kernels for some devices. {note}")
+    return library, note
+
+
+def _loaded(library: Path) -> Path:
+    torch.ops.load_library(str(library))
+    return library
 
 
 def has_operator(name: str) -> bool:

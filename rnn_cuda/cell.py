@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +11,24 @@ from torch.nn.functional import linear
 
 from rnn_cuda import autocast, export
 from rnn_cuda.arguments import (
+    check_both_distributed,
+    check_dense,
+    check_dtype,
+    check_dtype_of,
     check_hx_placement,
     check_input_placement,
     check_int,
     check_nonlinearity,
     check_tensor,
+    is_distributed,
 )
 from rnn_cuda.functional import call_then_check, layer_as_one_node, runs_as_one_node
 from rnn_cuda.modules import read_weights
 from rnn_cuda.reference import activation, compute_dtype
+
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_TENSORS = ("input", "hx", *_WEIGHTS)
+_OPTIONAL = ("hx", "bias_ih", "bias_hh")
 
 # Other kinds of tensors, and traces, do with PyTorch's own operators as they like.
 _PLAIN = {Tensor, nn.Parameter, type(None)}
@@ -27,7 +36,10 @@ _PLAIN = {Tensor, nn.Parameter, type(None)}
 
 def _wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     wide = compute_dtype(x.dtype)
-    return linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
+    if x.dtype != wide:  # not always: ExpandedWeights know linear() alone
+        x, weight = x.to(wide), weight.to(wide)
+        bias = None if bias is None else bias.to(wide)
+    return linear(x, weight, bias)
 
 
 class FusedRNNCell(nn.Module):
@@ -48,7 +60,7 @@ class FusedRNNCell(nn.Module):
         bias: whether there are ``bias_ih`` and ``bias_hh``.
         nonlinearity: ``"tanh"``, ``"relu"``, ``"sigmoid"`` or ``"identity"``.
         device: where the parameters are created.
-        dtype: data type of the parameters.
+        dtype: data type of the parameters, one of those of `FusedRNN`.
 
     Inputs:
         input: ``(B, I)`` or ``(I,)``.
@@ -64,7 +76,7 @@ class FusedRNNCell(nn.Module):
         TypeError: an argument, the input or ``hx`` is of the wrong type.
         ValueError: an argument is out of range, ``input`` or ``hx`` has not 1 or 2 dimensions, or
             the weights do not fit each other.
-        RuntimeError: the shape, dtype or device of ``input`` or ``hx`` does not fit.
+        RuntimeError: ``dtype``, or the shape, dtype or device of ``input`` or ``hx``, does not fit.
 
     Example:
         >>> import torch
@@ -73,6 +85,8 @@ class FusedRNNCell(nn.Module):
         torch.Size([2, 5])
 
     """
+
+    __constants__: ClassVar[list[str]] = nn.RNNCell.__constants__
 
     def __init__(
         self,
@@ -85,23 +99,22 @@ class FusedRNNCell(nn.Module):
     ) -> None:
         super().__init__()
         # nn.RNNCell, unlike nn.RNN, allows sizes of zero and any truth value as bias.
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
-            check_int(name, size)
-            if size < 0:
-                raise ValueError(f"{name} must not be negative, got {size}")
-        check_nonlinearity(nonlinearity)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.bias = bias
-        self.nonlinearity = nonlinearity
+        self.input_size = check_int("input_size", input_size)
+        self.hidden_size = hidden = check_int("hidden_size", hidden_size)
+        for name in ("input_size", "hidden_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        self.bias = bool(bias)
+        self.nonlinearity = check_nonlinearity(nonlinearity)
+        check_dtype(dtype, self.nonlinearity)
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
-        self.weight_ih = parameter(hidden_size, input_size)
-        self.weight_hh = parameter(hidden_size, hidden_size)
-        self.bias_ih = parameter(hidden_size) if bias else None
-        self.bias_hh = parameter(hidden_size) if bias else None
+        self.weight_ih = parameter(hidden, self.input_size)
+        self.weight_hh = parameter(hidden, hidden)
+        self.bias_ih = parameter(hidden) if self.bias else None
+        self.bias_hh = parameter(hidden) if self.bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -123,7 +136,7 @@ class FusedRNNCell(nn.Module):
         """Return the state after one step from ``hx``; for shapes and errors see the class."""
         if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
             if hx is not None:
-                self._check_hx(hx, input)
+                self._check_hx_shape(hx, input)
             weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
             return self._plain_step(input, hx, *weights)
         else:  # noqa: RET505 (TorchScript would compile what just follows)
@@ -142,7 +155,7 @@ class FusedRNNCell(nn.Module):
                 f"RNNCell, hx: Expected hidden to be 1D or 2D, got {hx.dim()}D instead"
             )
 
-        weights = read_weights(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        weights = read_weights(self, _WEIGHTS)
         device_type = input.device.type
         dtype = autocast.active_dtype(device_type)
         if dtype is None:
@@ -160,9 +173,9 @@ class FusedRNNCell(nn.Module):
             and {type(hx), *map(type, weights)} <= _PLAIN
             and not torch._C._is_tracing()
         ):
-            step, checked = (input, hx, *weights), (input, hx, weights[0])
-            return call_then_check(self._native_step, step, self._check_fit, checked)
-        self._check_fit(input, hx, weights[0])
+            step = (input, hx, *weights)
+            return call_then_check(self._native_step, step, self._check_fit, step)
+        self._check_fit(input, hx, *weights)
         return self._plain_step(input, hx, *weights)
 
     def _native_step(self, input: Tensor, hx: Tensor | None, *weights: Any) -> Tensor:
@@ -186,17 +199,34 @@ class FusedRNNCell(nn.Module):
         z = _wide_linear(input, weight_ih, bias_ih) + _wide_linear(hx, weight_hh, bias_hh)
         return activation(z, self.nonlinearity).to(input.dtype)
 
-    def _check_fit(self, input: Tensor, hx: Tensor | None, weight_ih: Tensor) -> None:
+    def _check_fit(self, input: Tensor, hx: Tensor | None, *weights: Any) -> None:
+        is_plain = type(input) in _PLAIN
+        for name, tensor in zip(_TENSORS, (input, hx, *weights), strict=True):
+            if tensor is None and name in _OPTIONAL:
+                continue
+            if not (  # the usual case, in little time
+                is_plain
+                and tensor is not None
+                and type(tensor) in _PLAIN
+                and tensor.layout is torch.strided
+                and tensor.dtype == input.dtype
+                and not tensor.is_nested
+            ):
+                tensor = check_tensor(name, tensor)
+                check_dense(name, tensor)
+                check_both_distributed(name, tensor, is_distributed(input), "input")
         if input.shape[-1] != self.input_size:
             raise RuntimeError(
                 "input has inconsistent input_size: "
                 f"got {input.shape[-1]} expected {self.input_size}"
             )
-        check_input_placement(input, weight_ih, dtype_error=RuntimeError)
+        check_input_placement(input, weights[0], dtype_error=RuntimeError)
+        check_dtype_of("input", input)
         if hx is not None:
-            self._check_hx(hx, input)
+            self._check_hx_shape(hx, input)
+            check_hx_placement(hx, input)
 
-    def _check_hx(self, hx: Tensor, input: Tensor) -> None:
+    def _check_hx_shape(self, hx: Tensor, input: Tensor) -> None:
         if hx.shape[-1] != self.hidden_size:
             raise RuntimeError(
                 "hx: hidden0 has inconsistent hidden_size: "
@@ -212,4 +242,3 @@ class FusedRNNCell(nn.Module):
                 f"Input batch size {input.shape[0]} doesn't match hidden0 batch size "
                 f"{hx.shape[0]} of hx"
             )
-        check_hx_placement(hx, input)

@@ -185,7 +185,7 @@ def trace_layers(
     """Run all layers where `is_leaving`; arguments and results are those of ``_compute``."""
     groups = []
     keep, rate = 0.0, 1.0
-    for weight_ih, weight_hh, *biases in weights:
+    for weight_ih, weight_hh, *biases in map(_with_biases, weights):
         keep, rate, matrix = module._coefficients(weight_hh)
         groups.append([weight_ih, matrix, *biases])
     step_options = (module.nonlinearity, keep, rate)
@@ -214,6 +214,11 @@ def check_packed(batch_sizes: Tensor) -> None:
         )
 
 
+def _with_biases(group: list[Any]) -> list[Tensor]:
+    """Return W, U and the biases of a direction, with zeros for a bias that was set to None."""
+    return [group[1].new_zeros(len(group[1])) if weight is None else weight for weight in group]
+
+
 _StepOptions = tuple[str, float, float]  # nonlinearity, keep, rate
 
 _ONNX_ACTIVATIONS = {
@@ -239,6 +244,8 @@ def onnx_layers(
     """
     nonlinearity, keep, rate = step_options
     dtype = sequence.dtype
+    if dtype.is_complex:
+        raise NotImplementedError(f"{dtype} cannot be exported to ONNX: its operators take none")
     is_operator = (keep, rate) == (0.0, 1.0) and dtype != torch.float64
     if batch_sizes is not None and (not is_operator or dtype == torch.bfloat16):
         raise NotImplementedError(
@@ -410,14 +417,6 @@ class ScriptMethods:
     sequences, which only callers that are compiled too can choose from.
     """
 
-    __jit_unused_properties__ = (
-        "mode",
-        "proj_size",
-        "all_weights",
-        "_num_directions",
-        "_output_size",
-    )
-
     def __prepare_scriptable__(self: Any) -> Any:
         """Return the module to compile: this one, with what compiled code reads."""
         from rnn_cuda.modules import ElmanStack
@@ -429,7 +428,7 @@ class ScriptMethods:
                 f"weight-normalised: {', '.join(computed)}; remove that first"
             )
         # Compiled code cannot look a parameter up by a name that it computes.
-        self._flat_weights = [weight for group in self.all_weights for weight in group]
+        self._script_weights = [w for group in self.all_weights for w in _with_biases(group)]
         if type(self).forward is ElmanStack.forward:  # else what it was overridden with is compiled
             self.__overloads__ = {"forward": ["_script_dense", "_script_packed"]}
         return self
@@ -464,11 +463,11 @@ class ScriptMethods:
         self: Any, sequence: Tensor, hx: Tensor | None, batch_sizes: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         # torch.jit.trace compiles these methods too, unprepared, but does not call them.
-        if not hasattr(self, "_flat_weights"):
+        if not hasattr(self, "_script_weights"):
             raise RuntimeError("torch.jit.script was not asked for this module")
         keep, rate = 0.0, 1.0
         weights: list[Tensor] = []
-        for i, weight in enumerate(self._flat_weights):
+        for i, weight in enumerate(self._script_weights):
             if i % (4 if self.bias else 2) == 1:
                 keep, rate, weight = self._coefficients(weight)
             weights.append(weight)

@@ -18,16 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnn_cuda import backend, reference
+from rnn_cuda import _expanded_weights, backend, reference
 from rnn_cuda._adjoint import recorders
 from rnn_cuda._autograd import LinearRecurrence, plain_eager_mode
-from rnn_cuda.reference import NONLINEARITIES, compute_dtype
+from rnn_cuda.arguments import (
+    check_both_distributed,
+    check_dense,
+    check_dtype_of,
+    is_distributed,
+)
+from rnn_cuda.reference import DTYPES, NONLINEARITIES, REAL_DTYPES, compute_dtype
 
 __all__ = ["NONLINEARITIES", "bidirectional_elman_rnn", "elman_rnn", "linear_recurrence"]
 
 _Direction = tuple[Any, Any, Any, Any, Any]  # h0, weight_ih, weight_hh, bias_ih, bias_hh
-
-_SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def elman_rnn(
@@ -79,15 +83,15 @@ def elman_rnn(
     direction = (h0, weight_ih, weight_hh, bias_ih, bias_hh)
     options: Any = {"nonlinearity": nonlinearity, "batch_sizes": batch_sizes}
     if batch_sizes is None and input.ndim == 2:
-        _check_layer(input, (direction,), **options)
+        check_layer(input, (direction,), **options)
         batch_of_one = input.unsqueeze(1), _unsqueezed(h0)
         output, h_n = elman_rnn(*batch_of_one, *direction[1:], reverse=reverse, **options)
         return output.squeeze(1), h_n.squeeze(0)
     if runs_as_one_node(input, input.device.type):
         return layer_as_one_node(input, direction, nonlinearity, reverse, batch_sizes)
-    _check_layer(input, (direction,), **options)
-    if not backend.use_native(input.device.type, input.dtype):
-        return reference.elman_rnn(input, *direction, reverse=reverse, **options)
+    check_layer(input, (direction,), **options)
+    if plain_layer := _plain_layer(input, direction):
+        return plain_layer(input, *direction, reverse=reverse, **options)
     return torch.ops.rnn_cuda.elman_forward(
         input, *direction[:3], _total_bias(bias_ih, bias_hh), nonlinearity, reverse, batch_sizes
     )
@@ -130,7 +134,7 @@ def bidirectional_elman_rnn(
     first, second = _direction("forward", forward), _direction("reverse", reverse)
     options: Any = {"nonlinearity": nonlinearity, "batch_sizes": batch_sizes}
     if batch_sizes is None and input.ndim == 2:
-        _check_layer(input, (first, second), **options)
+        check_layer(input, (first, second), **options)
         of_batch = bidirectional_elman_rnn(
             input.unsqueeze(1),
             (_unsqueezed(first[0]), *first[1:]),
@@ -144,11 +148,11 @@ def bidirectional_elman_rnn(
         )
     if runs_as_one_node(input, input.device.type):
         return _pair_as_one_node(input, first, second, nonlinearity, batch_sizes)
-    _check_layer(input, (first, second), **options)
-    if not backend.use_native(input.device.type, input.dtype):
+    check_layer(input, (first, second), **options)
+    if plain_layer := _plain_layer(input, (*first, *second)):
         return (
-            reference.elman_rnn(input, *first, **options),
-            reference.elman_rnn(input, *second, reverse=True, **options),
+            plain_layer(input, *first, **options),
+            plain_layer(input, *second, reverse=True, **options),
         )
     tensors = [t for each in (first, second) for t in (*each[:3], _total_bias(*each[3:]))]
     results = torch.ops.rnn_cuda.elman_forward_pair(input, *tensors, nonlinearity, batch_sizes)
@@ -194,7 +198,7 @@ def linear_recurrence(
     _check_like(kind, d, "d", g.shape)
     _check_kind(kind, m, "m")
     _check_like(kind, y0, "y0", (batch, hidden))
-    if backend.use_native(g.device.type, g.dtype):
+    if not is_distributed(g) and backend.use_native(g.device.type, g.dtype):
         operator = torch.ops.rnn_cuda.linear_recurrence
         call = LinearRecurrence.call if plain_eager_mode() else operator
         return call(d, g, m, y0, reverse, batch_sizes)
@@ -214,11 +218,23 @@ def runs_as_one_node(input: Tensor, device_type: str) -> bool:
     return (
         type(input) in (Tensor, torch.nn.Parameter)
         and device_type != "meta"
-        and dtype in _SUPPORTED_DTYPES
+        and dtype in REAL_DTYPES
         and plain_eager_mode()
         and not recorders
         and backend.use_native(device_type, dtype)
     )
+
+
+def _plain_layer(input: Tensor, tensors: Sequence[Tensor | None]) -> Callable[..., Any] | None:
+    """Return what runs a layer on such tensors in plain PyTorch, or None: the kernels run it."""
+    if _expanded_weights.are_among(tensors):
+        return _expanded_weights.elman_rnn
+    if is_distributed(input):  # which PyTorch's own operators know how to distribute
+        backend.run_on_reference("there are no kernels for DTensors")
+        return reference.elman_rnn
+    if not backend.use_native(input.device.type, input.dtype):
+        return reference.elman_rnn
+    return None
 
 
 def layer_as_one_node(
@@ -231,7 +247,7 @@ def layer_as_one_node(
     """Run `elman_rnn` on a dense or packed batch of which `runs_as_one_node` is true."""
     arguments = (input, *direction, nonlinearity, reverse, batch_sizes)
     checked = (input, (direction,), nonlinearity, batch_sizes)
-    return call_then_check(torch.ops.rnn_cuda.elman_layer, arguments, _check_layer, checked)
+    return call_then_check(torch.ops.rnn_cuda.elman_layer, arguments, check_layer, checked)
 
 
 def _pair_as_one_node(
@@ -244,7 +260,7 @@ def _pair_as_one_node(
     arguments = (input, *first, *second, nonlinearity, batch_sizes)
     checked = (input, (first, second), nonlinearity, batch_sizes)
     operator = torch.ops.rnn_cuda.elman_layer_pair
-    results = call_then_check(operator, arguments, _check_layer, checked)
+    results = call_then_check(operator, arguments, check_layer, checked)
     return results[:2], results[2:]
 
 
@@ -324,7 +340,7 @@ _NAMES = ("h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _NAMES_OF_EACH = (_NAMES, tuple(f"{name}_reverse" for name in _NAMES))
 
 
-def _check_layer(
+def check_layer(
     input: Tensor,
     directions: Sequence[_Direction],
     nonlinearity: str,
@@ -335,6 +351,13 @@ def _check_layer(
     for names, direction in zip(_NAMES_OF_EACH, directions, strict=False):
         _check_tensor(names[1], direction[1])
         _check_tensor(names[2], direction[2])
+    check_dense("input", input)
+    distributed = is_distributed(input)
+    for names, direction in zip(_NAMES_OF_EACH, directions, strict=False):
+        for name, tensor in zip(names, direction, strict=True):
+            if isinstance(tensor, Tensor):
+                check_dense(name, tensor)
+                check_both_distributed(name, tensor, distributed, "input")
     if nonlinearity not in NONLINEARITIES:
         raise ValueError(
             f"nonlinearity: expected one of {', '.join(NONLINEARITIES)}; got {nonlinearity!r}"
@@ -344,10 +367,10 @@ def _check_layer(
     features = _check_weight_ih(weight_ih, hidden)
     kind = (input.dtype, input.device)
     if batch_sizes is None and input.ndim == 2:
-        _check_sequence("input", input.unsqueeze(1), features, None)
+        _check_sequence("input", input.unsqueeze(1), features, None, DTYPES)
         state = (hidden,)
     else:
-        batch = _check_sequence("input", input, features, batch_sizes)
+        batch = _check_sequence("input", input, features, batch_sizes, DTYPES)
         for h0, *_ in directions:
             if batch is None and isinstance(h0, Tensor):
                 batch = h0.shape[0]
@@ -378,12 +401,14 @@ def _check_weight_ih(weight_ih: Tensor, hidden: int) -> int:
 
 
 def _check_sequence(
-    name: str, sequence: Tensor, features: int, batch_sizes: Tensor | None
+    name: str,
+    sequence: Tensor,
+    features: int,
+    batch_sizes: Tensor | None,
+    dtypes: tuple[torch.dtype, ...] = REAL_DTYPES,
 ) -> int | None:
     """Check a sequence and its batch_sizes; return the batch size B where it is known."""
-    if sequence.dtype not in _SUPPORTED_DTYPES:
-        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in _SUPPORTED_DTYPES)
-        raise ValueError(f"{name}: expected a dtype among {expected}; got {sequence.dtype}")
+    check_dtype_of(name, sequence, dtypes)
     shape = sequence.shape
     if len(shape) != (3 if batch_sizes is None else 2) or shape[-1] != features:
         expected = (

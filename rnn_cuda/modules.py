@@ -9,18 +9,22 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, ClassVar, NoReturn, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnn_cuda import autocast, export
+from rnn_cuda._adjoint import RecurrentCall, recorders
 from rnn_cuda.arguments import (
     check_bool,
+    check_dense,
     check_dropout,
+    check_dtype,
     check_hx_placement,
     check_input_placement,
+    check_int,
     check_nonlinearity,
     check_positive_int,
     check_tensor,
@@ -35,7 +39,23 @@ def read_weights(module: nn.Module, names: Sequence[str]) -> list[Any]:
     # Module.__getattr__ would look for a parameter in several places. It still finds those that
     # are none any more: parametrized, pruned, weight-normalised.
     registered: dict[str, Any] = module._parameters
-    return [registered[name] if name in registered else getattr(module, name) for name in names]
+    return [
+        registered[name] if name in registered else _unregistered_weight(module, name)
+        for name in names
+    ]
+
+
+def _unregistered_weight(module: nn.Module, name: str) -> Any:
+    weight = getattr(module, name, _MISSING)
+    if weight is _MISSING:
+        # Not an AttributeError, of which a property such as all_weights would get the blame.
+        raise RuntimeError(
+            f"{name}: expected a weight of this name in {type_name(module)}, got none"
+        )
+    return weight
+
+
+_MISSING = object()
 
 
 class ElmanStack(export.ScriptMethods, nn.Module):
@@ -49,6 +69,19 @@ class ElmanStack(export.ScriptMethods, nn.Module):
     # weights that must be kept in step with the parameters. Here the parameters are read by name at
     # every forward pass, so parametrizations, pruning and functional_call work with nothing to
     # synchronise. The price: isinstance(module, nn.RNNBase) is False.
+
+    # What TorchScript asks a module for; other code reads it too.
+    __constants__: ClassVar[list[str]] = [*nn.RNNBase.__constants__, "nonlinearity"]
+    __jit_unused_properties__: ClassVar[list[str]] = [
+        *nn.RNNBase.__jit_unused_properties__,
+        "mode",
+        "proj_size",
+        "_num_directions",
+        "_output_size",
+        "_all_weights",
+        "_flat_weights_names",
+        "_flat_weights",
+    ]
 
     def __init__(
         self,
@@ -68,45 +101,35 @@ class ElmanStack(export.ScriptMethods, nn.Module):
         super().__init__()
         if proj_size is not None:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-        check_positive_int("input_size", input_size)
-        check_positive_int("hidden_size", hidden_size)
-        check_positive_int("num_layers", num_layers)
-        check_nonlinearity(nonlinearity)
-        check_bool("bias", bias)
-        check_bool("batch_first", batch_first)
-        # nn.RNN takes any value here: 0 and 1 are in use, anything else is a mistake.
-        if not isinstance(bidirectional, int):
-            raise TypeError(
-                f"bidirectional should be of type bool, got: {type_name(bidirectional)}"
-            )
-        check_dropout(dropout)
-        if dropout > 0 and num_layers == 1:
+        self.input_size = check_positive_int("input_size", input_size)
+        self.hidden_size = check_positive_int("hidden_size", hidden_size)
+        self.num_layers = check_positive_int("num_layers", num_layers)
+        self.nonlinearity = check_nonlinearity(nonlinearity)
+        self.bias = check_bool("bias", bias)
+        self.batch_first = check_bool("batch_first", batch_first)
+        self.dropout = check_dropout(dropout)
+        self.bidirectional = _check_bidirectional(bidirectional)
+        check_dtype(dtype, self.nonlinearity)
+        if self.dropout > 0 and self.num_layers == 1:
             warnings.warn(
                 f"dropout={dropout} has no effect with num_layers=1: dropout is applied to the "
                 "output of every layer but the last",
                 stacklevel=2,
             )
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.nonlinearity = nonlinearity
-        self.bias = bias
-        self.batch_first = batch_first
-        self.dropout = float(dropout)
-        self.bidirectional = bidirectional
 
         # The parameter names of each layer and direction, in the order of ``hx``.
-        kinds = ["weight_ih", "weight_hh"] + (["bias_ih", "bias_hh"] if bias else [])
+        kinds = ["weight_ih", "weight_hh"] + (["bias_ih", "bias_hh"] if self.bias else [])
         suffixes = ["", "_reverse"][: self._num_directions]
         self._weight_names = [
             [f"{kind}_l{layer}{suffix}" for kind in kinds]
-            for layer in range(num_layers)
+            for layer in range(self.num_layers)
             for suffix in suffixes
         ]
         for index, names in enumerate(self._weight_names):
-            layer_input = input_size if index < self._num_directions else self._output_size
-            shapes = [(hidden_size, layer_input), (hidden_size, hidden_size)]
-            shapes += [(hidden_size,), (hidden_size,)] if bias else []
+            layer_input = self.input_size if index < self._num_directions else self._output_size
+            hidden = self.hidden_size
+            shapes = [(hidden, layer_input), (hidden, hidden)]
+            shapes += [(hidden,), (hidden,)] if self.bias else []
             for name, shape in zip(names, shapes, strict=True):
                 setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
@@ -140,9 +163,6 @@ class ElmanStack(export.ScriptMethods, nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
-    def flatten_parameters(self) -> None:
-        """Do nothing: the kernels need no flat copy of the weights (kept for ``nn.RNN`` code)."""
-
     def extra_repr(self) -> str:
         """Return the arguments that differ from their defaults, as ``nn.RNN`` does."""
         options = [f"{self.input_size}, {self.hidden_size}"]
@@ -161,6 +181,79 @@ class ElmanStack(export.ScriptMethods, nn.Module):
             if value != default:
                 options.append(f"{name}={value}")
         return ", ".join(options)
+
+    # ---- what code written for nn.RNN reads and calls besides ------------------------------------
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: the kernels need no flat copy of the weights (kept for ``nn.RNN`` code)."""
+
+    def _init_flat_weights(self) -> None:
+        """Do nothing, as weights are read by name; so does `_update_flat_weights`."""
+
+    def _update_flat_weights(self) -> None:
+        pass
+
+    def _weights_have_changed(self) -> bool:
+        return False  # in the sense that something had to be brought up to date
+
+    @property
+    def _all_weights(self) -> list[list[str]]:
+        return [list(names) for names in self._weight_names]
+
+    @property
+    def _flat_weights_names(self) -> list[str]:
+        return [name for names in self._weight_names for name in names]
+
+    @property
+    def _flat_weights(self) -> list[Tensor]:
+        return _FlatWeights(self)
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: Sequence[Tensor]) -> None:
+        for name, weight in zip(self._flat_weights_names, weights, strict=True):
+            _set_weight(self, name, weight)
+
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        """Raise what ``torch.nn.RNN`` does unless dtype, dimensions and features of input fit."""
+        weight = read_weights(self, self._weight_names[0][:1])[0]
+        if not torch._C._is_any_autocast_enabled():
+            check_input_placement(input, weight)
+        expected = 3 if batch_sizes is None else 2
+        if input.dim() != expected:
+            raise RuntimeError(f"input must have {expected} dimensions, got {input.dim()}")
+        if input.shape[-1] != self.input_size:
+            self._refuse_features(input)
+
+    def get_expected_hidden_size(
+        self, input: Tensor, batch_sizes: Tensor | None
+    ) -> tuple[int, int, int]:
+        """Return the shape ``(L * D, B, H)`` of ``hx`` for an input as the caller gives it."""
+        if batch_sizes is not None:
+            batch = int(batch_sizes[0])
+        else:
+            batch = input.size(0 if self.batch_first else 1)
+        return len(self._weight_names), batch, self.hidden_size
+
+    def check_hidden_size(
+        self,
+        hx: Tensor,
+        expected_hidden_size: tuple[int, int, int],
+        msg: str = "Expected hidden size {}, got {}",
+    ) -> None:
+        """Raise RuntimeError with ``msg`` unless ``hx`` has the expected shape."""
+        if hx.size() != expected_hidden_size:
+            raise RuntimeError(msg.format(expected_hidden_size, list(hx.size())))
+
+    def check_forward_args(self, input: Tensor, hidden: Tensor, batch_sizes: Tensor | None) -> None:
+        """Check input and hidden state as ``torch.nn.RNN`` does, and raise what it raises."""
+        self.check_input(input, batch_sizes)
+        self.check_hidden_size(hidden, self.get_expected_hidden_size(input, batch_sizes))
+
+    def permute_hidden(self, hx: Tensor, permutation: Tensor | None) -> Tensor:
+        """Return ``hx`` with its samples in the order of ``permutation``."""
+        return hx if permutation is None else hx.index_select(1, permutation)
+
+    # ---- the forward pass ------------------------------------------------------------------------
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
@@ -186,11 +279,12 @@ class ElmanStack(export.ScriptMethods, nn.Module):
         raise TypeError(f"input should be a Tensor or a PackedSequence, got: {type_name(input)}")
 
     def _forward_dense(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
-        if input.dim() not in (2, 3):
-            raise ValueError(
-                f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead"
-            )
-        batched = input.dim() == 3
+        if input.layout is not torch.strided or input.is_nested:
+            check_dense("input", input)
+        dim = input.dim()
+        if dim not in (2, 3):
+            raise ValueError(f"RNN: Expected input to be 2D or 3D, got {dim}D tensor instead")
+        batched = dim == 3
         # From here on the sequence is (T, B, I), and hx is (L * D, B, H).
         if not batched:
             input = input.unsqueeze(1)
@@ -216,6 +310,8 @@ class ElmanStack(export.ScriptMethods, nn.Module):
     ) -> tuple[PackedSequence, Tensor]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
         export.check_packed(batch_sizes)
+        if data.layout is not torch.strided or data.is_nested:
+            check_dense("input.data", data)
         if data.dim() != 2:
             raise RuntimeError(f"input.data must have 2 dimensions, (N, I), got {data.dim()}")
         if batch_sizes.shape[0] == 0:
@@ -230,24 +326,28 @@ class ElmanStack(export.ScriptMethods, nn.Module):
             self._check_hx_shape(hx, (batch,))
             hx = hx if sorted_indices is None else hx.index_select(1, sorted_indices)
 
-        output, h_n = self._run_layers(data, hx, batch_sizes)
+        output, h_n = self._run_layers(data, hx, batch_sizes, unsorted_indices)
 
         h_n = h_n if unsorted_indices is None else h_n.index_select(1, unsorted_indices)
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
 
     def _run_layers(
-        self, sequence: Tensor, hx: Tensor | None, batch_sizes: Tensor | None
+        self,
+        sequence: Tensor,
+        hx: Tensor | None,
+        batch_sizes: Tensor | None,
+        unsorted_indices: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run every layer and direction; ``sequence`` is ``(T, B, I)``, or ``(N, I)`` packed."""
         weights = self.all_weights  # once: reading a parametrized weight computes it
         device_type = sequence.device.type
         dtype = autocast.active_dtype(device_type)
         if dtype is None:
-            return self._compute(sequence, hx, weights, batch_sizes)
+            return self._compute(sequence, hx, weights, batch_sizes, unsorted_indices)
         weights = [[autocast.cast(w, dtype) for w in group] for group in weights]
         sequence, hx = autocast.cast(sequence, dtype), autocast.cast(hx, dtype)
         with autocast.disabled(device_type, dtype):
-            return self._compute(sequence, hx, weights, batch_sizes)
+            return self._compute(sequence, hx, weights, batch_sizes, unsorted_indices)
 
     def _compute(
         self,
@@ -255,6 +355,7 @@ class ElmanStack(export.ScriptMethods, nn.Module):
         hx: Tensor | None,
         weights: list[list[Tensor]],
         batch_sizes: Tensor | None,
+        unsorted_indices: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         self._check_fit(sequence, hx, weights[0][0])
         if export.is_leaving(sequence):
@@ -263,20 +364,53 @@ class ElmanStack(export.ScriptMethods, nn.Module):
             h0 = [None] * len(weights)
         else:
             h0 = hx.unbind(0) if len(weights) > 1 else [hx.squeeze(0)]
-        if len(weights) == 1:
+        call = None
+        if recorders and not torch.compiler.is_compiling():
+            call = self._call_to_record(sequence, hx, weights, batch_sizes, unsorted_indices)
+        elif len(weights) == 1:
             # As below, in less Python: over a short sequence it is most of the time.
             ((output, h_n),) = self._layer(sequence, h0, weights, batch_sizes)
             return output, torch.stack((h_n,))
-        final_states = []
+        every_output, final_states = [], []
         for layer in range(self.num_layers):
             its = slice(layer * self._num_directions, (layer + 1) * self._num_directions)
             directions = self._layer(sequence, h0[its], weights[its], batch_sizes)
             outputs = [output for output, _ in directions]
+            every_output += outputs
             final_states += [h_n for _, h_n in directions]
             sequence = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
             if self.dropout and layer + 1 < self.num_layers:
                 sequence = nn.functional.dropout(sequence, self.dropout, self.training)
-        return sequence, torch.stack(final_states)
+        results: Any = sequence, torch.stack(final_states)
+        if call is not None:
+            for recorder in recorders:
+                results = recorder.record(call, results, every_output)
+        return results
+
+    def _call_to_record(
+        self,
+        sequence: Tensor,
+        hx: Tensor | None,
+        weights: list[list[Tensor]],
+        batch_sizes: Tensor | None,
+        unsorted_indices: Tensor | None,
+    ) -> RecurrentCall:
+        dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
+        return RecurrentCall(
+            module=self,
+            kind=self.nonlinearity,
+            input=sequence,
+            h0=hx,
+            c0=None,
+            weights=weights,
+            bidirectional=self._num_directions == 2,
+            has_biases=self.bias,
+            training=self.training,
+            dropout=dropout,
+            batch_sizes=batch_sizes,
+            unsorted_indices=unsorted_indices,
+            random_state=torch.get_rng_state() if dropout else None,
+        )
 
     def _layer(
         self,
@@ -297,7 +431,9 @@ class ElmanStack(export.ScriptMethods, nn.Module):
 
     def _check_hx_shape(self, hx: Tensor, batch: tuple[int, ...]) -> None:
         """Check ``hx`` against ``(L * D, *batch, H)``; ``batch`` is empty for unbatched input."""
-        expected = (self.num_layers * self._num_directions, *batch, self.hidden_size)
+        if hx.layout is not torch.strided or hx.is_nested:
+            check_dense("hx", hx)
+        expected = (len(self._weight_names), *batch, self.hidden_size)
         if hx.shape != expected:
             kind = "batched" if batch else "unbatched"
             axes = ["num_layers * directions", *(["batch"] if batch else []), "hidden_size"]
@@ -309,13 +445,49 @@ class ElmanStack(export.ScriptMethods, nn.Module):
     def _check_fit(self, input: Tensor, hx: Tensor | None, weight: Tensor) -> None:
         """Check features, devices and dtypes of input and ``hx`` against the first weight."""
         if input.shape[-1] != self.input_size:
-            raise RuntimeError(
-                "input.size(-1) must be equal to input_size. "
-                f"Expected {self.input_size}, got {input.shape[-1]}"
-            )
+            self._refuse_features(input)
+        if weight is None:  # setting a parameter to None is allowed
+            check_tensor("weight_ih_l0", weight)
         check_input_placement(input, weight)
         if hx is not None:
             check_hx_placement(hx, input)
+
+    def _refuse_features(self, input: Tensor) -> NoReturn:
+        raise RuntimeError(
+            "input.size(-1) must be equal to input_size. "
+            f"Expected {self.input_size}, got {input.shape[-1]}"
+        )
+
+
+class _FlatWeights(list[Any]):
+    """What ``nn.RNN._flat_weights`` is: every weight; one that is set in here is the layer's."""
+
+    def __init__(self, module: ElmanStack) -> None:
+        super().__init__(weight for group in module.all_weights for weight in group)
+        self._module = module
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        super().__setitem__(index, value)
+        self._module._flat_weights = self
+
+
+def _set_weight(module: nn.Module, name: str, weight: Any) -> None:
+    # Weight dropping puts plain tensors in the place of parameters, which setattr would refuse.
+    if name in module._parameters:
+        module._parameters[name] = weight
+    else:
+        setattr(module, name, weight)
+
+
+def _check_bidirectional(value: object) -> bool:
+    # nn.RNN takes any value here: 0 and 1 are in use, anything else is a mistake.
+    try:
+        number = check_int("bidirectional", value)
+    except TypeError:
+        return check_bool("bidirectional", value)
+    if number not in (0, 1):
+        raise TypeError(f"bidirectional should be of type bool, got: {number}")
+    return bool(number)
 
 
 class FusedRNN(ElmanStack):
@@ -331,6 +503,7 @@ class FusedRNN(ElmanStack):
 
     Two differences: it is not an instance of ``nn.RNNBase``, and ``output`` must not be modified in
     place before the backward pass, which reads the states from it (autograd raises if it was).
+    ``docs/limitations.md`` lists what it does not do.
 
     Args:
         input_size: number of features I of the input.
@@ -343,7 +516,8 @@ class FusedRNN(ElmanStack):
         dropout: probability of dropping each output of every layer but the last, in training.
         bidirectional: whether a second direction runs from the last time step to the first (D = 2).
         device: where the parameters are created.
-        dtype: data type of the parameters.
+        dtype: data type of the parameters: float32, float64, bfloat16 or float16; complex64 and
+            complex128 are computed by the reference.
         proj_size: refused as ``torch.nn.RNN`` refuses it; only an LSTM has projections.
 
     Inputs:
@@ -365,8 +539,8 @@ class FusedRNN(ElmanStack):
         TypeError: an argument, the input or ``hx`` is of the wrong type.
         ValueError: an argument is out of range, the input has not 2 or 3 dimensions, or its dtype
             is not that of the parameters.
-        RuntimeError: the input's features, its length (0), its device, or the shape, dtype or
-            device of ``hx`` do not fit.
+        RuntimeError: ``dtype`` is not one of these; or the input's features, its length (0), its
+            device, or the shape, dtype or device of ``hx`` do not fit.
 
     Example:
         >>> import torch

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.utils.flop_counter import register_flop_formula
 
+from rnn_cuda import _expanded_weights
 from rnn_cuda._autograd import ElmanBackward, ElmanGradients, ElmanRNN, LinearRecurrence
 from rnn_cuda._autograd_pair import ElmanGradientsPair, ElmanRNNPair, arguments_of_each
 from rnn_cuda._vmap import vmap_rule
@@ -48,6 +49,7 @@ def register() -> None:
             mapped = functools.partial(vmap_rule, name, operator)
             torch.library.register_vmap(qualified, mapped)
         register_flop_formula(operator, get_raw=True)(globals()[f"_{name}_flops"])
+    _expanded_weights.register()
 
 
 # ---- fake kernels --------------------------------------------------------------------------------

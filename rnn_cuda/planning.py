@@ -29,6 +29,9 @@ class DeviceFigures:
 
     ``capability`` is the compute capability, ``max_cluster_size`` the largest cluster of blocks
     that it runs (0: none), ``shared_bytes_per_block`` what one block may opt in to.
+    ``kernel_capability`` is the compute capability that the kernels it runs were compiled for, by
+    default its own. It is an older one where the driver compiles PTX (``8.0+PTX``), and below 9.0
+    there are no kernels for clusters.
     """
 
     capability: tuple[int, int]
@@ -36,6 +39,7 @@ class DeviceFigures:
     shared_bytes_per_block: int
     max_cluster_size: int
     l2_bytes: int
+    kernel_capability: tuple[int, int] | None = None
 
 
 _KIB, _MIB = 1024, 1024 * 1024
@@ -196,6 +200,7 @@ def plan(
             figures.shared_bytes_per_block,
             figures.max_cluster_size,
             figures.l2_bytes,
+            *(figures.kernel_capability or figures.capability),
         ],
         override,
     )
@@ -223,8 +228,10 @@ def _figures(device: str | torch.device | DeviceFigures) -> DeviceFigures:
             f"got {device!r}"
         ) from error
     if backend.has_operator("cuda_device_figures"):
-        major, minor, *others = torch.ops.rnn_cuda.cuda_device_figures(chosen.index or 0)
-        return DeviceFigures((major, minor), *others)
+        figures = torch.ops.rnn_cuda.cuda_device_figures(chosen.index or 0)
+        major, minor, *others, kernel_major, kernel_minor = figures
+        kernels = (kernel_major, kernel_minor)
+        return DeviceFigures((major, minor), *others, kernel_capability=kernels)
     raise ValueError(
         f"device: this library has no CUDA kernels to ask {chosen} for its figures; "
         f"expected one of {', '.join(DEVICES)}, or DeviceFigures"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
 
+from rnn_cuda.arguments import check_dense
+
 if TYPE_CHECKING:
     from rnn_cuda.modules import FusedRNN
 
@@ -25,6 +27,8 @@ def rebuild(
     """Return a ``target`` configured as ``source``, with ``take(parameter)`` for each parameter.
 
     Raises:
+        TypeError: a parameter is sparse or quantized, which cannot be copied, and which a FusedRNN
+            does not take.
         ValueError: ``source`` computes a weight from other parameters (a parametrization, pruning,
             weight norm), which the target would silently lose.
 
@@ -51,6 +55,8 @@ def rebuild(
             "rnn must have plain parameters, but these are parametrized, pruned or "
             f"weight-normalised: {', '.join(computed)}; convert first, then register that again"
         )
+    for name in names:
+        check_dense(f"rnn.{name}", parameters[name])
     for name in names:
         setattr(built, name, take(parameters[name]))
     built.flatten_parameters()

@@ -19,6 +19,12 @@ from torch import Tensor
 NONLINEARITIES: tuple[str, ...] = ("tanh", "relu", "sigmoid", "identity")
 """Names accepted as ``nonlinearity``, everywhere in this package."""
 
+REAL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""What everything in this package computes in."""
+
+DTYPES = (*REAL_DTYPES, torch.complex64, torch.complex128)
+"""What a layer or cell computes in: complex numbers in plain PyTorch alone, and not with relu."""
+
 
 def activation(z: Tensor, nonlinearity: str) -> Tensor:
     """Return ``f(z)`` for the nonlinearity of that name; also compiled by TorchScript."""

@@ -13,12 +13,15 @@ Shape legend: T time steps, B batch, I input size, H hidden size, N = sum(batch_
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rnn_cuda import _expanded_weights
+from rnn_cuda.functional import check_layer
 from rnn_cuda.modules import ElmanStack
 from rnn_cuda.reference import activation, compute_dtype, run_steps
 
@@ -33,6 +36,15 @@ class ResidualRNN(ElmanStack):
         weights: Sequence[list[Tensor]],
         batch_sizes: Tensor | None,
     ) -> Sequence[tuple[Tensor, Tensor]]:
+        directions: Any = [
+            (start, *its, None, None)[:5] for start, its in zip(h0, weights, strict=True)
+        ]
+        check_layer(sequence, directions, self.nonlinearity, batch_sizes)
+        if any(map(_expanded_weights.are_among, directions)):
+            raise TypeError(
+                f"weights: expected plain tensors, got ExpandedWeights, and {type(self).__name__} "
+                "takes none; for gradients per sample use torch.func.vmap(torch.func.grad(...))"
+            )
         return [
             self._direction(sequence, start, its, batch_sizes, reverse)
             for start, its, reverse in zip(h0, weights, (False, True), strict=False)
@@ -136,7 +148,7 @@ class AntisymmetricRNN(ResidualRNN):
         self.diffusion = float(diffusion)
 
     def _coefficients(self, weight_hh: Tensor) -> tuple[float, float, Tensor]:
-        identity = torch.eye(self.hidden_size, dtype=weight_hh.dtype, device=weight_hh.device)
+        identity = torch.diag(weight_hh.new_ones(self.hidden_size))  # torch.eye is no DTensor
         matrix = weight_hh - weight_hh.T - self.diffusion * identity
         return 1.0, self.step_size, matrix
 
@@ -147,4 +159,6 @@ class AntisymmetricRNN(ResidualRNN):
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    return math.isfinite(value)

@@ -18,7 +18,16 @@ import torch
 
 from rnn_cuda import _toolchain
 from rnn_cuda._plan import Kernels, default_cache_dir
-from rnn_cuda.build import BuildError, BuildPlan, CompilerNotFoundError, build, clean
+from rnn_cuda.build import (
+    CHECKSUM_NAME,
+    COMPILED,
+    BuildError,
+    BuildPlan,
+    CompilerNotFoundError,
+    build,
+    clean,
+    state_of,
+)
 from tests.build_stubs import (
     links,
     stub_value,
@@ -301,6 +310,45 @@ def test_a_compiler_that_cannot_start_is_a_build_error(sources, cache, monkeypat
         BuildPlan.create(sources, cache)
 
 
+def test_a_compiler_with_arguments_is_told_from_one_that_is_missing(monkeypatch):
+    monkeypatch.setenv("CXX", "ccache g++")
+    with pytest.raises(CompilerNotFoundError, match=r"CXX='ccache g\+\+' .* takes no arguments"):
+        _toolchain.find_cxx()
+
+
+def test_a_compiler_that_compiles_nothing_is_named(sources, cache, monkeypatch):
+    monkeypatch.setenv("CXX", shutil.which("true") or "")
+    with pytest.raises(BuildError, match=r"true reports success but linked nothing; set CXX"):
+        build(BuildPlan.create(sources, cache))
+    assert temporary_folders(cache) == []
+
+
+@pytest.mark.parametrize("jobs", ["many", "0", "-1", "1.5", "2 3", "1" * 40])
+def test_a_bad_number_of_jobs_names_the_variable(jobs, sources, cache, monkeypatch):
+    monkeypatch.setenv("MAX_JOBS", jobs)
+    expected = f"MAX_JOBS must be a number of processes from 1 to 9999, but is '{jobs}'"
+    with pytest.raises(BuildError, match=re.escape(expected)):
+        build(BuildPlan.create(sources, cache))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("MAX_JOBS", ""), ("MAX_JOBS", " 3 "), ("MAX_JOBS", "9999"), ("NINJA_STATUS", "%nonsense")],
+)
+def test_variables_of_ninja_do_not_stop_it(name, value, sources, cache, monkeypatch):
+    monkeypatch.setenv(name, value)
+    assert stub_value(build(BuildPlan.create(sources, cache))) == 7
+
+
+def test_a_full_disk_says_what_to_set(sources, cache, monkeypatch, tmp_path):
+    script = (
+        '[ "$1" = --version ] || { echo "error writing to x.o: No space left on device"; exit 1; }'
+    )
+    monkeypatch.setenv("CXX", str(write_program(tmp_path / "c++", script)))
+    with pytest.raises(BuildError, match="RNN_CUDA_CACHE_DIR names another folder"):
+        build(BuildPlan.create(sources, cache))
+
+
 def test_no_ninja_says_what_to_install(sources, cache, monkeypatch, tmp_path):
     plan = BuildPlan.create(sources, cache)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -326,6 +374,28 @@ def test_an_unwritable_cache_says_what_to_set(sources, tmp_path):
         build(plan)
 
 
+def test_a_cache_that_is_a_file_says_what_to_set(sources, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BuildError, match=r"file cannot be written: .*Set RNN_CUDA_CACHE_DIR"):
+        build(BuildPlan.create(sources, tmp_path / "file"))
+
+
+@pytest.mark.parametrize("name", ["~no-such-user/cache", "x" * 300, "/proc/kernels"])
+def test_a_cache_that_cannot_be_says_what_to_set(name, sources, monkeypatch):
+    monkeypatch.setenv("RNN_CUDA_CACHE_DIR", name)
+    with pytest.raises(BuildError, match="Set RNN_CUDA_CACHE_DIR to a folder you can write to"):
+        build(BuildPlan.create(sources))
+
+
+def test_a_relative_cache_needs_a_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setenv("RNN_CUDA_CACHE_DIR", "cache")
+    with pytest.raises(BuildError, match="Set RNN_CUDA_CACHE_DIR"):
+        default_cache_dir()
+
+
 def _build_as_ordinary_user(plan: BuildPlan, results) -> None:
     if os.geteuid() == 0:
         os.setuid(65534)  # root may write everywhere
@@ -338,14 +408,43 @@ def _build_as_ordinary_user(plan: BuildPlan, results) -> None:
         results.put(str(error))
 
 
-@pytest.mark.parametrize("mode", [0o000, 0o555], ids=["closed", "read-only"])
-def test_a_protected_cache_says_what_to_set(mode):
+def _leave_empty(plan: BuildPlan) -> None:
+    plan.cache_dir.mkdir()
+
+
+def _leave_a_damaged_library(plan: BuildPlan) -> None:
+    truncate_to_one_page(build(plan))
+
+
+def _leave_a_closed_library(plan: BuildPlan) -> None:
+    build(plan).chmod(0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "fill", "expected"),
+    [
+        (0o000, _leave_empty, "Permission denied"),
+        (0o555, _leave_empty, "Permission denied"),
+        (
+            0o555,
+            _leave_a_damaged_library,
+            r"librnn_cuda\.so is damaged \(4096 bytes\)\. The kernel",
+        ),
+        (
+            0o555,
+            _leave_a_closed_library,
+            r"librnn_cuda\.so is unreadable \(Permission denied\)\. T",
+        ),
+    ],
+    ids=["closed", "read-only", "damaged", "unreadable"],
+)
+def test_a_protected_cache_says_what_to_set(mode, fill, expected):
     # Not in tmp_path, which pytest closes to other users.
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
         plan = BuildPlan.create(write_sources(folder / "csrc"), folder / "cache")
-        plan.cache_dir.mkdir()
+        fill(plan)
         plan.cache_dir.chmod(mode)
         results = _fork.Queue()
         user = _fork.Process(target=_build_as_ordinary_user, args=(plan, results))
@@ -356,6 +455,7 @@ def test_a_protected_cache_says_what_to_set(mode):
                 pytest.skip(
                     "root's virtual environment is closed to the ordinary user of this test"
                 )
+            assert re.search(expected, message)
             assert "Set RNN_CUDA_CACHE_DIR" in message
         finally:
             user.join(timeout=10)
@@ -391,6 +491,174 @@ def test_an_entry_that_lost_its_library_is_built_again(sources, cache):
     library = build(BuildPlan.create(sources, cache))
     library.unlink()
     assert stub_value(build(BuildPlan.create(sources, cache))) == 7
+
+
+# ---- libraries that are not as they were compiled -----------------------------------------------
+# Each damages an entry of the cache by files of its own: what is mapped elsewhere stays as it is.
+
+
+def replace(file: Path, contents: bytes) -> None:
+    file.unlink()
+    file.write_bytes(contents)
+
+
+def truncate_to_one_page(library: Path) -> None:
+    replace(library, library.read_bytes()[:4096])
+
+
+def cut_off_the_last_byte(library: Path) -> None:
+    replace(library, library.read_bytes()[:-1])
+
+
+def append_a_byte(library: Path) -> None:
+    replace(library, library.read_bytes() + b"\0")
+
+
+def empty(library: Path) -> None:
+    replace(library, b"")
+
+
+def zero_the_tail(library: Path) -> None:
+    contents = library.read_bytes()
+    replace(library, contents[:4096].ljust(len(contents), b"\0"))
+
+
+def flip_a_bit(library: Path) -> None:
+    contents = bytearray(library.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    replace(library, bytes(contents))
+
+
+def take_the_machine_for_another(library: Path) -> None:
+    contents = bytearray(library.read_bytes())
+    contents[18:20] = (183).to_bytes(2, "little")  # e_machine: EM_AARCH64
+    replace(library, bytes(contents))
+
+
+def put_a_folder_in_its_place(library: Path) -> None:
+    library.unlink()
+    library.mkdir()
+    (library / "file").touch()
+
+
+def put_a_pipe_in_its_place(library: Path) -> None:
+    library.unlink()
+    os.mkfifo(library)
+
+
+def link_it_to_nothing(library: Path) -> None:
+    library.unlink()
+    library.symlink_to("elsewhere")
+
+
+def lose_the_checksum(library: Path) -> None:
+    (library.parent / CHECKSUM_NAME).unlink()
+
+
+def empty_the_checksum(library: Path) -> None:
+    (library.parent / CHECKSUM_NAME).write_bytes(b"")
+
+
+def zero_the_checksum(library: Path) -> None:
+    checksum = library.parent / CHECKSUM_NAME
+    checksum.write_bytes(bytes(checksum.stat().st_size))
+
+
+def put_a_file_in_place_of_the_entry(library: Path) -> None:
+    shutil.rmtree(library.parent)
+    library.parent.touch()
+
+
+def put_another_entry_there(library: Path) -> None:
+    other = build(BuildPlan.create(write_sources(library.parents[2] / "other", value=8)))
+    shutil.rmtree(library.parent)
+    other.parent.rename(library.parent)
+
+
+DAMAGE = [
+    truncate_to_one_page,
+    cut_off_the_last_byte,
+    append_a_byte,
+    empty,
+    zero_the_tail,
+    flip_a_bit,
+    take_the_machine_for_another,
+    put_a_folder_in_its_place,
+    put_a_pipe_in_its_place,
+    link_it_to_nothing,
+    lose_the_checksum,
+    empty_the_checksum,
+    zero_the_checksum,
+    put_a_file_in_place_of_the_entry,
+    put_another_entry_there,
+]
+
+
+def _build_and_ask(plan: BuildPlan, results) -> None:
+    results.put(stub_value(build(plan)))
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_library_is_compiled_again(damage, sources, cache, monkeypatch, capfd):
+    monkeypatch.setenv("RNN_CUDA_CACHE_DIR", str(cache))
+    plan = BuildPlan.create(sources, cache)
+    library = build(plan)
+    damage(library)
+    assert state_of(library) != COMPILED
+    capfd.readouterr()
+
+    # Another process, because one that maps a truncated file ends with SIGBUS.
+    results = _fork.Queue()
+    user = _fork.Process(target=_build_and_ask, args=(plan, results))
+    user.start()
+    user.join(timeout=60)
+    assert user.exitcode == 0
+    assert results.get(timeout=1) == 7
+    assert state_of(library) == COMPILED
+    assert temporary_folders(cache) == []
+    announced = capfd.readouterr().err
+    assert announced.count("compiling kernels") == 1
+    missing = (link_it_to_nothing, put_a_file_in_place_of_the_entry)
+    assert (f"{library} is damaged (" in announced) == (damage not in missing)
+
+    assert build(plan) == library
+    assert capfd.readouterr().err == ""
+
+
+def test_processes_that_notice_damage_at_once_build_once(
+    sources, cache, monkeypatch, tmp_path, capfd
+):
+    compiler, log = write_logging_compiler(tmp_path)
+    monkeypatch.setenv("CXX", str(compiler))
+    plan = BuildPlan.create(sources, cache)
+    library = build(plan)
+    loaded = ctypes.CDLL(str(library))
+    flip_a_bit(library)
+    start, results = _fork.Event(), _fork.Queue()
+    racers = [_fork.Process(target=_race, args=(plan, start, results)) for _ in range(8)]
+    for racer in racers:
+        racer.start()
+    start.set()
+    for racer in racers:
+        racer.join(timeout=60)
+    assert [racer.exitcode for racer in racers] == [0] * 8
+    assert [results.get(timeout=1) for _ in racers] == [7] * 8
+    assert links(log) == 2
+    assert capfd.readouterr().err.count("is damaged") == 1
+    assert loaded.stub_value() == 7  # in a process that has mapped the old one
+
+
+def test_a_library_that_is_replaced_is_a_new_file(sources, cache):
+    """Written in place, it would change under whoever has it mapped."""
+    plan = BuildPlan.create(sources, cache)
+    library = build(plan)
+    lose_the_checksum(library)
+    with library.open("rb") as held:
+        before = held.read()
+        assert build(plan) == library
+        assert not os.path.samestat(os.fstat(held.fileno()), library.stat())
+        held.seek(0)
+        assert held.read() == before
 
 
 @pytest.mark.usefixtures("without_nvcc")
@@ -481,29 +749,179 @@ def test_an_nvcc_that_is_a_wrapper_script_leads_to_the_real_toolkit(tmp_path, mo
     assert (found.include, found.library) == (real.include, real.library)
 
 
+# As nvcc 12.8 lists them, those too old for the kernels left out.
+NVCC_ARCHS = {"80", "86", "87", "89", "90", "100", "120", "90a", "100a", "120a"}
+
+
 def test_cuda_architectures(monkeypatch):
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0a 12.0+PTX")
-    supported = [75, 80, 90, 100, 120]
-    assert _toolchain.cuda_archs(supported) == ("compute_120", "sm_120", "sm_80", "sm_90a")
-
-    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     monkeypatch.setattr(_toolchain, "_visible_gpu_archs", list)
-    assert _toolchain.cuda_archs(supported) == ("sm_100", "sm_120", "sm_80", "sm_90")
-    assert _toolchain.cuda_archs([75, 80, 90]) == ("compute_90", "sm_80", "sm_90")
+    default = ("sm_100", "sm_120", "sm_80", "sm_90")
+    assert _toolchain.cuda_archs(NVCC_ARCHS) == (default, "")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", " ; ")
+    assert _toolchain.cuda_archs(NVCC_ARCHS) == (default, "")
+    assert _toolchain.cuda_archs({"80", "90"}) == (("compute_90", "sm_80", "sm_90"), "")
 
+
+@pytest.mark.parametrize(
+    ("visible", "targets"),
+    [
+        (["9.0"], ("sm_90",)),
+        (["7.5", "8.6"], ("sm_86",)),
+        (["12.1"], ("compute_120",)),  # newer than this nvcc
+        (["10.3"], ("compute_100",)),
+    ],
+)
+def test_each_visible_gpu_gets_a_target_that_runs_on_it(visible, targets, monkeypatch):
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(_toolchain, "_visible_gpu_archs", lambda: visible)
+    assert _toolchain.cuda_archs(NVCC_ARCHS) == (targets, "")
+
+
+def test_gpus_that_are_all_too_old_are_a_reason(monkeypatch):
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(_toolchain, "_visible_gpu_archs", lambda: ["7.0", "7.5"])
+    with pytest.raises(BuildError, match=r"no visible GPU is of compute capability 8\.0 or newer"):
+        _toolchain.cuda_archs(NVCC_ARCHS)
+
+
+@pytest.mark.parametrize(
+    ("listed", "targets", "left_out"),
+    [
+        ("8.0;9.0a 12.0+PTX", ("compute_120", "sm_120", "sm_80", "sm_90a"), ""),
+        ("9.0a+PTX", ("compute_90a", "sm_90a"), ""),
+        ("Ampere", ("compute_86", "sm_80", "sm_86"), ""),
+        ("Ampere+Tegra", ("sm_87",), ""),
+        ("Hopper+PTX;Ada", ("compute_89", "compute_90", "sm_89", "sm_90"), ""),
+        ("All", tuple(sorted(f"sm_{n}" for n in (80, 86, 87, 89, 90, 100, 120))), ""),
+        ("Common", ("sm_100", "sm_120", "sm_80", "sm_90"), ""),
+        ("native", ("sm_90",), ""),
+        # Some that the kernels, this nvcc or anyone knows, some not.
+        ("7.5;8.0", ("sm_80",), "7.5"),
+        ("5.2 6.0 7.0;8.0 8.6 9.0+PTX", ("compute_90", "sm_80", "sm_86", "sm_90"), "5.2, 6.0, 7.0"),
+        ("Volta;Turing;Hopper", ("compute_90", "sm_90"), "Volta, Turing"),
+        ("Blackwell", ("sm_100", "sm_120"), "10.3, 12.1+PTX"),
+        ("9.0;9.0f;8.0a", ("sm_90",), "9.0f, 8.0a"),
+        ("9.0;13.0;99", ("sm_90",), "13.0, 99"),
+        ("9.0;hopper;sm_80;8.0,8.6;-1", ("sm_90",), "hopper, sm_80, 8.0,8.6, -1"),
+        ("9.0;+PTX;+PTX", ("sm_90",), "+PTX, +PTX"),
+    ],
+)
+def test_an_architecture_list(listed, targets, left_out, monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
     monkeypatch.setattr(_toolchain, "_visible_gpu_archs", lambda: ["9.0"])
-    assert _toolchain.cuda_archs(supported) == ("sm_90",)
-    monkeypatch.setattr(_toolchain, "_visible_gpu_archs", lambda: ["12.1"])
-    assert _toolchain.cuda_archs(supported) == ("compute_120",)
-    monkeypatch.setattr(_toolchain, "_visible_gpu_archs", lambda: ["7.0"])
-    assert _toolchain.cuda_archs(supported) == ()
+    found, why = _toolchain.cuda_archs(NVCC_ARCHS)
+    assert found == targets
+    expected = f"TORCH_CUDA_ARCH_LIST: the kernels and this nvcc do not support {left_out}. Supp"
+    assert why.startswith(expected) if left_out else why == ""
 
 
-@pytest.mark.parametrize("entry", ["Hopper", "9", "7.5", "13.0"])
-def test_a_bad_architecture_list_names_the_variable(entry, monkeypatch):
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", f"8.0;{entry}")
-    with pytest.raises(BuildError, match=f"TORCH_CUDA_ARCH_LIST.*{re.escape(repr(entry))}"):
-        _toolchain.cuda_archs([75, 80, 90])
+@pytest.mark.parametrize("listed", ["7.5", "Volta+PTX", "9", "9.0f", "x", "13.0", "+PTX", "7.0;é"])
+def test_a_list_without_any_supported_architecture_names_the_variable(listed, monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    expected = r"TORCH_CUDA_ARCH_LIST: .* do not support .*Supported are 8.0, .*, each also with"
+    with pytest.raises(BuildError, match=expected):
+        _toolchain.cuda_archs(NVCC_ARCHS)
+
+
+NVCC = """
+case "$*" in
+*--list-gpu-arch*) printf 'compute_75\\ncompute_80\\ncompute_90\\n' ;;
+*--help*) echo "'sm_80','sm_90','sm_90a'." ;;
+*--version*) echo "release 12.8, V12.8.93" ;;
+esac
+"""
+
+
+@pytest.fixture
+def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_nvcc: None) -> Path:
+    """A CUDA toolkit that can say what it is, and compile nothing."""
+    home = tmp_path / "toolkit"
+    for folder in ("bin", "include", "lib64"):
+        (home / folder).mkdir(parents=True)
+    (home / "include" / "cuda_runtime_api.h").touch()
+    (home / "lib64" / "libcudart_static.a").touch()
+    write_program(home / "bin" / "nvcc", NVCC)
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    return home
+
+
+def test_what_nvcc_says_it_knows_is_what_an_architecture_list_may_name(toolkit, monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0a;9.0f;12.0")
+    found, note = _toolchain.find_cuda()
+    assert found is not None, note
+    assert found.archs == ("sm_80", "sm_90a")
+    assert "support 7.5, 9.0f, 12.0. Supported are 8.0, 9.0, each" in note
+
+
+def remove_architectures(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5")
+    return "TORCH_CUDA_ARCH_LIST: the kernels and this nvcc do not support 7.5"
+
+
+def break_nvcc(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (toolkit / "bin" / "nvcc").write_bytes(b"\x7fELF of another machine")
+    return "nvcc cannot be started"
+
+
+def silence_nvcc(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    write_program(toolkit / "bin" / "nvcc", "exit 1")
+    return "--list-gpu-arch lists nothing"
+
+
+def hang_nvcc(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(_toolchain, "_ANSWER_SECONDS", 0.1)
+    write_program(toolkit / "bin" / "nvcc", "while :; do :; done")
+    return r"nvcc did not answer in 0\.1 s"
+
+
+def lose_headers(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    shutil.rmtree(toolkit / "include")
+    monkeypatch.chdir(toolkit)
+    monkeypatch.setenv("CUDA_PATH", "")  # not the current folder
+    return r"has no cuda_runtime_api\.h beside it; set CUDA_HOME"
+
+
+def move_the_toolkit(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("CUDA_HOME", "/no/such/toolkit")
+    return "nvcc is neither in CUDA_HOME"
+
+
+def name_no_path(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("PATH", str(toolkit / "bin"), prepend=os.pathsep)
+    shutil.rmtree(toolkit / "include")
+    monkeypatch.setenv("CUDA_HOME", "x" * 5000)
+    return "File name too long|has no cuda_runtime_api"
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        remove_architectures,
+        break_nvcc,
+        silence_nvcc,
+        hang_nvcc,
+        lose_headers,
+        move_the_toolkit,
+        name_no_path,
+    ],
+)
+def test_trouble_with_cuda_costs_the_cuda_kernels_alone(trouble, toolkit, tmp_path, monkeypatch):
+    expected = trouble(toolkit, monkeypatch)
+    plan = BuildPlan.create(write_sources(tmp_path / "csrc", cuda=True), tmp_path / "cache")
+    assert plan.cuda is None
+    assert re.search(expected, plan.toolchain.cuda_note)
+    assert stub_value(build(plan)) == 7
+
+
+def test_a_broken_nvidia_smi_is_as_none(toolkit, tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
+    (tmp_path / "programs" / "nvidia-smi").write_bytes(b"\x7fELF of another machine")
+    (tmp_path / "programs" / "nvidia-smi").chmod(0o755)
+    found, note = _toolchain.find_cuda()
+    assert found is not None, note
+    assert found.archs == ("compute_90", "sm_80", "sm_90")
 
 
 def test_visible_gpus_are_those_that_nvidia_smi_lists(monkeypatch, tmp_path):

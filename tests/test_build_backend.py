@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,7 +16,7 @@ import pytest
 import torch
 
 from rnn_cuda import backend
-from rnn_cuda.build import BuildError, build
+from rnn_cuda.build import BuildError, BuildPlan, build
 from tests.build_stubs import write_program
 
 KINDS = [("cpu", torch.float32), ("cpu", torch.float64), ("cpu", torch.bfloat16)]
@@ -162,6 +164,111 @@ def test_an_nvcc_that_fails_costs_one_warning_and_not_the_cpu_kernels():
     if not backend._has_kernels("cuda"):
         with pytest.warns(backend.BackendWarning, match="for cuda tensors: they do not compile"):
             assert not backend.use_native("cuda", torch.float32)
+
+
+def test_cuda_kernels_that_do_not_load_cost_one_warning_and_not_the_cpu_kernels(
+    monkeypatch, tmp_path
+):
+    library = build()
+    damaged = tmp_path / "librnn_cuda.so"
+    damaged.write_bytes(b"not a library")
+    toolchain = SimpleNamespace(cuda_note="")
+
+    def create(*_: object, kernels: str = "auto") -> SimpleNamespace:
+        return SimpleNamespace(cuda=object() if kernels == "auto" else None, toolchain=toolchain)
+
+    monkeypatch.setattr(backend, "_library", None)
+    monkeypatch.setattr("rnn_cuda.build.BuildPlan.create", create)
+    monkeypatch.setattr("rnn_cuda.build.build", lambda plan: damaged if plan.cuda else library)
+    with pytest.warns(backend.BackendWarning, match="CUDA kernels, because they cannot be loaded"):
+        assert [backend.use_native(*kind) for kind in KINDS] == [True] * 3
+
+
+def test_architectures_that_are_left_out_cost_one_warning(monkeypatch):
+    library = build()
+    toolchain = SimpleNamespace(cuda_note="TORCH_CUDA_ARCH_LIST: 7.5 is not supported.")
+    plan = SimpleNamespace(cuda=object(), toolchain=toolchain)
+    monkeypatch.setattr(backend, "_library", None)
+    monkeypatch.setattr("rnn_cuda.build.BuildPlan.create", lambda **_: plan)
+    monkeypatch.setattr("rnn_cuda.build.build", lambda _: library)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert [backend.use_native(*kind) for kind in KINDS] == [True] * 3
+    assert [str(warning.message) for warning in caught] == [
+        "rnn_cuda has no CUDA kernels for some devices. TORCH_CUDA_ARCH_LIST: 7.5 is not supported."
+    ]
+
+
+def test_a_gpu_that_the_kernels_are_not_compiled_for_runs_the_reference(monkeypatch):
+    def refuse(index: int) -> list[int]:
+        raise RuntimeError(f"cuda:{index}: the kernels were not compiled for this device")
+
+    backend.use_native("cpu", torch.float32)
+    monkeypatch.setattr(backend, "_has_kernels", lambda device_type: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.ops.rnn_cuda, "cuda_device_figures", refuse, raising=False)
+    with pytest.warns(backend.BackendWarning, match="cuda:1: the kernels were not compiled for"):
+        assert not backend.use_native("cuda", torch.float32)
+    with backend.use("native"), pytest.raises(backend.NativeBackendError, match="not compiled for"):
+        backend.use_native("cuda", torch.float32)
+    assert backend.use_native("cpu", torch.float32)
+    backend.reset()
+    monkeypatch.setattr(torch.ops.rnn_cuda, "cuda_device_figures", lambda index: [9, 0])
+    assert backend.use_native("cuda", torch.float32)
+
+
+FORWARD = """
+import torch, rnn_cuda
+torch.manual_seed(0)
+rnn, x = rnn_cuda.FusedRNN(3, 5), torch.randn(4, 2, 3)
+exact = torch.nn.RNN(3, 5).double()
+exact.load_state_dict(rnn.state_dict())
+error = (rnn(x)[0] - exact(x.double())[0]).abs().max().item()
+print(error < 1e-6, rnn_cuda.backend.native_library_loaded())
+"""
+
+
+def forward(**environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", FORWARD],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def test_a_truncated_library_that_cannot_be_replaced_costs_a_warning(tmp_path):
+    """It would end the process with SIGBUS if it were loaded."""
+    library = build()
+    copy = tmp_path / library.parent.name / library.name
+    shutil.copytree(library.parent, copy.parent)
+    copy.write_bytes(copy.read_bytes()[: 64 << 10])
+    (tmp_path / "build.lock").mkdir()  # not even root can open that for writing
+    done = forward(RNN_CUDA_CACHE_DIR=str(tmp_path))
+    assert done.stdout == "True False\n", done.stderr
+    assert f"{copy} is damaged (65536 bytes). The kernel cache {tmp_path} cannot" in done.stderr
+    assert "Set RNN_CUDA_CACHE_DIR" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ATEN_CPU_CAPABILITY", "nonsense"),
+        ("RNN_CUDA_PLAN", "residency=nonsense"),
+        ("TORCH_CUDA_ARCH_LIST", "Volta"),
+        ("CUDA_HOME", "/no/such/folder"),
+        ("MAX_JOBS", "nonsense"),
+        ("RNN_CUDA_BACKEND", ""),
+    ],
+)
+def test_what_cpu_kernels_do_not_need_does_not_cost_them(name, value):
+    if name in ("TORCH_CUDA_ARCH_LIST", "CUDA_HOME") and BuildPlan.create().cuda is not None:
+        pytest.skip("the library of this session has CUDA kernels: another one would be compiled")
+    done = forward(**{name: value})
+    assert done.stdout == "True True\n", done.stderr
 
 
 def test_native_and_emulated_kernels_need_a_process_each():

@@ -84,6 +84,32 @@ def test_a_bad_backend_is_an_error_without_a_traceback():
     assert "Traceback" not in done.stderr
 
 
+def test_info_names_the_architectures_that_are_left_out(tmp_path):
+    environment = {"RNN_CUDA_CACHE_DIR": str(tmp_path), "TORCH_CUDA_ARCH_LIST": "7.5;8.0"}
+    if _toolchain._find_nvcc() is None:
+        pytest.skip("nvcc is not installed")
+    rows = dict(
+        line.split("  ", 1) for line in run_cli("--info", **environment).stdout.splitlines()
+    )
+    assert rows["CUDA targets"].strip() == "sm_80"
+    assert "TORCH_CUDA_ARCH_LIST: the kernels and this nvcc do not support 7.5." in rows["left out"]
+    assert rows["CUDA tensors use"].strip() == "native"
+
+    environment["TORCH_CUDA_ARCH_LIST"] = "7.5"
+    info = run_cli("--info", **environment).stdout
+    assert "CPU tensors use   native\n" in info
+    assert "CUDA tensors use  reference (TORCH_CUDA_ARCH_LIST: the kernels and this nvcc do" in info
+
+
+def test_info_tells_a_damaged_library_from_a_missing_one(tmp_path):
+    environment = {"RNN_CUDA_CACHE_DIR": str(tmp_path)}
+    line = next(s for s in run_cli("--info", **environment).stdout.splitlines() if "(not comp" in s)
+    library = Path(line.split("  ", 1)[1].strip().removesuffix(" (not compiled yet)"))
+    library.parent.mkdir()
+    library.touch()
+    assert f"{library} (damaged (" in run_cli("--info", **environment).stdout
+
+
 def test_clean_lists_what_it_removes(tmp_path):
     cache = tmp_path / "cache"
     library = build(BuildPlan.create(write_sources(tmp_path / "csrc"), cache))
@@ -144,6 +170,13 @@ def cuda_sources(tmp_path, monkeypatch) -> Path:
 def without_operators(monkeypatch) -> None:
     """Loading the library is all that is asked of it."""
     monkeypatch.setattr(_check_cuda, "_LOAD", "import ctypes, sys; ctypes.CDLL(sys.argv[1])")
+
+
+@needs_nvcc
+def test_check_cuda_fails_where_the_architecture_list_leaves_nothing(cuda_sources, monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5")
+    with pytest.raises(BuildError, match="Cannot check the CUDA kernels: TORCH_CUDA_ARCH_LIST"):
+        _check_cuda.check_cuda(cuda_sources)
 
 
 @needs_nvcc

@@ -2,8 +2,10 @@
 
 import copy
 import doctest
+import enum
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -301,3 +303,42 @@ def test_bad_input_raises_torchs_type_and_says_what_was_expected(case):
 def test_what_is_no_tensor_is_a_type_error(input, hx, message):
     with pytest.raises(TypeError, match=message):
         FusedRNNCell(3, 5)(input, hx)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [np.int64(2), np.array(2), torch.tensor(2), enum.IntEnum("Size", {"TWO": 2}).TWO],
+    ids=repr,
+)
+def test_integers_of_every_kind_are_sizes_as_in_torchs_cell(size):
+    cell = FusedRNNCell(size, size, bias=np.bool_(True))
+
+    assert (type(cell.input_size), type(cell.hidden_size)) == (int, int)
+    assert cell.bias is True
+    assert cell(torch.zeros(3, 2)).shape == nn.RNNCell(size, size)(torch.zeros(3, 2)).shape
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "sigmoid", "identity"])
+def test_complex_numbers_are_computed_in_plain_pytorch(nonlinearity):
+    fused = FusedRNNCell(3, 5, nonlinearity=nonlinearity, dtype=torch.complex128)
+    x, hx = _normal(2, 3, dtype=torch.complex128), _normal(2, 5, dtype=torch.complex128)
+
+    output = fused(x, hx)
+
+    z = x @ fused.weight_ih.T + fused.bias_ih + hx @ fused.weight_hh.T + fused.bias_hh
+    functions = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "identity": torch.clone}
+    torch.testing.assert_close(output, functions[nonlinearity](z))
+
+
+def test_constants_are_torchs():
+    assert FusedRNNCell.__constants__ == nn.RNNCell.__constants__
+
+
+def test_errors_name_a_later_weight():
+    cell = FusedRNNCell(3, 5)
+    cell.weight_hh = nn.Parameter(torch.zeros(5, 5).to_sparse())
+
+    with pytest.raises(TypeError, match=r"weight_hh: expected a dense .*sparse_coo"):
+        cell(torch.zeros(2, 3))
+    with backend.use("reference"), pytest.raises(TypeError, match="weight_hh: expected a dense"):
+        cell(torch.zeros(2, 3))

@@ -153,12 +153,19 @@ def test_a_store_may_arrive_late(checkers):
 
 def test_the_made_up_device_can_be_chosen(checkers):
     program = checkers["none"].result()
-    device = "multiprocessors=8,capability=8.6"
+    device = "multiprocessors=8,capability=8.6,kernels=8.0"
     done = run(program, "a made-up device", RNN_CUDA_EMULATOR_DEVICE=device)
     assert done.stdout == "ok\n"
     for wrong in ("multiprocessors", "processors=8", "multiprocessors=x", "capability=9.0x"):
         done = run(program, "shuffles", RNN_CUDA_EMULATOR_DEVICE=wrong)
         assert f"RNN_CUDA_EMULATOR_DEVICE: cannot read '{wrong}'" in done.stdout
+
+
+def test_kernels_compiled_for_an_older_device_run_in_no_cluster(checkers):
+    program = checkers["none"].result()
+    assert run(program, "clusters", RNN_CUDA_EMULATOR_DEVICE="kernels=9.0").stdout == "ok\n"
+    done = run(program, "clusters", RNN_CUDA_EMULATOR_DEVICE="kernels=8.0")
+    assert "but the kernels loaded are for compute capability 8.0 and have none" in done.stdout
 
 
 def test_a_schedule_that_does_not_exist_is_refused(checkers):

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,11 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from rich.console import Console
 
-from experiments import report, results
-from experiments.compare import ComparisonError, common_horizon, compare, load_runs
+from experiments import figures, initialisation, report, results
+from experiments.compare import ComparisonError, common_horizon, compare, load_runs, main
 from experiments.expected import Expected, expected
 from experiments.run import CONFIGURATION, run_study
+from experiments.run_folder import OWNER, FolderTakenError, claim
 from experiments.settings import validated
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -39,6 +41,12 @@ def quiet() -> Console:
 
 def command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", module, *arguments]
+
+
+TINY = (
+    "experiment=smoke", "training.steps=2", "task.test_size=8", "horizons=[10]",
+    "contrast_horizons=[]",
+)  # fmt: skip
 
 
 def started(*arguments: str) -> subprocess.Popen:
@@ -158,8 +166,147 @@ def test_the_kernel_was_put_beside_torch(finished):
 
 def test_a_folder_with_a_run_in_it_is_not_written_over(finished):
     folder, _, _ = finished
-    with pytest.raises(FileExistsError, match=r"already holds a run \(results\.json\)"):
+    with pytest.raises(FolderTakenError, match=r"already holds a run \(results\.json\)"):
         run_study(smoke(), folder, quiet())
+
+
+# Names and labels are text
+
+TEXTS = [
+    "relu [/b]",
+    "relu $x_$",
+    "[scaled]",
+    ":smile: [red]漢字 😀[/]",
+    "_a\nb\x1b[31m\udc80",
+    "x" * 200,
+]
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory) -> tuple[Path, dict, str]:
+    """A finished run whose every name needs care, with warnings as errors."""
+    config = smoke("training.steps=2", "horizons=[10]", "contrast_horizons=[10]")
+    config["name"], config["model"]["name"] = "v[x]2", "_m [/i] $y_$"
+    config["model"]["contrasts"] = [{"label": text} for text in TEXTS]
+    folder = tmp_path_factory.mktemp("[named] :smile:") / ("a" * 60) / "v[x]2 b [/b]"
+    console = quiet()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = run_study(config, folder, console)
+    return folder, found, console.file.getvalue()
+
+
+def test_names_and_labels_are_reported_as_they_are(named):
+    folder, found, printed = named
+    stored = (folder / "report.txt").read_text()
+    assert [arm["label"] for arm in found["arms"][1:]] == TEXTS
+    assert results.load_results(folder)["arms"] == json.loads(json.dumps(found["arms"]))
+    for text in TEXTS[:4]:
+        assert f" T=10 {text} " in stored  # in the table
+        assert f"Contrast at T = 10, {text} (" in stored
+        assert f"T=10 {text}, seed 0" in printed
+    assert r"T = 10, _a\nb\x1b[31m\udc80 (" in stored
+    assert f"T = 10, {TEXTS[-1]} (" in stored
+    assert "\x1b" not in stored + printed
+    assert "_m [/i] $y_$ on adding" in stored
+    assert "v[x]2: _m [/i] $y_$ on adding" in printed
+
+
+def test_the_folder_that_is_printed_exists(named):
+    folder, _, printed = named
+    last = printed.splitlines()[-1]
+    assert last == f"Results, curves and figures: {folder}"
+    assert len(str(folder)) > 80  # wider than the console
+
+
+def test_tables_hold_labels_as_they_are(named):
+    with (named[0] / "curves.csv").open(newline="", encoding="utf-8") as file:
+        arms = dict.fromkeys(row["arm"] for row in csv.DictReader(file))
+    as_stored = [text.replace("\udc80", r"\udc80") for text in TEXTS]
+    assert list(arms) == ["T=10", *(f"T=10 {text}" for text in as_stored)]
+
+
+def test_a_comparison_has_names_as_they_are(named, tmp_path):
+    for number, name in enumerate(("[/b] $x_$", "_y :smile:")):
+        found = json.loads((named[0] / results.RESULTS).read_text())
+        found["config"]["model"]["name"] = name
+        folder = tmp_path / f"{number}_[b]"
+        folder.mkdir()
+        (folder / OWNER).touch()
+        results.write_json(folder / results.RESULTS, found)
+    (tmp_path / "2_[z] $").mkdir()
+    (tmp_path / "2_[z] $" / OWNER).touch()
+    console = quiet()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compare(tmp_path, console)
+    for text in ((tmp_path / "comparison.txt").read_text(), console.file.getvalue()):
+        assert " 10  [/b] $x_$ " in text
+        assert "_y :smile:: gradient" in text
+    assert f"\nComparison: {tmp_path}\n" in console.file.getvalue()
+
+
+def test_a_run_that_diverged_in_every_seed_is_drawn_and_compared(tmp_path):
+    for number in range(2):
+        folder = tmp_path / f"{number}_x"
+        config = smoke(
+            "training.steps=60", "training.optimizer=sgd", "training.learning_rate=1e30",
+            "training.clip_norm=null", "model.nonlinearity=relu", "horizons=[10]",
+            "contrast_horizons=[]",
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = run_study(config, folder, quiet())
+        assert found["arms"][0]["diverged"] == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert compare(tmp_path, quiet())["failed"] == {}
+
+
+# Results come first
+
+
+class FullDisk(io.StringIO):
+    """A place to print to, until there are conclusions."""
+
+    def write(self, text: str) -> int:
+        if "conclude" in text:
+            raise OSError("no space left")
+        return super().write(text)
+
+
+def test_what_cannot_be_drawn_or_printed_costs_no_results(tmp_path, monkeypatch):
+    config = smoke("training.steps=2", "horizons=[10]", "contrast_horizons=[]")
+    with pytest.raises(report.PresentationError, match=r"results are in .*OSError: no space left"):
+        run_study(config, tmp_path / "printing", Console(file=FullDisk(), width=80))
+    assert (tmp_path / "printing" / "ladder.png").exists()
+
+    def fail(*_):
+        assert (tmp_path / "drawing" / results.RESULTS).exists()
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(figures, "draw_run", fail)
+    console = quiet()
+    with pytest.raises(report.PresentationError, match="ValueError: no ink"):
+        run_study(config, tmp_path / "drawing", console)
+    assert "What to conclude" in console.file.getvalue()
+    for name in ("printing", "drawing"):
+        assert results.load_results(tmp_path / name)["complete"] is True
+        assert not (tmp_path / name / results.PARTIAL).exists()
+        assert "What to conclude" in (tmp_path / name / "report.txt").read_text()
+
+
+def test_a_comparison_that_cannot_be_drawn_is_written_and_printed(multirun, monkeypatch):
+    def fail(*_):
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(figures, "draw_comparison", fail)
+    console = quiet()
+    with pytest.raises(report.PresentationError, match="ValueError: no ink"):
+        compare(multirun, console)
+    assert json.loads((multirun / "comparison.json").read_text())["rows"]
+    for text in ((multirun / "comparison.txt").read_text(), console.file.getvalue()):
+        assert "2 runs on adding" in text
 
 
 @pytest.mark.parametrize("model", ["rnn", "lstm", "gru", "irnn"])
@@ -225,6 +372,148 @@ def test_a_bad_value_ends_the_command_with_one_line(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.strip() == "error: training.steps must be an integer of at least 1; got 0"
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+def test_runs_that_the_clock_gives_one_name_have_folders_of_their_own(tmp_path):
+    # A job array within a second: the year does not change as fast.
+    name = f"hydra.run.dir='{tmp_path}/${{now:%Y}} [x]'"
+    processes = [started(*TINY, f"seeds=[{seed}]", name) for seed in range(2)]
+    printed = [process.communicate(timeout=180)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert len(list(tmp_path.iterdir())) == 2
+    for seed, text in enumerate(printed):
+        folder = Path(text.splitlines()[-1].removeprefix("Results, curves and figures: "))
+        assert folder.parent == tmp_path
+        assert results.load_results(folder)["config"]["seeds"] == [seed]
+        assert yaml.safe_load((folder / "config.yaml").read_text())["seeds"] == [seed]
+        assert yaml.safe_load((folder / ".hydra/config.yaml").read_text())["seeds"] == [seed]
+        assert f"seeds=[{seed}]" in yaml.safe_load((folder / ".hydra/overrides.yaml").read_text())
+        described = yaml.safe_load((folder / ".hydra/hydra.yaml").read_text())
+        assert described["hydra"]["runtime"]["output_dir"] == str(folder)
+        with (folder / "curves.csv").open() as file:
+            assert {row["seed"] for row in csv.DictReader(file)} == {str(seed)}
+
+
+def state(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("kind", [["hydra.run.dir"], ["-m", "hydra.sweep.dir"]])
+def test_a_named_folder_with_a_run_in_it_is_refused_before_it_is_touched(kind, finished):
+    *option, key = kind
+    before = state(finished[0])
+    done = subprocess.run(
+        command("experiments.run", *option, *TINY, f"{key}={finished[0]}"),
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        f"error: {finished[0]} already holds a run (results.json); choose another folder"
+    )
+    assert state(finished[0]) == before
+
+
+def test_a_table_at_initialisation_does_not_go_into_the_folder_of_a_run(finished, capsys):
+    with pytest.raises(SystemExit):
+        initialisation.main(["--folder", str(finished[0])])
+    assert "already holds a run (results.json)" in capsys.readouterr().err
+
+
+FAILING = """
+from experiments import figures, run
+from experiments.workers import WorkerError
+
+run_arm, draw_run = run.run_arm, figures.draw_run
+
+def failing_arm(config, arm, seed, report):
+    if config["training"]["batch_size"] == 11:
+        raise ValueError("eleven [/b]")
+    if config["training"]["batch_size"] == 12:
+        raise WorkerError("the process running job 0 died\\n  with its parent\\nand last words")
+    return run_arm(config, arm, seed, report)
+
+def failing_figure(found, *rest):
+    if found["config"]["training"]["batch_size"] == 13:
+        raise ValueError("no ink")
+    draw_run(found, *rest)
+
+figures.draw_run = failing_figure
+run.run_arm = failing_arm
+if __name__ == "__main__":
+    run.main()
+"""
+
+
+def test_members_that_fail_are_listed_last_and_the_others_compared(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(FAILING)
+    done = subprocess.run(
+        [
+            sys.executable, str(script), "-m", *TINY, "training.batch_size=10,0,11,12,13",
+            f'hydra.sweep.dir="{tmp_path}/${{now:%Y}} it\'s"',
+        ],
+        cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    stored = json.loads((folder / "comparison.json").read_text())
+    names = [f"{number}_smoke_fused_rnn" for number in range(5)]
+    assert stored["runs"] == [names[0], names[4]]
+    reasons = {
+        names[1]: "ConfigError: training.batch_size must be an integer of at least 1; got 0",
+        names[2]: "ValueError: eleven [/b]",
+        names[3]: "WorkerError: the process running job 0 died ... and last words",
+        names[4]: "PresentationError: the run is finished and its results are in",
+    }
+    assert list(stored["failed"]) == list(reasons)
+    assert "no ink" in stored["failed"][names[4]]
+    for text in (done.stdout, (folder / "comparison.txt").read_text()):
+        heading, *listed = text.splitlines()[-5:]
+        assert heading == "4 run(s) failed:"
+        for line, (name, reason) in zip(listed, reasons.items(), strict=True):
+            assert line.startswith(f"  {name}: {reason}")
+    assert "ValueError: eleven" in (folder / names[2] / results.FAILURE).read_text()
+    assert results.load_results(folder / names[4])["complete"] is True
+
+
+def test_an_interrupt_ends_a_sweep_and_not_one_member(tmp_path):
+    process = started(
+        "-m", *TINY, "training.steps=0,1000000,1000001", f"hydra.sweep.dir={tmp_path}/sweep"
+    )
+    try:
+        partial = tmp_path / "sweep" / "1_smoke_fused_rnn" / results.PARTIAL
+        _wait_for(partial.exists, process)
+        time.sleep(0.5)
+        with pytest.raises(FolderTakenError, match=f"process {process.pid} .*is still running"):
+            claim(tmp_path / "sweep")
+        os.kill(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert "interrupted" in output
+    assert not list((tmp_path / "sweep").glob("2_*"))
+    with pytest.raises(FolderTakenError, match="has ended"):
+        claim(partial.parent)
+
+
+def test_a_run_whose_figures_cannot_be_drawn_says_so_and_fails(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(FAILING)
+    done = subprocess.run(
+        [
+            sys.executable, str(script), *TINY, "training.batch_size=13",
+            f"hydra.run.dir={tmp_path}/x",
+        ],
+        cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: the run is finished and its results are in {tmp_path}/x")
+    assert "ValueError: no ink" in done.stderr
+    assert results.load_results(tmp_path / "x")["complete"] is True
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
@@ -238,7 +527,7 @@ def test_a_run_that_is_ended_early_does_not_look_finished(how, tmp_path):
         _wait_for(lambda: len(_session(process.pid)) >= 3, process)
         time.sleep(0.5)
         os.kill(process.pid, how)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=120)
         assert process.returncode != 0, output
         # The workers notice that nobody listens, at the latest when they next tell of progress.
         _wait_for(lambda: not _session(process.pid), None)
@@ -266,7 +555,7 @@ def _session(leader: int) -> list[int]:
     return found
 
 
-def _wait_for(condition, process: subprocess.Popen | None, seconds: float = 40) -> None:
+def _wait_for(condition, process: subprocess.Popen | None, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         if process is not None and process.poll() is not None:
@@ -313,8 +602,21 @@ def test_what_cannot_be_compared_is_refused_by_name(multirun, tmp_path):
     ):
         compare(multirun, quiet())
     (other / results.RESULTS).unlink()
-    with pytest.raises(results.IncompleteRunError, match="1_smoke_other"):
+    with pytest.raises(ComparisonError, match=r"holds 1 run\(s\) .*not finished: 1_smoke_other"):
         compare(multirun, quiet())
+
+
+def test_the_finished_runs_of_a_sweep_are_compared_and_others_listed(multirun, monkeypatch, capsys):
+    for name in ("2_smoke_a", "3_smoke_b"):
+        (multirun / name / ".hydra").mkdir(parents=True)
+    results.write_json(multirun / "3_smoke_b" / results.PARTIAL, {"complete": False})
+    monkeypatch.setattr(sys, "argv", ["compare", str(multirun)])
+    main()
+    assert len(json.loads((multirun / "comparison.json").read_text())["runs"]) == 2
+    heading, one, two = capsys.readouterr().out.splitlines()[-3:]
+    assert heading == "2 run(s) failed:"
+    assert one.startswith("  2_smoke_a: it holds no results.json")
+    assert two.endswith("the run was ended before it finished")
 
 
 # Conclusions, from numbers made up to have each outcome

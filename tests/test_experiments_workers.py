@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 
 import pytest
 import torch
@@ -62,3 +63,8 @@ def test_an_interrupt_that_somebody_swallows_ends_the_run_all_the_same(workers):
         run_jobs(_report_twice, [(n,) for n in range(50)], workers, swallow, lambda *_: None)
     assert 1 <= len(swallowed) < 50
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_that_is_swallowed_after_the_last_job_is_noticed_at_the_end():
+    with pytest.raises(KeyboardInterrupt), noticed_interrupts(), suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)

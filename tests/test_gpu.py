@@ -437,6 +437,7 @@ def test_the_figures_of_this_device_are_those_of_torch():
     assert figures[:2] == [properties.major, properties.minor]
     assert figures[2] == properties.multi_processor_count
     assert figures[3] == properties.shared_memory_per_block_optin
+    assert [8, 0] <= figures[6:] <= figures[:2]  # what the kernels were compiled for
 
 
 # ---- errors --------------------------------------------------------------------------------------

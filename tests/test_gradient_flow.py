@@ -801,7 +801,7 @@ def test_a_weight_that_was_changed_before_the_backward_pass_is_noticed(make):
         with torch.enable_grad():
             loss = problem.loss(*problem.module(*problem.arguments()))
         problem.module.bias_ih_l0.add_(1)  # which autograd does not need again
-        with pytest.raises(RuntimeError, match="modified in place"):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
 
 

@@ -1,11 +1,16 @@
 """Bad arguments and bad input: torch.nn.RNN's exception types, and messages that name things."""
 
+import enum
+import pickle
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from rnn_cuda import FusedRNN
+from rnn_cuda import FusedRNN, FusedRNNCell
+from rnn_cuda.residual import AntisymmetricRNN, LeakyRNN
 
 # (arguments of the constructor, exception, pattern of our message); torch raises the same type.
 BAD_ARGUMENTS = {
@@ -86,10 +91,111 @@ def test_bad_argument_raises_torchs_type_and_names_it(case):
         FusedRNN(**arguments)
 
 
-def test_bidirectional_that_is_no_truth_value_is_a_type_error():
-    # nn.RNN takes "False" for True.
-    with pytest.raises(TypeError, match="bidirectional should be of type bool, got: str"):
-        FusedRNN(3, 5, bidirectional="False")
+@pytest.mark.parametrize(("value", "got"), [("False", "str"), (2, "2"), (None, "NoneType")])
+def test_bidirectional_that_is_no_truth_value_is_a_type_error(value, got):
+    # nn.RNN takes all of these for truth values.
+    with pytest.raises(TypeError, match=f"bidirectional should be of type bool, got: {got}"):
+        FusedRNN(3, 5, bidirectional=value)
+
+
+INTEGERS = {
+    "numpy.int64": np.int64(2),
+    "numpy.uint8": np.uint8(2),
+    "array": np.array(2),
+    "tensor": torch.tensor(2),
+    "IntEnum": enum.IntEnum("Size", {"TWO": 2}).TWO,
+}
+TRUTH_VALUES = {
+    "numpy.bool": np.bool_(True),
+    "array": np.array(True),
+    "tensor": torch.tensor(True),
+}
+
+
+@pytest.mark.parametrize("cls", [FusedRNN, LeakyRNN, AntisymmetricRNN])
+@pytest.mark.parametrize("value", INTEGERS.values(), ids=INTEGERS)
+def test_integers_of_every_kind_are_integers(value, cls):
+    # nn.RNN takes all of these as num_layers, but the first four not as a size.
+    rnn = cls(input_size=value, hidden_size=value, num_layers=value)
+
+    for name in ("input_size", "hidden_size", "num_layers"):
+        assert type(getattr(rnn, name)) is int
+    assert repr(rnn).startswith(f"{cls.__name__}(2, 2, num_layers=2")
+    assert rnn(_zeros(4, 1, 2))[1].shape == (2, 1, 2)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(rnn)).state_dict(), rnn.state_dict())
+
+
+@pytest.mark.parametrize("argument", ["bias", "batch_first", "bidirectional"])
+@pytest.mark.parametrize("value", TRUTH_VALUES.values(), ids=TRUTH_VALUES)
+def test_truth_values_of_every_kind_are_truth_values(value, argument):
+    rnn = FusedRNN(3, 5, **{argument: value})
+
+    assert getattr(rnn, argument) is True
+    assert rnn.state_dict().keys() == FusedRNN(3, 5, **{argument: True}).state_dict().keys()
+    rnn(_zeros(4, 2, 3))
+
+
+def test_zero_and_one_still_stand_for_bidirectional():
+    assert FusedRNN(3, 5, bidirectional=1).bidirectional is True
+    assert FusedRNN(3, 5, bidirectional=np.int64(0)).bidirectional is False
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.float64(2),
+        np.array([2, 2]),
+        np.bool_(True),
+        torch.tensor(2.0),
+        torch.tensor(True),
+        2 + 0j,
+    ],
+    ids=str,
+)
+def test_what_is_no_integer_is_a_type_error_that_names_the_argument(value):
+    for argument in ("input_size", "hidden_size", "num_layers"):
+        with pytest.raises(TypeError, match=f"{argument} should be of type int, got: "):
+            FusedRNN(**{"input_size": 3, "hidden_size": 5, argument: value})
+
+
+@pytest.mark.parametrize("value", [np.int64(1), np.array([True]), torch.tensor(1)], ids=str)
+def test_what_is_no_truth_value_is_a_type_error_that_names_the_argument(value):
+    for argument in ("bias", "batch_first"):
+        with pytest.raises(TypeError, match=f"{argument} should be of type bool, got: "):
+            FusedRNN(3, 5, **{argument: value})
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert type(FusedRNN(3, 5, 2, dropout=np.float32(0.5)).dropout) is float
+    assert type(LeakyRNN(3, 5, leak=np.float32(0.5)).leak) is float
+    assert type(AntisymmetricRNN(3, 5, step_size=np.float16(0.5)).step_size) is float
+    with pytest.raises(ValueError, match=r"dropout .*\[0, 1\], got: tensor"):  # as nn.RNN
+        FusedRNN(3, 5, 2, dropout=torch.tensor(0.5))
+
+
+def test_a_nonlinearity_may_be_a_member_of_an_enumeration():
+    class Name(str, enum.Enum):  # noqa: UP042 (whose str() is not its value)
+        RELU = "relu"
+
+    rnn = FusedRNN(3, 5, nonlinearity=Name.RELU)
+
+    assert type(rnn.nonlinearity) is str
+    assert rnn.mode == "RNN_RELU"
+
+
+def test_a_dtype_of_python_stands_for_torchs():
+    assert FusedRNN(3, 5, dtype=float).weight_hh_l0.dtype == torch.float64
+    with pytest.raises(RuntimeError, match=r"dtype: expected one of .*got torch\.int64"):
+        FusedRNN(3, 5, dtype=int)
+
+
+@pytest.mark.parametrize("dtype", ["float32", np.float32])
+def test_a_dtype_that_is_none_of_torchs_is_a_type_error(dtype):
+    with pytest.raises(TypeError):
+        nn.RNN(3, 5, dtype=dtype)
+    for cls in (FusedRNN, FusedRNNCell):
+        with pytest.raises(TypeError, match=r"dtype should be a torch\.dtype, got: "):
+            cls(3, 5, dtype=dtype)
 
 
 @pytest.mark.parametrize("arguments", [(), (3,)], ids=str)

@@ -84,6 +84,26 @@ def test_clusters_are_for_devices_that_have_them():
     assert plan(512, 32, 512, 512, dtype=torch.bfloat16, device=without).residency == "grid"
 
 
+@pytest.mark.parametrize("device", ["H100", "B200", "RTX 5090"])
+@pytest.mark.parametrize("compiled_for", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
+def test_clusters_need_kernels_that_were_compiled_for_them(device, compiled_for):
+    """The driver runs old PTX on new cards: its kernels for clusters are empty below 9.0."""
+    problem = {"dtype": torch.bfloat16, "device": DEVICES[device]}
+    usual = plan(512, 32, 512, 512, **problem)
+    assert usual.residency == "cluster"
+    problem["device"] = dataclasses.replace(DEVICES[device], kernel_capability=compiled_for)
+    chosen = plan(512, 32, 512, 512, **problem)
+    if compiled_for >= (9, 0):
+        assert chosen == usual
+    else:
+        number = "{}.{}".format(*compiled_for)
+        why = f"kernels compiled for 9.0 or newer, those that this device runs are for {number}"
+        assert chosen.residency == "grid"
+        assert f"Not cluster: clusters need {why}." in chosen.explain()
+        with pytest.raises(ValueError, match=f"plan override: residency=cluster: .*{number}"):
+            plan(512, 32, 512, 512, **problem, override="residency=cluster")
+
+
 def test_float32_is_rounded_to_tf32_only_where_that_is_allowed():
     arithmetic = [
         plan(512, 64, 1024, 1024, device="H100", allow_tf32=allowed).arithmetic
@@ -273,6 +293,17 @@ def test_the_environment_variable_overrides_and_a_context_overrides_it(monkeypat
             assert residency() == "one_sm"
         assert residency() == "cluster"
     assert residency() == "grid"
+
+
+@pytest.mark.parametrize(
+    "text", ["nonsense", "residency=fast", "blocks=0", "residency=one_sm,blocks=2", "columns=7"]
+)
+def test_a_bad_environment_variable_is_named(text, monkeypatch):
+    monkeypatch.setenv("RNN_CUDA_PLAN", text)
+    with pytest.raises(ValueError, match=r"^RNN_CUDA_PLAN: plan override: "):
+        plan(64, 8, 16, 128, dtype=torch.bfloat16, device="H100")
+    with rnn_cuda.plan_override(residency="streamed"):
+        assert plan(64, 8, 16, 128, device="H100").residency == "streamed"
 
 
 def test_an_override_reaches_other_threads_and_ends_with_an_error():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -314,6 +315,97 @@ def test_speed_against_accuracy_pairs_labels():
     assert {(1.0, 0.1), (2.0, 0.2), (4.0, 0.3), (8.0, 0.9), (8.0, 0.8)} <= set(map(tuple, every))
 
 
+# Labels and titles are text
+
+TEXTS = [
+    "relu $x_$",
+    "$",
+    r"from \$5 to \$10, a $ more",
+    "_hidden",
+    "",
+    "50% {0} [b] \\alpha",
+    "漢字 😀 שלום",
+    "two\nlines",
+    "x" * 400,
+]
+TITLE = "_a $x_$ and $y_$ of 漢字"
+DRAWN_WITH_LABELS = {
+    "adjoint_profile": lambda: plots.adjoint_profile(
+        labelled(FALLING), labelled(FALLING), stages=(TITLE, "b"), title=TITLE
+    ),
+    "adjoint_heatmap": lambda: plots.adjoint_heatmap(np.stack([FALLING] * 2), title=TITLE),
+    "loss_curves": lambda: plots.loss_curves(labelled(FALLING), title=TITLE),
+    "gradient_norms": lambda: plots.gradient_norms(labelled(FALLING), 1.0, title=TITLE),
+    "horizon_cliff": lambda: plots.horizon_cliff(labelled([0.1, 1.0]), [1, 2], title=TITLE),
+    "share_solved": lambda: plots.horizon_cliff(
+        labelled([0.1, 1.0]), [1, 2], share_solved=True, title=TITLE
+    ),
+    "lyapunov_spectrum": lambda: plots.lyapunov_spectrum(labelled([-0.1, -np.inf]), title=TITLE),
+    "jacobian_singular_values": lambda: plots.jacobian_singular_values([[0.0]], [1], title=TITLE),
+    "recurrent_weights": lambda: plots.recurrent_weights(
+        *[labelled([1.0, 2.0])] * 3, margin_label=TITLE
+    ),
+    "saturation_histograms": lambda: plots.saturation_histograms(labelled([0.1]), labelled([0.2])),
+    "remedy_bars": lambda: plots.remedy_bars(labelled(0.5), score_label=TITLE, title=TITLE),
+    "speed_against_accuracy": lambda: plots.speed_against_accuracy(
+        labelled(1), labelled(1), score_label=TITLE, seconds_label=TITLE, title=TITLE
+    ),
+}
+
+
+def labelled(values) -> dict:
+    return dict.fromkeys(TEXTS, values)
+
+
+@pytest.mark.parametrize("name", DRAWN_WITH_LABELS)
+def test_every_text_can_be_drawn_in_every_place_of_a_figure(name, tmp_path):
+    with warnings.catch_warnings(), mpl.rc_context({"svg.fonttype": "none"}):
+        warnings.simplefilter("error")
+        (path,) = plots.save(DRAWN_WITH_LABELS[name](), tmp_path / "figure", ["svg"])
+    drawn = [words.strip() for words in ElementTree.parse(path).getroot().itertext()]
+    titles = {"recurrent_weights": 1, "remedy_bars": 2, "adjoint_profile": 2}
+    titles |= {"speed_against_accuracy": 3, "saturation_histograms": 0}
+    assert drawn.count(TITLE) == titles.get(name, 1)
+    if name in ("adjoint_heatmap", "jacobian_singular_values"):
+        return
+    for text in TEXTS:
+        for row in text.splitlines():
+            # What is longer than there is room for may be cut, and shares may follow a label.
+            assert any(words.startswith(row[:30]) for words in drawn), text
+
+
+def test_a_bitmap_of_every_text_can_be_drawn_too(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.save(plots.remedy_bars(labelled(0.5), title=TITLE), tmp_path / "figure", ["png"])
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_legend_has_the_labels_that_were_given(text):
+    assert legend(axes_of(plots.adjoint_profile({text: FALLING, "b": FALLING}))) == [text, "b"]
+    assert legend(plots.saturation_histograms({text: [0.1]}).axes[0]) == [f"{text}: 0%"]
+
+
+def test_formulas_of_our_own_and_of_the_callers_axes_are_still_formulas(tmp_path):
+    axes = Figure().subplots()
+    axes.plot([1, 2], label=r"$\alpha$")
+    figure = plots.lyapunov_spectrum({"$a$": [-0.1, -np.inf]}, ax=axes)
+    texts = {text.get_text(): text.get_parse_math() for text in axes.get_legend().get_texts()}
+    assert texts == {r"$\alpha$": True, "$a$": False, r"$-\infty$": True}
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        (path,) = plots.save(figure, tmp_path / "figure", ["svg"])
+    drawn = "".join(ElementTree.parse(path).getroot().itertext())
+    assert "$a$" in drawn
+    assert "∞" in drawn
+    assert r"$\alpha$" not in drawn
+
+
+def test_control_characters_are_drawn_as_escapes(tmp_path):
+    figure = plots.loss_curves({"\x1b[31m \t \x00 \udc80 \uffff": FALLING})
+    assert legend(axes_of(figure)) == [r"\x1b[31m \t \x00 \udc80 \uffff"]
+    ElementTree.parse(plots.save(figure, tmp_path / "figure", ["svg"])[0])
+
+
 # All of them
 
 EVERY = {
@@ -466,4 +558,5 @@ def test_the_example_in_the_documentation_draws_a_line_and_a_band_per_initialisa
 
 def test_the_documentation_lists_every_figure():
     listed = set(re.findall(r"`(\w+)`", INSTRUMENTS.read_text()))
-    assert set(plots.__all__) - {"COLOURS", "MARKERS", "STYLE", "save"} <= listed
+    others = {"COLOURS", "MARKERS", "STYLE", "as_text", "legend", "save"}
+    assert set(plots.__all__) - others <= listed

@@ -52,6 +52,9 @@
 //   int launch(const LaunchConfig&, Stream, void (*kernel)(Parameters), const Parameters&)
 //   int count_clusters(const LaunchConfig&, void (*kernel)(Parameters), int* count)
 //                                  how many clusters of this launch the device runs at once
+//   int compiled_capability(void (*kernel)(Parameters), int* capability)
+//                                  compute capability, times ten, that the code which the current
+//                                  device has loaded of this kernel was compiled for
 //   int clear_async(void*, size_t bytes, Stream)
 //   int figures_of_current_device(cuda::DeviceFigures*)     asks the driver each time
 //   const char* error_string(int)

@@ -266,6 +266,9 @@ RNN_CUDA_DEVICE double sigmoid_of(double x) { return 1.0 / (1.0 + exp(-x)); }
 namespace rnn_cuda::device {
 
 inline const char* error_string(int code) {
+  if (code == cudaErrorNoKernelImageForDevice)
+    return "the kernels were not compiled for this device; TORCH_CUDA_ARCH_LIST names the compute "
+           "capabilities to compile for (python -m rnn_cuda.build --info shows those in use)";
   return cudaGetErrorString(static_cast<cudaError_t>(code));
 }
 
@@ -345,6 +348,16 @@ int count_clusters(const LaunchConfig& config, void (*kernel)(Parameters), int* 
     return checked(error);
   return checked(
       cudaOccupancyMaxActiveClusters(count, function, RuntimeConfig(config, nullptr).get()));
+}
+
+// Of the code that the current device has loaded: its own machine code, or PTX of an older device.
+template <class Parameters>
+int compiled_capability(void (*kernel)(Parameters), int* capability) {
+  cudaFuncAttributes attributes = {};
+  const cudaError_t error =
+      cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel));
+  *capability = attributes.ptxVersion;
+  return checked(error);
 }
 
 inline int clear_async(void* memory, size_t bytes, Stream stream) {

@@ -189,6 +189,14 @@ int count_clusters(const LaunchConfig& config, void (*)(Parameters), int* count)
   return emulator::count_clusters(config.cluster, count);
 }
 
+template <class Parameters>
+int compiled_capability(void (*)(Parameters), int* capability) {
+  cuda::DeviceFigures figures;
+  const int error = emulator::get_figures(&figures);
+  *capability = 10 * figures.kernels_major + figures.kernels_minor;
+  return error;
+}
+
 inline int clear_async(void* memory, size_t bytes, Stream) {
   std::memset(memory, 0, bytes);
   return 0;

@@ -261,12 +261,17 @@ const char* error_string(int code) {
 int figures_of_current_device(DeviceFigures* figures) {
   DeviceFigures f;
   if (const int error = device::figures_of_current_device(&f); error != 0) return error;
+  int kernels = 0;
+  if (const int error = capability_of_float32_clusters(&kernels); error != 0) return error;
+  f.kernels_major = kernels / 10;
+  f.kernels_minor = kernels % 10;
   // Not every card of a kind has room for the largest cluster of that kind. One that fits with the
   // largest blocks fits with all.
   device::LaunchConfig config;
   config.block = kMaxThreads;
   config.shared_bytes = static_cast<size_t>(f.shared_bytes_per_block);
-  for (; f.max_cluster_size > 1; f.max_cluster_size /= 2) {
+  const bool compiled = f.kernels_major >= kFirstMajorWithClusters;
+  for (; compiled && f.max_cluster_size > 1; f.max_cluster_size /= 2) {
     config.grid_x = config.cluster = f.max_cluster_size;
     int count = 0;
     if (const int error = count_float32_clusters(config, &count); error != 0) return error;

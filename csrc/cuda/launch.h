@@ -21,5 +21,9 @@ LaunchEngine launch_float32, launch_tf32, launch_bfloat16, launch_float16;
 // they are all compiled for blocks of kMaxThreads threads.
 int count_float32_clusters(const device::LaunchConfig& config, int* count);
 
+// The compute capability, times ten, that this kernel was compiled for in the code that the current
+// device has loaded. All of them are compiled for the same ones.
+int capability_of_float32_clusters(int* capability);
+
 }  // namespace cuda
 }  // namespace rnn_cuda

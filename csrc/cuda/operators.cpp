@@ -134,8 +134,8 @@ std::vector<int64_t> cuda_device_figures(int64_t index) {
                            kEmulated ? c10::DeviceIndex(-1) : static_cast<c10::DeviceIndex>(index));
   const c10::DeviceGuard guard(device);
   const DeviceFigures f = figures_of(device);
-  return {f.capability_major,       f.capability_minor, f.multiprocessors,
-          f.shared_bytes_per_block, f.max_cluster_size, f.l2_bytes};
+  return {f.capability_major, f.capability_minor, f.multiprocessors, f.shared_bytes_per_block,
+          f.max_cluster_size, f.l2_bytes,         f.kernels_major,   f.kernels_minor};
 }
 
 }  // namespace

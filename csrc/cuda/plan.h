@@ -28,7 +28,14 @@ struct DeviceFigures {
   int64_t shared_bytes_per_block = 0;  // the largest that a block may opt in to
   int max_cluster_size = 0;            // blocks; 0 or 1: no clusters. 16 is not portable
   int64_t l2_bytes = 0;
+  // Compute capability that the kernels loaded on it were compiled for: an older one than the
+  // device's where the driver has compiled them from PTX.
+  int kernels_major = 0, kernels_minor = 0;
 };
+
+// Major compute capability from which on there are clusters: of the device, and of the target that
+// the kernels were compiled for. For an older target the kernels in a cluster are empty.
+constexpr int kFirstMajorWithClusters = 9;
 
 struct Problem {
   ScalarType dtype = ScalarType::Float32;

@@ -14,5 +14,9 @@ int count_float32_clusters(const device::LaunchConfig& config, int* count) {
   return device::count_clusters(config, walk_kernel<FMA<1>, InCluster>, count);
 }
 
+int capability_of_float32_clusters(int* capability) {
+  return device::compiled_capability(walk_kernel<FMA<1>, InCluster>, capability);
+}
+
 }  // namespace cuda
 }  // namespace rnn_cuda

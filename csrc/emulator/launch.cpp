@@ -74,6 +74,8 @@ cuda::DeviceFigures current_figures() {
     char dot = 0;
     if (name == "capability")
       value >> f.capability_major >> dot >> f.capability_minor;
+    else if (name == "kernels")
+      value >> f.kernels_major >> dot >> f.kernels_minor;
     else if (name == "multiprocessors")
       value >> f.multiprocessors;
     else if (name == "shared_bytes_per_block")
@@ -85,9 +87,14 @@ cuda::DeviceFigures current_figures() {
     else
       known = false;
     if (!known || !value || value.peek() != EOF)
-      throw std::invalid_argument("RNN_CUDA_EMULATOR_DEVICE: cannot read '" + item +
-                                  "'; it is a list like multiprocessors=8,capability=9.0,"
-                                  "shared_bytes_per_block=232448,max_cluster_size=16,l2_bytes=0");
+      throw std::invalid_argument(
+          "RNN_CUDA_EMULATOR_DEVICE: cannot read '" + item +
+          "'; it is a list like multiprocessors=8,capability=9.0,kernels=9.0,"
+          "shared_bytes_per_block=232448,max_cluster_size=16,l2_bytes=0");
+  }
+  if (f.kernels_major == 0) {  // not named: they were compiled for this device
+    f.kernels_major = f.capability_major;
+    f.kernels_minor = f.capability_minor;
   }
   return f;
 }
@@ -119,6 +126,9 @@ std::string refusal(const device::LaunchConfig& c, const cuda::DeviceFigures& f)
   else if (c.cluster < 1 || (c.cluster > 1 && c.cluster > f.max_cluster_size))
     why << "clusters of " << c.cluster << " blocks, but this device has at most "
         << f.max_cluster_size;
+  else if (c.cluster > 1 && f.kernels_major < cuda::kFirstMajorWithClusters)
+    why << "clusters of " << c.cluster << " blocks, but the kernels loaded are for compute "
+        << "capability " << f.kernels_major << "." << f.kernels_minor << " and have none";
   else if (c.cluster > 1 && c.cluster > f.multiprocessors)
     why << "clusters of " << c.cluster << " blocks, but this device has " << f.multiprocessors
         << " multiprocessors";

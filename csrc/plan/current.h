@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <stdexcept>
 #include <string>
 
 #include "planner.h"
@@ -9,8 +10,24 @@
 namespace rnn_cuda {
 namespace cuda {
 
+struct OverrideText {
+  std::string text;
+  bool from_environment = false;
+};
+
 // The override in force: that of exchange_override, else the environment variable RNN_CUDA_PLAN.
-std::string current_override();
+OverrideText current_override();
+
+// make(override). What is wrong with an override of the environment names the variable.
+template <class Make>
+auto with_override(const OverrideText& source, const Make& make) {
+  try {
+    return make(Override::parse(source.text));
+  } catch (const std::invalid_argument& error) {
+    if (!source.from_environment) throw;
+    throw std::invalid_argument(std::string("RNN_CUDA_PLAN: ") + error.what());
+  }
+}
 
 // Sets it for the whole process, null: back to the environment; returns what was set before.
 std::optional<std::string> exchange_override(std::optional<std::string> text);

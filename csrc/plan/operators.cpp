@@ -112,7 +112,7 @@ std::string cuda_plan(std::string_view dtype, at::IntArrayRef sizes, int64_t dir
                       bool allow_tf32, at::IntArrayRef device,
                       std::optional<std::string_view> override) {
   TORCH_CHECK_VALUE(sizes.size() == 4, "sizes: expected T, B, I, H");
-  TORCH_CHECK_VALUE(device.size() == 6, "device: expected six figures");
+  TORCH_CHECK_VALUE(device.size() == 8, "device: expected eight figures");
   Problem problem;
   problem.dtype = dtype_named(dtype);
   problem.time_steps = sizes[0];
@@ -128,9 +128,13 @@ std::string cuda_plan(std::string_view dtype, at::IntArrayRef sizes, int64_t dir
   figures.shared_bytes_per_block = device[3];
   figures.max_cluster_size = static_cast<int>(device[4]);
   figures.l2_bytes = device[5];
+  figures.kernels_major = static_cast<int>(device[6]);
+  figures.kernels_minor = static_cast<int>(device[7]);
   try {
-    const std::string text = override ? std::string(*override) : current_override();
-    return json_of(problem, figures, Override::parse(text));
+    const OverrideText source =
+        override ? OverrideText{std::string(*override), false} : current_override();
+    return with_override(
+        source, [&](const Override& decided) { return json_of(problem, figures, decided); });
   } catch (const std::invalid_argument& error) {
     TORCH_CHECK_VALUE(false, error.what());
   }

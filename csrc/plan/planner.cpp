@@ -151,6 +151,10 @@ std::vector<Plan> enumerate(const Problem& problem, const DeviceFigures& device,
   return plans;
 }
 
+std::string capability(int major, int minor) {
+  return std::to_string(major) + "." + std::to_string(minor);
+}
+
 std::string kibibytes(int64_t bytes) { return std::to_string(ceil_div(bytes, 1024)) + " KiB"; }
 
 // What rules out a residency before any plan is made; empty if nothing does.
@@ -158,10 +162,13 @@ std::string obstacle(const Problem& problem, const DeviceFigures& device, Reside
   if (residency == Residency::Streamed) return "";
   if (problem.dtype == ScalarType::Float64) return "float64 has no persistent kernel";
   if (residency == Residency::Cluster) {
-    if (device.capability_major < 9)
+    if (device.capability_major < kFirstMajorWithClusters)
       return "clusters need compute capability 9.0, the device has " +
-             std::to_string(device.capability_major) + "." +
-             std::to_string(device.capability_minor);
+             capability(device.capability_major, device.capability_minor);
+    if (device.kernels_major < kFirstMajorWithClusters)
+      return "clusters need kernels compiled for 9.0 or newer, those that this device runs are "
+             "for " +
+             capability(device.kernels_major, device.kernels_minor);
     if (device.max_cluster_size < 2) return "the device runs no clusters";
   }
   if (residency == Residency::Grid && device.multiprocessors < 2 * problem.directions)

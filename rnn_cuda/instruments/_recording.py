@@ -1,20 +1,19 @@
-"""Records of adjoints, and the two ways to come by them: a fused backward's sinks, and hooks."""
+"""Records of adjoints, and the two ways to come by them: a fused backward's sinks, and a node."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rnn_cuda._adjoint import check_recordable, row_norms
+from rnn_cuda._adjoint import RecurrentCall, check_recordable, row_norms
 from rnn_cuda._autograd import ElmanRNN
 from rnn_cuda._autograd_pair import ElmanRNNPair
-from rnn_cuda.instruments._stack import Layout, Recurrent, StackCall, layer_names
-from rnn_cuda.modules import FusedRNN
+from rnn_cuda.instruments._stack import StackCall, by_step_and_sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +62,17 @@ class CallLog:
 
     log: Log
     key: tuple[int, int]  # the module's position in the model, and the call
+    module: str  # its name
     names: list[str]  # of layers and directions
     vectors: bool
     cell_through_hidden: bool
 
-    def add(self, index: int, norm: Tensor, vectors: Tensor | None, **of_cell: Tensor) -> None:
+    def add(self, index: int, norm: Tensor, vectors: Tensor | None, **cell: Tensor) -> None:
         """Add what a backward pass brought for a layer and direction."""
-        module, call = self.key
-        records = self.log.setdefault((module, index, call), [])
+        position, call = self.key
+        records = self.log.setdefault((position, index, call), [])
         key = (self.names[index], call, len(records))
-        records.append(AdjointRecord(*key, adjoint_norm=norm, adjoint=vectors, **of_cell))
+        records.append(AdjointRecord(*key, adjoint_norm=norm, adjoint=vectors, **cell))
 
 
 # ---- FusedRNN on native kernels ------------------------------------------------------------------
@@ -81,124 +81,135 @@ class CallLog:
 class Sink:
     """Takes what the fused backward of one layer and direction emits."""
 
-    def __init__(self, log: CallLog, index: int, layout: Layout) -> None:
+    def __init__(self, log: CallLog, index: int, call: RecurrentCall) -> None:
         self.vectors = log.vectors
-        self._log, self._index, self._layout = log, index, layout
+        # The rows' order alone: the call holds the graph.
+        order = call.batch_sizes, call.unsorted_indices
+        self._log, self._index, self._order = log, index, order
 
     def __call__(self, norm: Tensor, adjoint: Tensor | None) -> None:
-        if self._layout.batch_sizes is not None:
-            norm = self._layout.by_step_and_sample(norm)
-            adjoint = None if adjoint is None else self._layout.by_step_and_sample(adjoint)
+        if self._order[0] is not None:
+            norm = by_step_and_sample(norm, *self._order)
+            adjoint = None if adjoint is None else by_step_and_sample(adjoint, *self._order)
         self._log.add(self._index, norm, adjoint)
 
 
-def native_nodes(module: Recurrent, h_n: Tensor) -> list[tuple[Any, int]] | None:
-    """The autograd node of each of a FusedRNN's layers and directions, and which of its directions.
+def add_sinks(log: CallLog, call: RecurrentCall, outputs: Sequence[Tensor]) -> bool:
+    """Let the fused backward of every layer and direction emit its adjoints.
 
-    None if not all of them have one: on the reference backend, or where a layer has nothing to
-    differentiate.
+    Return false, and do nothing, if not all have one: on the reference backend, or where a layer
+    has nothing to differentiate.
     """
-    if not isinstance(module, FusedRNN):
-        return None
-    node: Any = h_n.grad_fn  # of the stack of all final states, perhaps after a change of order
-    while node is not None and node.name() != "StackBackward0":
-        node = node.next_functions[0][0] if node.next_functions else None
-    # A node's results are the output and h_n of its directions in turn.
-    nodes = [] if node is None else [(child, place // 2) for child, place in node.next_functions]
-    of_layer: Any = ElmanRNNPair if module.bidirectional else ElmanRNN
-    is_native = [isinstance(child, of_layer._backward_cls) for child, _ in nodes]
-    return nodes if len(nodes) == len(layer_names(module)) and all(is_native) else None
+    fused: Any = ElmanRNNPair if call.bidirectional else ElmanRNN
+    nodes: list[Any] = [output.grad_fn for output in outputs]
+    if not nodes or not all(isinstance(node, fused._backward_cls) for node in nodes):
+        return False
+    for index, node in enumerate(nodes):
+        node.adjoint_sinks[index % call.directions] += (Sink(log, index, call),)
+    return True
 
 
 # ---- everything else -----------------------------------------------------------------------------
 
 
-class Watch:
-    """Catches the gradients of one call's results in each backward pass, and sweeps at its end."""
+def record_at(
+    call: StackCall, log: CallLog, batch_first: bool, results: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Put a node between a recurrence and its results; return these as they are behind it.
 
-    def __init__(self, log: CallLog, call: StackCall) -> None:
-        self._log, self._call = log, call
-        self._caught: dict[int, list[Tensor | None]] = {}  # by backward pass: output, h_n, c_n
-        self._has_graph = False  # of its own gradients
+    A view stays one, of what is behind the node: where it is modified in place, hooks on a view are
+    dropped, and others are not.
+    """
+    bases = [_base(result) for result in results]
+    view_of: Any = Tensor._view_func  # pyright: ignore[reportAttributeAccessIssue]
+    recorded = RecordAdjoints.apply(call, log, batch_first, results, *bases)
+    return tuple(
+        copy if result is base else view_of(result, copy)
+        for result, base, copy in zip(results, bases, recorded, strict=True)
+    )
 
-    def attach(self, results: list[Tensor]) -> None:
-        """Hook the results. The hooks keep this object, which must not keep the graph."""
-        for position, tensor in enumerate(results):
-            if tensor.requires_grad:
-                source, back = _source(tensor)
-                source.register_hook(self._catcher(position, back))
 
-    def _catcher(
-        self, position: int, back: Callable[[Tensor], Tensor]
-    ) -> Callable[[Tensor | None], None]:
-        def hook(grad: Tensor | None) -> None:
-            check_recordable([grad])
-            task = torch._C._current_graph_task_id()
-            if task not in self._caught:
-                self._caught[task] = [None] * 3
-                engine: Any = torch.autograd.Variable._execution_engine
-                engine.queue_callback(lambda: self._finish(task, torch.is_grad_enabled()))
-            self._caught[task][position] = None if grad is None else back(grad)
+def _base(result: Tensor) -> Tensor:
+    """What ``result`` is a view of, if it shows all of it."""
+    base = result._base
+    is_whole = base is not None and base.numel() == result.numel() and base.is_contiguous()
+    return base if base is not None and is_whole else result
 
-        return hook
 
-    @torch.no_grad()
-    def _sweep(self, grads: list[Tensor | None]) -> None:
-        restore, log = self._call.layout.by_step_and_sample, self._log
-        options = {"vectors": log.vectors, "cell_total": log.cell_through_hidden}
-        for index, found in enumerate(self._call.adjoints(*grads, **options)):
-            of_cell = {}
-            cell = found.cell if found.cell_total is None else found.cell_total
-            if cell is not None:
-                of_cell["cell_adjoint_norm"] = restore(row_norms(cell))
-                if log.vectors:
-                    of_cell["cell_adjoint"] = restore(cell)
-            hidden = restore(found.hidden) if log.vectors and found.hidden is not None else None
-            log.add(index, restore(found.hidden_norm), hidden, **of_cell)
+class RecordAdjoints(torch.autograd.Function):
+    """The identity, on what a recurrence returns: between it and all that others do with that.
 
-    def _finish(self, task: int, has_graph: bool) -> None:
-        grads = self._caught.pop(task)
-        if self._has_graph:
+    So its gradients are what flows into the recurrence, whatever hooks there are; and it measures
+    before the recurrence's own backward pass, when the weights are still those of the forward pass.
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        call: StackCall,
+        log: CallLog,
+        batch_first: bool,
+        results: Sequence[Tensor],
+        *bases: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.call, ctx.log, ctx.batch_first = call, log, batch_first
+        ctx.layouts = [
+            None
+            if result is base
+            else (result.size(), result.stride(), result.storage_offset() - base.storage_offset())
+            for result, base in zip(results, bases, strict=True)
+        ]
+        ctx.has_graph = False  # of gradients that came through here
+        ctx.set_materialize_grads(False)
+        # Detached, they share their version counters with the results, and are no views of them:
+        # they can be modified in place wherever the results could.
+        return tuple(base.detach() for base in bases)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        check_recordable(grads)
+        if ctx.has_graph:
             warnings.warn(
-                "GradientFlow does not record this backward pass: it goes through gradients of a "
-                "torch.nn module that were computed with create_graph=True, and then its hidden "
-                "states have gradients that no hook sees; FusedRNN records such passes too",
+                "GradientFlow does not record this backward pass: it goes through gradients that "
+                "were computed with create_graph=True before, and then the hidden states have "
+                "gradients besides those that reach the module; FusedRNN on native kernels records "
+                "such passes too",
                 stacklevel=2,
             )
-            return
-        self._has_graph = has_graph
-        self._sweep(grads)
+        else:
+            ctx.has_graph = torch.is_grad_enabled()
+            with torch.no_grad():
+                laid_out = list(map(_laid_out, grads, ctx.layouts))
+                _sweep(ctx.call, ctx.log, ctx.batch_first, laid_out)
+        return (None, None, None, None, *grads)
 
 
-def _source(tensor: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """What ``tensor`` is a view of, and how to get its gradient from that one's.
-
-    A view that is modified in place gets another place in the graph; what it is a view of does not.
-    """
-    base = tensor._base
-    if base is None or base.numel() != tensor.numel() or not base.is_contiguous():
-        return tensor, lambda grad: grad
-    size, stride = tensor.size(), tensor.stride()
-    offset = tensor.storage_offset() - base.storage_offset()
-
-    def back(grad: Tensor) -> Tensor:
-        grad = grad.contiguous()  # as the base is; it may itself be a part of something
-        return grad.as_strided(size, stride, grad.storage_offset() + offset)
-
-    return base, back
+def _laid_out(grad: Tensor | None, layout: tuple[Any, Any, int] | None) -> Tensor | None:
+    """From the gradient of a base to that of the result that is a view of it."""
+    if grad is None or layout is None:
+        return grad
+    size, stride, offset = layout
+    grad = grad.contiguous()  # it may itself be a part of something
+    return grad.as_strided(size, stride, grad.storage_offset() + offset)
 
 
-def refuse(tensor: Tensor, name: str) -> None:
-    """Let a backward pass through what a checkpoint computed again fail.
+def _sweep(
+    stack: StackCall, log: CallLog, batch_first: bool, grads: Sequence[Tensor | None]
+) -> None:
+    def restored(rows: Tensor) -> Tensor:
+        order = stack.call.batch_sizes, stack.call.unsorted_indices
+        return by_step_and_sample(rows, *order, shape=stack.call.input.shape[:2])
 
-    Unless the checkpoint is reentrant, none comes: the first computation's graph is used.
-    """
-
-    def hook(_: Tensor | None) -> None:
-        raise RuntimeError(
-            f"GradientFlow cannot record {name} inside a reentrant checkpoint; "
-            "pass use_reentrant=False to torch.utils.checkpoint.checkpoint"
-        )
-
-    if tensor.requires_grad:
-        tensor.register_hook(hook)
+    if batch_first and grads[0] is not None:
+        grads = [grads[0].transpose(0, 1), *grads[1:]]
+    options = {"vectors": log.vectors, "cell_total": log.cell_through_hidden}
+    for index, adjoints in enumerate(stack.adjoints(grads, log.module, **options)):
+        cell_records = {}
+        cell = adjoints.cell if adjoints.cell_total is None else adjoints.cell_total
+        if cell is not None:
+            cell_records["cell_adjoint_norm"] = restored(row_norms(cell))
+            if log.vectors:
+                cell_records["cell_adjoint"] = restored(cell)
+        hidden = adjoints.hidden if log.vectors else None
+        hidden = None if hidden is None else restored(hidden)
+        log.add(index, restored(adjoints.hidden_norm), hidden, **cell_records)

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+import itertools
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
-from torch.utils.hooks import RemovableHandle
+from torch.overrides import TorchFunctionMode
 
-from rnn_cuda._adjoint import recorders
+from rnn_cuda._adjoint import RecurrentCall, recorders
 from rnn_cuda._autograd import plain_eager_mode
-from rnn_cuda.instruments._recording import (
-    AdjointRecord,
-    CallLog,
-    Log,
-    Sink,
-    Watch,
-    native_nodes,
-    refuse,
-)
-from rnn_cuda.instruments._stack import Layout, Recurrent, StackCall, has_dropout, layer_names
+from rnn_cuda.instruments._recording import AdjointRecord, CallLog, Log, add_sinks, record_at
+from rnn_cuda.instruments._stack import TORCH_RECURRENCES, StackCall, torch_call
+from rnn_cuda.modules import ElmanStack, FusedRNN
+
+_TORCH_MODULES = (nn.RNN, nn.LSTM, nn.GRU)
 
 
 class GradientFlow:
@@ -72,9 +71,13 @@ class GradientFlow:
     zero: norms are accumulated in float64 and do not underflow before the gradient itself does.
 
     **How.** `FusedRNN`'s fused backward emits the norms, for a few percent of its time. For the
-    others, hooks catch the direct parts, and when the backward pass is over the adjoints follow
-    from a sweep over the layer's steps (``python -m benchmarks.recording`` measures what it costs).
-    Calls are those made inside the block; their backward pass may also come after it.
+    others, a node of the autograd graph stands between the recurrence and its results. What arrives
+    there is the direct part of the gradient, after all hooks. From it a sweep over the layer's
+    steps finds the adjoints, before the recurrence's own backward pass, with the weights that ran
+    (``python -m benchmarks.recording`` measures what it costs). So whatever a subclass, a hook or a
+    wrapper does outside of the recurrence, to input, output or gradient, is seen as it is. Calls
+    are those made inside the block; their backward pass may also come after it. A torch module
+    whose ``forward`` is called by name, which runs no hooks either, is not recorded.
 
     With `torch.utils.checkpoint`, use ``use_reentrant=False``. Second derivatives: a backward pass
     through a call that was differentiated with ``create_graph=True`` before is exact for a
@@ -88,12 +91,14 @@ class GradientFlow:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: there is no recurrent layer in it, or it is compiled.
+        ValueError: there is no recurrent layer in it, it is compiled, or it holds a DataParallel
+            with several devices.
 
-    A recorded call raises RuntimeError under `torch.func` transforms and forward-mode automatic
-    differentiation, and for dropout between layers on a device other than the CPU (but for native
-    kernels), and TypeError for a `FusedRNN` whose recurrence a subclass has overridden. Its
-    backward pass raises RuntimeError if an input, initial state or weight was modified in place
+    A recorded call raises RuntimeError under `torch.func` transforms, forward-mode automatic
+    differentiation, compilers and tracers, for dropout between layers on a device other than the
+    CPU (but for native kernels), and for a subclass of torch's modules that does not run torch's
+    recurrence; TypeError for a `FusedRNN` whose recurrence a subclass has overridden. Its backward
+    pass raises RuntimeError if an input, initial state or weight was modified in place or freed
     since, if it is mapped (``is_grads_batched``), and inside a reentrant checkpoint.
 
     """
@@ -105,21 +110,27 @@ class GradientFlow:
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
         self.vectors = vectors
         self.cell_through_hidden = cell_through_hidden
-        self._modules: dict[str, Recurrent] = {}
+        self._names: dict[nn.Module, tuple[int, str]] = {}  # position and name of what is recorded
         for name, module in model.named_modules():
-            if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):
+            compiled = getattr(module, _Caller.PLACE)
+            if hasattr(module, "_orig_mod") or not isinstance(compiled, _Caller | None):
                 raise ValueError(
                     f"model: {name or 'it'} is compiled, and a compiled model has no calls to "
                     "record; pass the model before torch.compile, and run that"
                 )
-            if isinstance(module, Recurrent):
-                self._modules[name] = module
-        if not self._modules:
+            if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+                raise ValueError(
+                    f"model: {name or 'it'} is a DataParallel module, which runs copies of what it "
+                    "holds; pass that, or use DistributedDataParallel"
+                )
+            if isinstance(module, (*_TORCH_MODULES, ElmanStack)):
+                self._names[module] = len(self._names), name
+        if not self._names:
             raise ValueError(
                 "model: expected a FusedRNN, nn.RNN, nn.LSTM or nn.GRU somewhere in it, found none"
             )
-        self._handles: list[RemovableHandle] = []
-        self._random_states: dict[str, Tensor] = {}
+        self._callers: list[_Caller] = []
+        self._thread = threading.local()
         self.clear()
 
     # ---- what was recorded -----------------------------------------------------------------------
@@ -168,7 +179,7 @@ class GradientFlow:
         """Forget all records; the next call of each module is its first again."""
         # Calls hold on to the log that was current when they were made.
         self._log: Log = {}
-        self._calls: dict[str, int] = {}
+        self._calls = {name: itertools.count() for _, name in self._names.values()}
 
     def _latest(self, value_of: Callable[[AdjointRecord], Tensor | None]) -> dict[str, Tensor]:
         latest = {}
@@ -186,79 +197,198 @@ class GradientFlow:
     # ---- recording -------------------------------------------------------------------------------
 
     def __enter__(self) -> GradientFlow:
-        if self._handles:
+        if self._callers:
             raise RuntimeError("this GradientFlow is recording already")
-        recorders.add(self)
-        for name, module in self._modules.items():
-            self._handles += [
-                module.register_forward_pre_hook(self._before(name)),
-                module.register_forward_hook(self._after(name), prepend=True, with_kwargs=True),
-            ]
+        recorders.append(self)
+        self._callers = [_Caller(self, module) for module in self._names]
         return self
 
     def __exit__(self, *_: object) -> None:
-        recorders.discard(self)
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._random_states.clear()
+        recorders.remove(self)
+        for caller in self._callers:
+            caller.remove()
+        self._callers = []
 
-    def _before(self, name: str) -> Callable[..., None]:
-        def hook(module: Any, args: tuple[Any, ...]) -> None:
-            self._random_states.pop(name, None)  # of a call that failed
-            if has_dropout(module):
-                self._random_states[name] = torch.get_rng_state()
+    @property
+    def running(self) -> list[_ModuleCall]:
+        """The calls of recorded modules that this thread is in, the innermost last."""
+        return self._thread.__dict__.setdefault("running", [])
 
-        return hook
+    def record(
+        self,
+        call: RecurrentCall,
+        results: tuple[Tensor, ...],
+        outputs: Sequence[Tensor] = (),
+        batch_first: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """See `rnn_cuda._adjoint.Recorder`; torch's results may be ``batch_first``."""
+        module = call.module
+        if module not in self._names:
+            return results
+        if self.running and self.running[-1].module is module:
+            self.running[-1].seen = True
+        if not any(tensor.requires_grad for tensor in results):
+            return results
+        if torch._C._current_graph_task_id() != -1:
+            for tensor in results:
+                _refuse_checkpoint(tensor, self.words(module))
+            return results
+        if isinstance(module, FusedRNN) and type(module)._layer is not FusedRNN._layer:
+            raise TypeError(
+                f"GradientFlow cannot record {self.words(module)}: it does not know the "
+                f"recurrence of a {type(module).__name__}, a FusedRNN that overrides _layer"
+            )
+        log = self._new_call(call)
+        if isinstance(module, FusedRNN) and add_sinks(log, call, outputs):
+            return results
+        if call.random_state is not None and call.input.device.type != "cpu":
+            raise RuntimeError(
+                f"GradientFlow cannot record {self.words(module)}: the masks of the dropout "
+                f"between its layers cannot be had again on {call.input.device}"
+            )
+        output = results[0].transpose(0, 1) if batch_first else results[0]
+        return record_at(StackCall(call, output), log, batch_first, results)
 
-    def _after(self, name: str) -> Callable[..., None]:
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-            random_state = self._random_states.pop(name, None)
-            where = name or "the model"
-            if not plain_eager_mode():
-                raise RuntimeError(
-                    f"GradientFlow cannot record {where} under torch.func transforms, forward-mode "
-                    "automatic differentiation or torch.compile"
-                )
-            output, states = result
-            output = output.data if isinstance(output, PackedSequence) else output
-            results = [output, *(states if isinstance(states, tuple) else (states,))]
-            if not any(tensor.requires_grad for tensor in results):
-                return
-            if torch._C._current_graph_task_id() != -1:
-                for tensor in results:
-                    refuse(tensor, where)
-                return
-            input, hx = _arguments(*args, **kwargs)
-            log = self._new_call(name, module)
-            nodes = native_nodes(module, results[1])
-            if nodes is not None:
-                layout = Layout.of(module, input)
-                for index, (node, direction) in enumerate(nodes):
-                    node.adjoint_sinks[direction] += (Sink(log, index, layout),)
-                return
-            if random_state is not None and output.device.type != "cpu":
-                raise RuntimeError(
-                    f"GradientFlow cannot record {where}: the masks of the dropout "
-                    f"between its layers cannot be had again on {output.device}"
-                )
-            call = StackCall.of(module, input, hx, result[0], random_state)
-            Watch(log, call).attach(results)
-
-        return hook
-
-    def _new_call(self, name: str, module: Recurrent) -> CallLog:
-        call = self._calls.get(name, 0)
-        self._calls[name] = call + 1
+    def _new_call(self, call: RecurrentCall) -> CallLog:
+        position, name = self._names[call.module]
         return CallLog(
             self._log,
-            (list(self._modules).index(name), call),
-            [f"{name}.{layer}" if name else layer for layer in layer_names(module)],
+            (position, next(self._calls[name])),
+            self.words(call.module),
+            [f"{name}.{layer}" if name else layer for layer in call.layer_names],
             vectors=self.vectors,
             cell_through_hidden=self.cell_through_hidden,
         )
 
+    def words(self, module: nn.Module) -> str:
+        """Name a module in an error."""
+        return self._names[module][1] or "the model"
 
-def _arguments(input: Any, hx: Any = None) -> tuple[Any, Any]:
-    """The arguments that every recurrent module takes, by position or by name."""
-    return input, hx
+
+class _Caller:
+    """What torch calls in place of ``module._call_impl`` while a flow records.
+
+    It stands where ``module.compile()`` puts the compiled module. Unlike a hook, it is outside of
+    all hooks, ends with the call however that ends, and is in no copy or pickle of the module.
+    """
+
+    PLACE = "_compiled_call_impl"
+
+    def __init__(self, flow: GradientFlow, module: nn.Module) -> None:
+        self._flow: GradientFlow | None = flow
+        self._module = module
+        self._before: Any = module.__dict__.get(self.PLACE)  # of another flow
+        module.__dict__[self.PLACE] = self
+
+    def remove(self) -> None:
+        self._flow = None  # somebody who came after may call this still
+        if self._module.__dict__.get(self.PLACE) is not self:
+            return
+        if self._before is None:
+            del self._module.__dict__[self.PLACE]
+        else:
+            self._module.__dict__[self.PLACE] = self._before
+
+    def __deepcopy__(self, _: Any) -> None:
+        """None, since torch's recurrent modules copy every attribute."""
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        caller: Any = sys._getframe(1).f_locals.get("self")
+        if caller is not self._module and getattr(caller, self.PLACE, None) is self:
+            return caller._call_impl(*args, **kwargs)  # a copy that shares every attribute
+        flow, module = self._flow, self._module
+        if flow is None:
+            return self._call(*args, **kwargs)
+        if not plain_eager_mode() or torch._C._is_tracing():
+            raise RuntimeError(
+                f"GradientFlow cannot record {flow.words(module)} under torch.func transforms, "
+                "forward-mode automatic differentiation, torch.compile or a tracer"
+            )
+        call = _ModuleCall(flow, module)
+        flow.running.append(call)
+        try:
+            with call if isinstance(module, _TORCH_MODULES) else contextlib.nullcontext():
+                result = self._call(*args, **kwargs)
+        finally:
+            flow.running.pop()
+        if not call.seen and any(tensor.requires_grad for tensor in _tensors(result)):
+            raise RuntimeError(
+                f"GradientFlow cannot record {flow.words(module)}: the forward of a "
+                f"{type(module).__name__} did not run the recurrence that it inherits"
+            )
+        return result
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        return (self._before or self._module._call_impl)(*args, **kwargs)
+
+
+class _ModuleCall(TorchFunctionMode):
+    """One call of a recorded module. Active while it runs, it sees torch's recurrence called."""
+
+    def __init__(self, flow: GradientFlow, module: nn.Module) -> None:
+        super().__init__()
+        self._flow, self.module = flow, module
+        self.seen = False  # its recurrence
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in TORCH_RECURRENCES or self._flow.running[-1] is not self:
+            return func(*args, **kwargs)
+        self.seen = True
+        random_state = torch.get_rng_state()
+        results = func(*args, **kwargs)
+        if not any(tensor.requires_grad for tensor in results):
+            return results
+        call, batch_first = torch_call(self.module, func, args, kwargs, self._sample_order)
+        if call.dropout:
+            call = dataclasses.replace(call, random_state=random_state)
+        return self._flow.record(call, results, (), batch_first)
+
+    def _sample_order(self, batch_sizes: Tensor) -> Tensor | None:
+        """The order of a packed call's samples. Torch's ``forward`` keeps it to itself."""
+        frame = sys._getframe()
+        while frame is not None:
+            if frame.f_code in _TORCH_FORWARDS and frame.f_locals["batch_sizes"] is batch_sizes:
+                return frame.f_locals["unsorted_indices"]
+            frame = frame.f_back
+        raise RuntimeError(
+            f"GradientFlow cannot record {self._flow.words(self.module)}: it runs its recurrence "
+            "over packed rows without torch's forward, so the order of its samples is not known"
+        )
+
+
+_TORCH_FORWARDS = {module.forward.__code__ for module in _TORCH_MODULES}
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in what a module returns."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple | set):
+        for each in value:
+            yield from _tensors(each)
+    elif dataclasses.is_dataclass(value):
+        yield from _tensors(vars(value))
+
+
+def _refuse_checkpoint(tensor: Tensor, name: str) -> None:
+    """Let a backward pass through what a checkpoint computed again fail.
+
+    Unless the checkpoint is reentrant, none comes: the first computation's graph is used.
+    """
+
+    def hook(_: Tensor | None) -> None:
+        raise RuntimeError(
+            f"GradientFlow cannot record {name} inside a reentrant checkpoint; "
+            "pass use_reentrant=False to torch.utils.checkpoint.checkpoint"
+        )
+
+    if tensor.requires_grad:
+        tensor.register_hook(hook)

@@ -399,7 +399,8 @@ void check_made_up_device() {
   rnn_cuda::cuda::DeviceFigures figures;
   expect(figures_of_current_device(&figures) == 0, "the environment's device");
   expect(figures.multiprocessors == 8 && figures.capability_major == 8 &&
-             figures.capability_minor == 6 && figures.shared_bytes_per_block == 232448,
+             figures.capability_minor == 6 && figures.kernels_major == 8 &&
+             figures.kernels_minor == 0 && figures.shared_bytes_per_block == 232448,
          "an H100 but for what the environment says");
   figures.multiprocessors = 3;
   emulator::set_figures(&figures);

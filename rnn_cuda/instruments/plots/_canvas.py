@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +43,46 @@ def look(index: int) -> Look:
         "markersize": 4.5,
         "markerfacecolor": "white" if shift % 2 else COLOURS[index % len(COLOURS)],
     }
+
+
+def as_text(words: object, longest: int | None = None) -> str:
+    r"""Return ``words`` in such a way that matplotlib draws them as they are.
+
+    ``$`` would begin a formula and becomes ``\$``. Labels that are empty or begin with ``_`` are
+    hidden from legends: they get a space in front. A control character becomes its escape; a line
+    break stays one.
+
+    Args:
+        words: a label, title, or anything else with a ``str``.
+        longest: number of characters after which the rest becomes an ellipsis.
+    """
+    text = str(words)
+    if longest is not None and len(text) > longest:
+        text = f"{text[: longest - 1]}…"
+    undrawn = ("Cc", "Cn", "Cs")
+    text = "".join(
+        c.encode("unicode_escape").decode()
+        if c != "\n" and unicodedata.category(c) in undrawn
+        else c
+        for c in text
+    ).replace("$", r"\$")
+    return f" {text}" if text == "" or text.startswith("_") else text
+
+
+def legend(axes: Axes, *arguments: Any, **options: Any) -> None:
+    """Draw a legend, whose labels are those given where `as_text` had to change them.
+
+    Arguments are those of ``Axes.legend``.
+    """
+    drawn = axes.legend(*arguments, **options)
+    # What is too long for the axes is cut off; making room for it could squeeze them to nothing.
+    drawn.set_in_layout(False)
+    for entry in drawn.get_texts():
+        label = entry.get_text()
+        if label.count("$") == label.count(r"\$"):  # no formula
+            entry.set_parse_math(False)
+            label = label.replace(r"\$", "$")
+            entry.set_text(label[1:] if label == " " or label.startswith(" _") else label)
 
 
 def matplotlib() -> Any:
@@ -106,13 +148,13 @@ def finish(
 
     Args:
         axes: what is finished.
-        title: of the axes.
+        title: of the axes, text.
         legend_title: of the legend.
         zeros: what a cross at the foot stands for.
         properties: for ``Axes.set``.
     """
     if title is not None:
-        axes.set_title(title)
+        axes.set_title(as_text(title))
     axes.set(**properties)
     handles, labels = axes.get_legend_handles_labels()
     if any(line.get_gid() == ZEROS for line in axes.lines):
@@ -121,7 +163,7 @@ def finish(
         handles.append(Line2D([], [], color="0.3", marker="x", linestyle="none", markersize=4))
         labels.append(zeros)
     if handles:
-        axes.legend(handles, labels, loc="best", title=legend_title)
+        legend(axes, handles, labels, loc="best", title=legend_title)
     return figure_of(axes)
 
 
@@ -150,7 +192,8 @@ def mark_zeros(axes: Axes, at: Any, colour: Any, *, left: bool = False) -> None:
 def save(figure: Figure, stem: str | Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
     """Write a figure as ``stem.png`` and ``stem.svg``, or in other formats of matplotlib.
 
-    The same figure gives the same SVG or PDF file each time: they hold no date.
+    The same figure gives the same SVG or PDF file each time: they hold no date. A character that
+    the font lacks is drawn as a box, without matplotlib's warning.
 
     Args:
         figure: what one of the functions returned, or any other figure.
@@ -174,7 +217,9 @@ def save(figure: Figure, stem: str | Path, formats: Sequence[str] = ("png", "svg
     stem.parent.mkdir(parents=True, exist_ok=True)
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     paths = [stem.with_name(f"{stem.name}.{name}") for name in formats]
-    with matplotlib().rc_context(STYLE):
+    with matplotlib().rc_context(STYLE), warnings.catch_warnings():
+        lacking = r"Glyph \d+ .*missing from|Matplotlib currently does not support"
+        warnings.filterwarnings("ignore", message=lacking)
         for name, path in zip(formats, paths, strict=True):
             figure.savefig(path, format=name, metadata=undated.get(name))
     return paths

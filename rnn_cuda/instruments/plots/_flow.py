@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rnn_cuda.instruments.plots._canvas import canvas, figure_of, finish, look, matplotlib
+from rnn_cuda.instruments.plots._canvas import (
+    as_text,
+    canvas,
+    figure_of,
+    finish,
+    look,
+    matplotlib,
+)
 from rnn_cuda.instruments.plots._series import (
     Array,
     Band,
@@ -95,7 +102,7 @@ def adjoint_profile(
                 )
         if trained is not None:
             for dash, words in zip(("-", "--"), stages, strict=True):
-                axes.plot([], [], color="0.3", linestyle=dash, label=words)
+                axes.plot([], [], color="0.3", linestyle=dash, label=as_text(words))
         return finish(
             axes,
             title,
@@ -161,7 +168,7 @@ def adjoint_heatmap(
         if positive.count():
             figure_of(axes).colorbar(image, ax=axes, label=ADJOINT)
         if title is not None:
-            axes.set_title(title)
+            axes.set_title(as_text(title))
         axes.set(xlabel="training step", ylabel="time step $t$")
         return figure_of(axes)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from rnn_cuda.instruments.plots._canvas import (
     COLOURS,
+    as_text,
     canvas,
     canvases,
     figure_of,
@@ -96,7 +97,7 @@ def _histogram(
     density, edges = np.histogram(values, bins=bins, range=reach, density=True)
     colour = look(index)["color"]
     dashes = ("-", "--", "-.", ":")[index % 4]
-    axes.stairs(density, edges, color=colour, label=label, linewidth=1.6, linestyle=dashes)
+    axes.stairs(density, edges, color=colour, label=as_text(label), linewidth=1.6, linestyle=dashes)
     axes.stairs(density, edges, color=colour, alpha=0.12, fill=True)
 
 
@@ -143,10 +144,11 @@ def remedy_bars(
             axes.axvline(
                 know_nothing, color="black", linewidth=1, linestyle="--", label="knowing nothing"
             )
-        axes.set_yticks(rows, list(scores))
+        # A longer name would leave no room for the bars.
+        axes.set_yticks(rows, [as_text(name, longest=40) for name in scores])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
-        return finish(axes, title, xlabel=score_label)
+        return finish(axes, title, xlabel=as_text(score_label))
 
 
 def speed_against_accuracy(
@@ -194,8 +196,8 @@ def speed_against_accuracy(
                 y = np.concatenate([np.full(len(x) - len(y), middle_y), y])
             style = {**look(index), "linestyle": "none"}
             axes.plot(x, y, **{**style, "alpha": 0.4, "markersize": 4, "markeredgecolor": "none"})
-            axes.plot([middle_x], [middle_y], label=label, **{**style, "markersize": 8})
-        return finish(axes, title, xlabel=seconds_label, ylabel=score_label)
+            axes.plot([middle_x], [middle_y], label=as_text(label), **{**style, "markersize": 8})
+        return finish(axes, title, xlabel=as_text(seconds_label), ylabel=as_text(score_label))
 
 
 def _seeds(name: str, values: Any) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rnn_cuda.instruments.plots._canvas import mark_zeros
+from rnn_cuda.instruments.plots._canvas import as_text, mark_zeros
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,7 +111,7 @@ def draw_seeds(
         x: ``(X,)``.
         values: ``(S, X)``. With ``log``, not negative, and 0 is what has no logarithm; without, it
             is -inf (the logarithm of zero). What is nan or +inf is left out.
-        label: for the legend.
+        label: for the legend, text.
         band: two quantiles.
         log: whether the vertical axis is logarithmic.
         line: properties of the line.
@@ -122,7 +122,7 @@ def draw_seeds(
     zero = 0.0 if log else -np.inf
     middle = median(values, log=log)
     shown = np.where(middle == zero, np.nan, middle)
-    (drawn,) = axes.plot(x, shown, label=label, **line)
+    (drawn,) = axes.plot(x, shown, label=None if label is None else as_text(label), **line)
     # Markers tell lines apart where colours do not; eight are enough.
     drawn.set_markevery(max(1, len(x) // 8))
     if band is not None and len(values) > 1:

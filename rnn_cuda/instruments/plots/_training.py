@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rnn_cuda.instruments.plots._canvas import canvas, canvases, figure_of, finish, look
+from rnn_cuda.instruments.plots._canvas import (
+    as_text,
+    canvas,
+    canvases,
+    figure_of,
+    finish,
+    look,
+)
 from rnn_cuda.instruments.plots._series import (
     Band,
     Series,
@@ -113,7 +120,7 @@ def recurrent_weights(
     margin: Series,
     steps: Any = None,
     *,
-    margin_label: str = r"margin $1 - \sigma_{\max}(U)\, \max f'$",
+    margin_label: str | None = None,
     band: Band | None = (0.0, 1.0),
     ax: Sequence[Axes] | None = None,
 ) -> Figure:
@@ -122,8 +129,8 @@ def recurrent_weights(
     Args:
         first_adjoint: by label, ``(K,)`` or ``(S, K)``: norm of the adjoint at the first step.
         spectral_radius: the same for the largest absolute eigenvalue of U.
-        margin: the same for the distance to a bound; zero is the bound. By default, as
-            ``margin_label`` says, ``1 - sigma_max(U) max f'``: above zero the gradient is sure to
+        margin: the same for the distance to a bound; zero is the bound. Without a
+            ``margin_label``, ``1 - sigma_max(U) max f'``: above zero the gradient is sure to
             vanish (Pascanu, Mikolov & Bengio, 2013).
         steps: as in :func:`loss_curves`.
         margin_label: what the margin is.
@@ -137,10 +144,14 @@ def recurrent_weights(
         TypeError, ValueError, ImportError: as in :func:`adjoint_profile`.
 
     """
+    if margin_label is None:
+        margin_words = r"margin $1 - \sigma_{\max}(U)\, \max f'$"
+    else:
+        margin_words = as_text(margin_label)
     panels = (
         ("first_adjoint", first_adjoint, r"$\|\partial L/\partial h_0\|$", None),
         ("spectral_radius", spectral_radius, r"spectral radius $\rho(U)$", 1.0),
-        ("margin", margin, margin_label, 0.0),
+        ("margin", margin, margin_words, 0.0),
     )
     for name, series, _, _ in panels:
         check_series(name, series)
@@ -203,7 +214,7 @@ def horizon_cliff(
                 counts = (~np.isnan(array)).sum(axis=0)
                 solved = (array < solved_below).sum(axis=0)
                 share = np.divide(solved, counts, out=np.full(len(x), np.nan), where=counts > 0)
-                axes.plot(x, share, label=label, **style)
+                axes.plot(x, share, label=as_text(label), **style)
                 continue
             dots = np.where(array > 0, array, np.nan)
             dots_style = {**style, "linestyle": "none", "alpha": 0.45, "markeredgecolor": "none"}
