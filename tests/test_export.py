@@ -5,8 +5,11 @@ What leaves computes what the eager model does; ``torch.export`` is in ``test_co
 
 import io
 import itertools
+import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import onnx
 import onnxruntime
@@ -427,3 +430,18 @@ def test_packed_sequences_are_refused_with_dynamo():
     arguments = torch.randn(5, 2, I), torch.tensor([5, 2])
     with pytest.raises(Exception, match=r"packed sequences .* export with dynamo=False"):
         export(Packed(FusedRNN(I, H), True).eval(), arguments, [{}, {}], dynamo=True)
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_example_of_the_page_runs_as_printed(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    (tmp_path / "example.py").write_text(code)  # TorchScript reads the source
+    scope = runpy.run_path(str(tmp_path / "example.py"), run_name="example")
+    for module in (scope["scripted"], scope["traced"], scope["graph_module"]):
+        torch.testing.assert_close(module(scope["x"]), scope["model"](scope["x"]))
+    assert operators(onnx.load_from_string(scope["file"].getvalue())).count("RNN") == 1
+    assert operators(scope["program"].model_proto).count("RNN") == 1
