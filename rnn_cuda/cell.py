@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from rnn_cuda import autocast
+from rnn_cuda import autocast, export
 from rnn_cuda.arguments import (
     check_both_distributed,
     check_dense,
@@ -134,15 +134,26 @@ class FusedRNNCell(nn.Module):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Return the state after one step from ``hx``; for shapes and errors see the class."""
-        check_tensor("input", input)
+        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
+            if hx is not None:
+                self._check_hx_shape(hx, input)
+            weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+            return self._plain_step(input, hx, *weights)
+        else:  # noqa: RET505 (TorchScript would compile what just follows)
+            return self._eager_step(input, hx)
+
+    def _eager_step(self, input: Tensor, hx: Tensor | None) -> Tensor:
+        if not (isinstance(input, Tensor) and (hx is None or isinstance(hx, Tensor))):
+            if export.has_fx_proxy(input, hx):
+                return export.fx_node(self, FusedRNNCell.forward, input, hx)
+            check_tensor("input", input)
+            check_tensor("hx", hx)
         if input.dim() not in (1, 2):
             raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        if hx is not None:
-            check_tensor("hx", hx)
-            if hx.dim() not in (1, 2):
-                raise ValueError(
-                    f"RNNCell, hx: Expected hidden to be 1D or 2D, got {hx.dim()}D instead"
-                )
+        if hx is not None and hx.dim() not in (1, 2):
+            raise ValueError(
+                f"RNNCell, hx: Expected hidden to be 1D or 2D, got {hx.dim()}D instead"
+            )
 
         weights = read_weights(self, _WEIGHTS)
         device_type = input.device.type
@@ -184,7 +195,7 @@ class FusedRNNCell(nn.Module):
         bias_hh: Tensor | None,
     ) -> Tensor:
         if hx is None:
-            hx = input.new_zeros(*input.shape[:-1], self.hidden_size)
+            hx = input.new_zeros(list(input.shape[:-1]) + [self.hidden_size])  # noqa: RUF005
         z = _wide_linear(input, weight_ih, bias_ih) + _wide_linear(hx, weight_hh, bias_hh)
         return activation(z, self.nonlinearity).to(input.dtype)
 
@@ -212,9 +223,10 @@ class FusedRNNCell(nn.Module):
         check_input_placement(input, weights[0], dtype_error=RuntimeError)
         check_dtype_of("input", input)
         if hx is not None:
-            self._check_hx(hx, input)
+            self._check_hx_shape(hx, input)
+            check_hx_placement(hx, input)
 
-    def _check_hx(self, hx: Tensor, input: Tensor) -> None:
+    def _check_hx_shape(self, hx: Tensor, input: Tensor) -> None:
         if hx.shape[-1] != self.hidden_size:
             raise RuntimeError(
                 "hx: hidden0 has inconsistent hidden_size: "
@@ -230,4 +242,3 @@ class FusedRNNCell(nn.Module):
                 f"Input batch size {input.shape[0]} doesn't match hidden0 batch size "
                 f"{hx.shape[0]} of hx"
             )
-        check_hx_placement(hx, input)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnn_cuda import autocast
+from rnn_cuda import autocast, export
 from rnn_cuda._adjoint import RecurrentCall, recorders
 from rnn_cuda.arguments import (
     check_bool,
@@ -58,7 +58,7 @@ def _unregistered_weight(module: nn.Module, name: str) -> Any:
 _MISSING = object()
 
 
-class ElmanStack(nn.Module):
+class ElmanStack(export.ScriptMethods, nn.Module):
     """Layers and directions of Elman cells, with the interface of :class:`torch.nn.RNN`.
 
     Arguments, inputs, outputs and parameters are those that `FusedRNN` documents; a subclass says
@@ -72,7 +72,16 @@ class ElmanStack(nn.Module):
 
     # What TorchScript asks a module for; other code reads it too.
     __constants__: ClassVar[list[str]] = [*nn.RNNBase.__constants__, "nonlinearity"]
-    __jit_unused_properties__: ClassVar[list[str]] = nn.RNNBase.__jit_unused_properties__
+    __jit_unused_properties__: ClassVar[list[str]] = [
+        *nn.RNNBase.__jit_unused_properties__,
+        "mode",
+        "proj_size",
+        "_num_directions",
+        "_output_size",
+        "_all_weights",
+        "_flat_weights_names",
+        "_flat_weights",
+    ]
 
     def __init__(
         self,
@@ -258,12 +267,15 @@ class ElmanStack(nn.Module):
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Run the layers over ``input`` from the state ``hx``; shapes and errors: see the class."""
+        if hx is None or isinstance(hx, Tensor):
+            if isinstance(input, Tensor):
+                return self._forward_dense(input, hx)
+            if isinstance(input, PackedSequence):
+                return self._forward_packed(input, hx)
+        if export.has_fx_proxy(input, hx):
+            return export.fx_node(self, ElmanStack.forward, input, hx)
         if hx is not None:
             check_tensor("hx", hx)
-        if isinstance(input, Tensor):
-            return self._forward_dense(input, hx)
-        if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx)
         raise TypeError(f"input should be a Tensor or a PackedSequence, got: {type_name(input)}")
 
     def _forward_dense(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -297,6 +309,7 @@ class ElmanStack(nn.Module):
         self, input: PackedSequence, hx: Tensor | None
     ) -> tuple[PackedSequence, Tensor]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
+        export.check_packed(batch_sizes)
         if data.layout is not torch.strided or data.is_nested:
             check_dense("input.data", data)
         if data.dim() != 2:
@@ -307,8 +320,9 @@ class ElmanStack(nn.Module):
             )
         # The caller's hx is in the order of the samples, the packed rows in order of length.
         if hx is not None:
-            # torch.compile cannot read batch_sizes; the operator checks against them when it runs.
-            batch = hx.shape[1] if torch.compiler.is_compiling() else int(batch_sizes[0])
+            # Where batch_sizes cannot be read, what runs later checks against them.
+            unread = torch.compiler.is_compiling() or export.is_leaving(data)
+            batch = hx.shape[1] if unread else int(batch_sizes[0])
             self._check_hx_shape(hx, (batch,))
             hx = hx if sorted_indices is None else hx.index_select(1, sorted_indices)
 
@@ -344,6 +358,8 @@ class ElmanStack(nn.Module):
         unsorted_indices: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         self._check_fit(sequence, hx, weights[0][0])
+        if export.is_leaving(sequence):
+            return export.trace_layers(self, sequence, hx, weights, batch_sizes)
         if hx is None:
             h0 = [None] * len(weights)
         else:
@@ -408,6 +424,10 @@ class ElmanStack(nn.Module):
         Shapes are those of ``functional.elman_rnn``.
         """
         raise NotImplementedError
+
+    def _coefficients(self, weight_hh: Tensor) -> tuple[float, float, Tensor]:
+        """Return keep, rate and A of ``h_t = keep h_{t-1} + rate f(W x_t + A h_{t-1} + b)``."""
+        return 0.0, 1.0, weight_hh
 
     def _check_hx_shape(self, hx: Tensor, batch: tuple[int, ...]) -> None:
         """Check ``hx`` against ``(L * D, *batch, H)``; ``batch`` is empty for unbatched input."""

@@ -16,14 +16,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "sigmoid": torch.sigmoid,
-    "identity": lambda z: z,
-}
-
-NONLINEARITIES: tuple[str, ...] = tuple(_ACTIVATIONS)
+NONLINEARITIES: tuple[str, ...] = ("tanh", "relu", "sigmoid", "identity")
 """Names accepted as ``nonlinearity``, everywhere in this package."""
 
 REAL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -34,8 +27,14 @@ DTYPES = (*REAL_DTYPES, torch.complex64, torch.complex128)
 
 
 def activation(z: Tensor, nonlinearity: str) -> Tensor:
-    """Return ``f(z)`` for the nonlinearity of that name."""
-    return _ACTIVATIONS[nonlinearity](z)
+    """Return ``f(z)`` for the nonlinearity of that name; also compiled by TorchScript."""
+    if nonlinearity == "tanh":
+        return torch.tanh(z)
+    if nonlinearity == "relu":
+        return torch.relu(z)
+    if nonlinearity == "sigmoid":
+        return torch.sigmoid(z)
+    return z
 
 
 def activation_derivative(h: Tensor, nonlinearity: str) -> Tensor:
@@ -53,8 +52,8 @@ def activation_derivative(h: Tensor, nonlinearity: str) -> Tensor:
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which a step on tensors of ``dtype`` is accumulated."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+    """Return the dtype in which ``dtype`` is accumulated; also compiled by TorchScript."""
+    return torch.float32 if dtype == torch.bfloat16 or dtype == torch.float16 else dtype
 
 
 def time_slices(

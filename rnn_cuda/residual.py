@@ -17,7 +17,6 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rnn_cuda import _expanded_weights
@@ -27,11 +26,7 @@ from rnn_cuda.reference import activation, compute_dtype, run_steps
 
 
 class ResidualRNN(ElmanStack):
-    """What the two have in common; a subclass says what keep, rate and A are."""
-
-    def _coefficients(self, weight_hh: Tensor) -> tuple[float, float, Tensor]:
-        """Return keep, rate and A (in the dtype of ``weight_hh``)."""
-        raise NotImplementedError
+    """What the two have in common; a subclass says in ``_coefficients`` what keep, rate, A are."""
 
     def _layer(
         self,
@@ -152,7 +147,8 @@ class AntisymmetricRNN(ResidualRNN):
         self.diffusion = float(diffusion)
 
     def _coefficients(self, weight_hh: Tensor) -> tuple[float, float, Tensor]:
-        identity = torch.diag(weight_hh.new_ones(self.hidden_size))  # torch.eye is no DTensor
+        # Not torch.eye, which is no DTensor, nor torch.diag, which ONNX does not have.
+        identity = weight_hh.new_ones(self.hidden_size, self.hidden_size).tril().triu()
         matrix = weight_hh - weight_hh.T - self.diffusion * identity
         return 1.0, self.step_size, matrix
 

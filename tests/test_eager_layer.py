@@ -194,19 +194,6 @@ def test_a_batch_of_cotangents_is_what_each_of_them_is_alone():
         torch.testing.assert_close(gradients, torch.stack(expected), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_a_traced_layer_serves_other_lengths_and_trains(bidirectional):
-    rnn = FusedRNN(I, H, bidirectional=bidirectional)
-    traced = torch.jit.trace(rnn, torch.randn(T, B, I))
-    x = torch.randn(T + 2, B + 1, I)
-    gradients = []
-    for module in (rnn, traced):
-        output, _ = module(x)
-        gradients.append((output, *torch.autograd.grad(output.sum(), list(rnn.parameters()))))
-    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
-
-
 # ---- misfits: in eager code the native operator has to find them, and Python says what they are --
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import io
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from torch.ao.quantization import quantize_dynamic
 from torch.masked import masked_tensor
 from torch.nn.utils import parametrizations
 from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 from torch.utils import _pytree as pytree
 
 from rnn_cuda import FusedRNN, FusedRNNCell, backend, replace_rnn
@@ -59,7 +60,11 @@ def with_weights(module: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.M
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
-@pytest.mark.filterwarnings("ignore::rnn_cuda.backend.BackendWarning")
+@pytest.mark.filterwarnings(
+    "ignore::rnn_cuda.backend.BackendWarning",
+    "ignore::torch.jit.TracerWarning",
+    "ignore::DeprecationWarning",
+)
 def test_a_row_says_what_happens(situation):
     with backend.use("auto"):
         ROWS[situation]()
@@ -385,3 +390,77 @@ def _():
 def _():
     for other in (nn.LSTM(3, 5), nn.GRU(3, 5)):
         refuses(TypeError, "rnn must be a torch.nn.RNN", FusedRNN.from_torch, other)
+
+
+class Holder(nn.Module):
+    def __init__(self, rnn: nn.Module):
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x: Tensor):
+        return self.rnn(x)
+
+
+class Packing(Holder):
+    def forward(self, x: Tensor):
+        packed = pack_padded_sequence(x, torch.tensor([4, 2]))
+        return pad_packed_sequence(self.rnn(packed)[0])[0]
+
+
+def export_to_onnx(model: object, *arguments: Tensor, dynamo: bool = False) -> None:
+    torch.onnx.export(model, arguments, io.BytesIO(), dynamo=dynamo)
+
+
+@row("`torch.jit.script` of a layer that no model holds")
+def _():
+    for rnn in (nn.RNN(3, 5), FusedRNN(3, 5)):
+        refuses(AttributeError, "forward", torch.jit.script(rnn), INPUT)
+    torch.jit.script(Holder(FusedRNN(3, 5)))(INPUT)
+
+
+@row("`torch.fx.symbolic_trace` of a layer or a cell that no model holds")
+def _():
+    for module, x, _ in every_layer():
+        refuses(TypeError, "torch.fx traces modules that hold", torch.fx.symbolic_trace, module)
+        torch.fx.symbolic_trace(Holder(module))(x)
+
+
+@row("`torch.jit.script` where a weight is parametrized, pruned or weight-normalised")
+def _():
+    rnn = parametrizations.orthogonal(FusedRNN(3, 5), "weight_hh_l0")
+    refuses(ValueError, "weight_hh_l0", torch.jit.script, Holder(rnn))
+    torch.jit.trace(Holder(rnn), INPUT)(INPUT)
+    nn.utils.parametrize.remove_parametrizations(rnn, "weight_hh_l0")
+    torch.jit.script(Holder(rnn))(INPUT)
+
+
+@row("ONNX export of packed sequences with `dynamo=True`")
+def _():
+    for kind, message in ((nn.RNN, "torch.export"), (FusedRNN, "export with dynamo=False")):
+        with pytest.raises(Exception, match=message):
+            export_to_onnx(Packing(kind(3, 5)).eval(), INPUT, dynamo=True)
+    export_to_onnx(Packing(FusedRNN(3, 5)).eval(), INPUT)
+
+
+@row(
+    "ONNX export of packed sequences in float64 or bfloat16, or of `LeakyRNN` or `AntisymmetricRNN`"
+)
+def _():
+    for kind, dtype in (
+        (FusedRNN, torch.float64),
+        (FusedRNN, torch.bfloat16),
+        (LeakyRNN, torch.float32),
+        (AntisymmetricRNN, torch.float32),
+    ):
+        model = Packing(kind(3, 5, dtype=dtype)).eval()
+        message = f"{kind.__name__} in {dtype} cannot be exported"
+        refuses(NotImplementedError, message, export_to_onnx, model, INPUT.to(dtype))
+
+
+@row("ONNX export of a program that `torch.export` made, or of complex numbers")
+def _():
+    program = torch.export.export(Holder(FusedRNN(3, 5)), (INPUT,))
+    with pytest.raises(Exception, match="elman_forward"):
+        export_to_onnx(program, dynamo=True)
+    model = Holder(FusedRNN(3, 5, dtype=torch.complex64)).eval()
+    refuses(NotImplementedError, "complex64", export_to_onnx, model, INPUT.to(torch.complex64))
