@@ -25,6 +25,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from rnn_cuda._adjoint import Direction, row_norms, total_adjoint
+from rnn_cuda._dynamo import untraced
 from rnn_cuda._links import Links, add_at, outer_with_previous, rows_of, take, times_previous
 from rnn_cuda.reference import activation_derivative, compute_dtype
 
@@ -80,12 +81,22 @@ class OperatorFunction(_SingleLevelFunction):
 
     operator: ClassVar[str]
 
+    # Part of the key of compiled autograd's cache, which a plain Function has.
+    _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
+
+    def __init_subclass__(cls) -> None:
+        """Hide the rules from Dynamo: the autograd engine calls them, wherever it is running."""
+        for name in ("setup_context", "backward", "jvp"):
+            if rule := vars(cls).get(name):
+                setattr(cls, name, type(rule)(untraced(rule.__func__)))
+
     @classmethod
     def kernel(cls, *args: Any) -> Any:
         with enable_single_level_autograd_function():
             return cls._differentiable(*args)
 
     @classmethod
+    @untraced
     def call(cls, *args: Any) -> Any:
         """Call the operator, in `plain_eager_mode`."""
         if torch.is_grad_enabled():

@@ -367,6 +367,8 @@ class ElmanStack(export.ScriptMethods, nn.Module):
         call = None
         if recorders and not torch.compiler.is_compiling():
             call = self._call_to_record(sequence, hx, weights, batch_sizes, unsorted_indices)
+        elif recorders and getattr(self._compiled_call_impl, "is_recording", False):
+            raise RuntimeError("GradientFlow cannot record a call in a graph of torch.compile")
         elif len(weights) == 1:
             # As below, in less Python: over a short sequence it is most of the time.
             ((output, h_n),) = self._layer(sequence, h0, weights, batch_sizes)

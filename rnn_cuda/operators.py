@@ -24,6 +24,7 @@ from torch.utils.flop_counter import register_flop_formula
 from rnn_cuda import _expanded_weights
 from rnn_cuda._autograd import ElmanBackward, ElmanGradients, ElmanRNN, LinearRecurrence
 from rnn_cuda._autograd_pair import ElmanGradientsPair, ElmanRNNPair, arguments_of_each
+from rnn_cuda._dynamo import untraced
 from rnn_cuda._vmap import vmap_rule
 from rnn_cuda.reference import compute_dtype
 
@@ -41,14 +42,14 @@ def register() -> None:
     for function in _FUNCTIONS:
         name = function.operator
         operator, qualified = getattr(torch.ops.rnn_cuda, name), f"rnn_cuda::{name}"
-        torch.library.register_fake(qualified, globals()[f"_{name}_fake"])
-        _library.impl(name, function.kernel, "Autograd")
+        torch.library.register_fake(qualified, untraced(globals()[f"_{name}_fake"]))
+        _library.impl(name, untraced(function.kernel), "Autograd")
         if function in _COMPOSED:
-            _library.impl(name, function.composition, "FuncTorchBatched")
+            _library.impl(name, untraced(function.composition), "FuncTorchBatched")
         else:
-            mapped = functools.partial(vmap_rule, name, operator)
+            mapped = functools.partial(untraced(vmap_rule), name, operator)
             torch.library.register_vmap(qualified, mapped)
-        register_flop_formula(operator, get_raw=True)(globals()[f"_{name}_flops"])
+        register_flop_formula(operator, get_raw=True)(untraced(globals()[f"_{name}_flops"]))
     _expanded_weights.register()
 
 

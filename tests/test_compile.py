@@ -5,12 +5,15 @@ Expected everywhere: what eager mode computes, to the last bits that a compiler 
 
 import functools
 import itertools
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.convert_frame import ConvertFrameAssert
+from torch._dynamo.decorators import skip
 from torch._dynamo.testing import AotEagerAndRecordGraphs, CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
@@ -21,8 +24,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from rnn_cuda import FusedRNN, backend
+from rnn_cuda import FusedRNN, FusedRNNCell, backend
 from rnn_cuda.functional import bidirectional_elman_rnn, elman_rnn
+from rnn_cuda.instruments import GradientFlow
+from rnn_cuda.remedies import LeakyRNN
 
 NATIVE = backend.use_native("cpu", torch.float32)
 needs_native = pytest.mark.skipif(
@@ -216,6 +221,318 @@ def test_activation_checkpointing_changes_no_gradient(use_reentrant, compiled):
         run(x).backward()  # the reentrant variant knows backward() alone
         results.append([p.grad for p in model.parameters()])
     torch.testing.assert_close(*results)
+
+
+# ---- torch.compile with graph breaks -------------------------------------------------------------
+# What Dynamo cannot trace runs as plain Python, and Dynamo looks at every function called from it.
+
+
+def packed_loss(model, packed):
+    output, h_n = model(packed)
+    return output.data.sin().sum() + h_n.pow(2).sum()
+
+
+def packed_problem(**options):
+    """A layer without an initial state, over a packed sequence: Dynamo cannot know its B."""
+    rnn = FusedRNN(I, H, dtype=torch.float64, **options)
+    sequences = [torch.randn(n, I, dtype=torch.float64) for n in (4, 2, 2)]
+    return rnn, pack_sequence(sequences)
+
+
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_packed_sequence_without_initial_state_trains_outside_a_full_graph(
+    bidirectional, compiler
+):
+    rnn, packed = packed_problem(bidirectional=bidirectional)
+    results = []
+    for module in (torch.compile(rnn, backend=compiler), rnn, rnn.to_torch()):
+        loss = packed_loss(module, packed)
+        results.append((loss, gradients(module, loss)))
+    torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(results[1], results[2])
+
+
+def as_plain_python(f):
+    """Have Dynamo run ``f`` as it is, but look at what it calls."""
+    return torch._dynamo.disable(f, recursive=False)
+
+
+def with_prints(f):
+    def run(*args):
+        print(end="")
+        result = f(*args)
+        print(end="")
+        return result
+
+    return run
+
+
+def inside_try_and_with(f):
+    def run(*args):
+        try:
+            with open(os.devnull):  # not to be resumed within: all of this runs as it is
+                torch._dynamo.graph_break()
+                return f(*args)
+        finally:
+            pass
+
+    return run
+
+
+def after_an_error(f):
+    def run(model, packed):
+        try:
+            model(packed, torch.zeros(1, 2, 3))
+        except RuntimeError:
+            return f(model, packed)
+
+    return run
+
+
+def with_hooks(f):
+    def run(model, packed):
+        handles = [
+            model.register_forward_pre_hook(lambda *_: torch._dynamo.graph_break()),
+            model.register_forward_hook(lambda *_: torch._dynamo.graph_break()),
+        ]
+        try:
+            return f(model, packed)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    return run
+
+
+def inside_a_users_function(f):
+    class Rebuilt(torch.autograd.Function):
+        """Differentiates a graph of its own in its backward pass."""
+
+        @staticmethod
+        def forward(ctx, scale, model, packed):
+            with torch.enable_grad():
+                ctx.scale = scale.detach().requires_grad_()
+                ctx.result = f(model, packed) * ctx.scale
+            return ctx.result.detach()
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            print(end="")
+            return (*torch.autograd.grad(ctx.result, ctx.scale, cotangent), None, None)
+
+    def run(model, packed):
+        scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(Rebuilt.apply(scale, model, packed), scale)
+        return f(model, packed) * gradient
+
+    return run
+
+
+BREAKS = {
+    "plain Python": as_plain_python,
+    "print": with_prints,
+    "try and with": inside_try_and_with,
+    "error caught": after_an_error,
+    "hooks": with_hooks,
+    "Function": inside_a_users_function,
+}
+
+
+@pytest.mark.parametrize("broken", BREAKS.values(), ids=BREAKS.keys())
+def test_graph_breaks_change_no_value(broken):
+    rnn, packed = packed_problem(bidirectional=True)
+
+    def loss_and_gradients(model, packed):
+        loss = broken(packed_loss)(model, packed)
+        return loss.detach(), gradients(model, loss)
+
+    compiled = torch.compile(loss_and_gradients, backend="aot_eager")
+    torch.testing.assert_close(compiled(rnn, packed), loss_and_gradients(rnn.to_torch(), packed))
+
+
+def cell_loss(model, packed):
+    states, state = [], None
+    for row in packed.data:
+        state = model(row, state)
+        print(end="")
+        states.append(state)
+    return torch.stack(states).sin().sum()
+
+
+def training_step(loss_of, model, packed):
+    """Two steps of an optimizer, the second one with moments."""
+    optimizer = torch.optim.Adam(model.parameters())
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of(model, packed).backward()
+        optimizer.step()
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("kind", [FusedRNN, LeakyRNN, FusedRNNCell])
+def test_a_compiled_training_loop_with_breaks_moves_the_weights_as_eager_mode_does(kind):
+    _, packed = packed_problem()
+    model = kind(I, H, dtype=torch.float64)
+    loss_of = as_plain_python(cell_loss if kind is FusedRNNCell else packed_loss)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = training_step(loss_of, model, packed)
+    model.load_state_dict(start)
+    compiled = torch.compile(training_step, backend="eager")
+    torch.testing.assert_close(compiled(loss_of, model, packed), expected)
+
+
+def double_backward(f, *args):
+    first = torch.autograd.grad(f(*args), args, create_graph=True)
+    return torch.autograd.grad(sum(g.sin().sum() for g in first), args)
+
+
+def batched_gradients(f, *args):
+    loss = f(*args)
+    cotangents = torch.stack([torch.ones_like(loss), 2 * torch.ones_like(loss)])
+    return torch.autograd.grad(loss, args, cotangents, is_grads_batched=True)
+
+
+def tangent(f, *args):
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(t.detach(), t.detach().cos()) for t in args]
+        return forward_ad.unpack_dual(f(*duals)).tangent
+
+
+DERIVATIVES = {
+    "gradient": lambda f, *args: torch.autograd.grad(f(*args), args),
+    "second derivative": double_backward,
+    "batched gradients": batched_gradients,
+    "forward mode": tangent,
+    "vmap": lambda f, *args: vmap(f)(*(torch.stack([t, -t]) for t in args)),
+    "per-sample gradients": lambda f, *args: vmap(grad(f))(*(torch.stack([t, -t]) for t in args)),
+    "Hessian-vector product": lambda f, *args: jvp(grad(f), args, args),
+    "meta": lambda f, *args: f(*(t.to("meta") for t in args)).shape,
+}
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """The functions of this package, by file, that Dynamo has tried to trace as they were called.
+
+    Those that it inlines into the trace of another do not count.
+    """
+    names, convert = set(), ConvertFrameAssert.__call__
+
+    def spy(self, frame, *args, **kwargs):
+        code = frame.f_code
+        if os.path.basename(os.path.dirname(code.co_filename)) == "rnn_cuda":
+            names.add(f"{os.path.basename(code.co_filename)}: {code.co_qualname}")
+        return convert(self, frame, *args, **kwargs)
+
+    monkeypatch.setattr(ConvertFrameAssert, "__call__", spy)
+    return names
+
+
+def native_losses(batch_sizes):
+    """Scalar functions of (sequence, W or M, U), each on another operator, run as plain Python."""
+    operators = torch.ops.rnn_cuda
+
+    @skip
+    def one(x, W, U):
+        results = operators.elman_forward(x, None, W, U, None, "tanh", False, batch_sizes)
+        return sum([t.sin().sum() for t in results])
+
+    @skip
+    def both(x, W, U):
+        directions = (None, W, U, None, None, W, U.mT, None)
+        results = operators.elman_forward_pair(x, *directions, "tanh", batch_sizes)
+        return sum([t.sin().sum() for t in results])
+
+    @skip
+    def linear(x, W, U):
+        d, g = (x @ W.mT).cos(), x @ W.mT
+        return operators.linear_recurrence(d, g, U, None, True, batch_sizes).sin().sum()
+
+    return one, both, linear
+
+
+@needs_native
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("derive", DERIVATIVES.values(), ids=DERIVATIVES.keys())
+def test_dynamo_traces_no_kernel_and_no_rule(derive, packed, traced):
+    batch_sizes = torch.tensor([3, 2, 2]) if packed else None
+    shapes = [(7, I) if packed else (4, 3, I), (H, I), (H, H)]
+    args = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    for loss_of in native_losses(batch_sizes):
+        run = as_plain_python(functools.partial(derive, loss_of))
+        compiled = torch.compile(lambda *args, run=run: run(*args), backend="eager")
+        torch.testing.assert_close(compiled(*args), derive(loss_of, *args))
+    assert not traced
+
+
+@needs_native
+def test_dynamo_traces_neither_flop_counts_nor_fake_kernels(traced):
+    x, W, U = torch.randn(4, 3, I), torch.randn(H, I), torch.randn(H, H, requires_grad=True)
+
+    @as_plain_python
+    def run():
+        with FlopCounterMode(display=False) as counter:
+            for loss_of in native_losses(None):
+                torch.autograd.grad(loss_of(x, W, U), U)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            shapes = [torch.autograd.grad(f(x, W, U), U)[0].shape for f in native_losses(None)]
+        return counter.get_total_flops(), shapes
+
+    assert torch.compile(lambda: run(), backend="eager")() == run()
+    assert not traced
+
+
+@needs_native
+def test_dynamo_does_not_trace_the_choice_of_the_backend_which_may_compile_the_kernels(traced):
+    @as_plain_python
+    def run():
+        return backend._decide(None, "cpu", torch.float32)
+
+    assert torch.compile(lambda: run(), backend="eager")()
+    assert not traced
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_untraced_functions_stay_untraced_where_pytorch_has_other_names(renamed, monkeypatch):
+    from rnn_cuda._dynamo import untraced
+
+    if renamed:
+        monkeypatch.delattr(torch._C._dynamo.eval_frame, "set_code_exec_strategy")
+
+    def inner(x):
+        return x.sin() if torch.compiler.is_compiling() else x.cos()
+
+    def outer(x):
+        return inner(x) if torch.compiler.is_compiling() else inner(x).exp()
+
+    x = torch.randn(3)
+    run = as_plain_python(lambda f: f(x))
+    compiled = torch.compile(lambda f: run(f), backend="eager")
+    torch.testing.assert_close(compiled(outer), x.sin())
+    torch.testing.assert_close(compiled(untraced(outer)), x.cos().exp())
+
+
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_compiled_autograd_takes_the_nodes_of_compiled_and_recorded_layers(bidirectional, compiler):
+    rnn, packed = packed_problem(bidirectional=bidirectional)
+    expected = list(gradients(rnn, packed_loss(rnn, packed)))
+
+    def run_backward(loss):
+        rnn.zero_grad()
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend=compiler)):
+            loss.backward()
+        return [parameter.grad for parameter in rnn.parameters()]
+
+    compiled = torch.compile(packed_loss, backend=compiler)
+    torch.testing.assert_close(run_backward(compiled(rnn, packed)), expected)
+    with GradientFlow(rnn) as flow:
+        torch.testing.assert_close(run_backward(packed_loss(rnn, packed)), expected)
+    recorded = flow.adjoint_norm
+    with GradientFlow(rnn) as flow:
+        packed_loss(rnn, packed).backward()
+    torch.testing.assert_close(recorded, flow.adjoint_norm, equal_nan=True)
 
 
 # ---- torch.export --------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import torch
+import torch._dynamo.compiled_autograd
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -127,6 +128,52 @@ def test_a_recurrence_that_a_subclass_calls_itself_is_recorded(kind):
     scenes = [play(functools.partial(play_it, f), kind, "dense", Flow) for f in (by_hand, by_torch)]
     (mine,), (torchs,) = (scene.flow.records for scene, _ in scenes)
     assert torch.equal(mine.adjoint, torchs.adjoint)
+
+
+# ---- compilers -----------------------------------------------------------------------------------
+
+
+@every_kind
+def test_a_compiled_program_records_what_it_runs_eagerly_and_has_no_full_graph(kind):
+    def adjoint(compile_with):
+        torch._dynamo.reset()
+        s = Scene(kind, watcher=Flow)
+        layer = s.layer()
+        with s.watch(layer) as flow:
+            loss = torch.compile(lambda x: s.loss(layer(x)), backend="eager", **compile_with)
+            loss(s.x).backward()
+        return flow.records[0].adjoint
+
+    s = Scene(kind, watcher=Flow)
+    layer = s.layer()
+    with s.watch(layer) as flow:
+        s.loss(layer(s.x)).backward()
+    torch.testing.assert_close(adjoint({}), flow.records[0].adjoint)
+    with pytest.raises(Exception, match=r"GradientFlow cannot record|does not support RNN"):
+        adjoint({"fullgraph": True})
+
+
+@every_kind
+def test_compiled_autograd_is_recorded_right_or_refused_by_name(kind):
+    def play_it(backward, s):
+        layer = s.layer()
+        with s.watch(layer):
+            backward(s.loss(layer(s.x)))
+
+    def compiled(loss):
+        with torch._dynamo.compiled_autograd._enable(lambda graph: graph):
+            loss.backward()
+
+    if kind == "FusedRNN":
+        scenes = [
+            play(functools.partial(play_it, f), kind, "dense", Flow)
+            for f in (compiled, torch.Tensor.backward)
+        ]
+        first, second = (scene.flow.records[0].adjoint for scene, _ in scenes)
+        assert torch.equal(first, second)
+    else:
+        with pytest.raises(RuntimeError, match="cannot record encoder under compiled autograd"):
+            play(functools.partial(play_it, compiled), kind, "dense", Flow)
 
 
 # ---- errors --------------------------------------------------------------------------------------

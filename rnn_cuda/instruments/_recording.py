@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from rnn_cuda._adjoint import RecurrentCall, check_recordable, row_norms
 from rnn_cuda._autograd import ElmanRNN
 from rnn_cuda._autograd_pair import ElmanRNNPair
+from rnn_cuda._dynamo import untraced
 from rnn_cuda.instruments._stack import StackCall, by_step_and_sample
 
 
@@ -166,8 +168,16 @@ class RecordAdjoints(torch.autograd.Function):
         return tuple(base.detach() for base in bases)
 
     @staticmethod
+    @untraced
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         check_recordable(grads)
+        compiled_autograd = sys.modules.get("torch._dynamo.compiled_autograd")
+        if compiled_autograd is not None and compiled_autograd.in_compiled_autograd_region:
+            # Its graphs add up gradients, and take none that is None.
+            raise RuntimeError(
+                f"GradientFlow cannot record {ctx.log.module} under compiled autograd, which only "
+                "a FusedRNN on native kernels can be"
+            )
         if ctx.has_graph:
             warnings.warn(
                 "GradientFlow does not record this backward pass: it goes through gradients that "

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from rnn_cuda._adjoint import RecurrentCall, recorders
 from rnn_cuda._autograd import plain_eager_mode
+from rnn_cuda._dynamo import untraced
 from rnn_cuda.instruments._recording import AdjointRecord, CallLog, Log, add_sinks, record_at
 from rnn_cuda.instruments._stack import TORCH_RECURRENCES, StackCall, torch_call
 from rnn_cuda.modules import ElmanStack, FusedRNN
@@ -99,7 +100,8 @@ class GradientFlow:
     CPU (but for native kernels), and for a subclass of torch's modules that does not run torch's
     recurrence; TypeError for a `FusedRNN` whose recurrence a subclass has overridden. Its backward
     pass raises RuntimeError if an input, initial state or weight was modified in place or freed
-    since, if it is mapped (``is_grads_batched``), and inside a reentrant checkpoint.
+    since, if it is mapped (``is_grads_batched``), under compiled autograd (but for native kernels),
+    and inside a reentrant checkpoint.
 
     """
 
@@ -273,6 +275,7 @@ class _Caller:
     """
 
     PLACE = "_compiled_call_impl"
+    is_recording = True
 
     def __init__(self, flow: GradientFlow, module: nn.Module) -> None:
         self._flow: GradientFlow | None = flow
@@ -295,6 +298,7 @@ class _Caller:
     def __reduce__(self) -> Any:
         return type(None), ()
 
+    @untraced
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         caller: Any = sys._getframe(1).f_locals.get("self")
         if caller is not self._module and getattr(caller, self.PLACE, None) is self:
