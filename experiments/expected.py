@@ -60,7 +60,7 @@ _TASKS = {"adding": _ADDING, "noise_padded_digits": _DIGITS}
 
 def expected(config: Mapping[str, Any], arm: Mapping[str, Any]) -> Expected:
     """Return what was measured before for an arm's summary, if it was with these settings."""
-    task, training = config["task"]["name"], config["training"]
+    task, training = _task_name(config["task"]), config["training"]
     same_settings = (
         task in _TASKS
         and training["steps"] == _STEPS[task]
@@ -70,6 +70,16 @@ def expected(config: Mapping[str, Any], arm: Mapping[str, Any]) -> Expected:
     if not same_settings:
         return Expected()
     return _TASKS[task].get(_kind(arm["model"]), {}).get(arm["horizon"], Expected())
+
+
+def _task_name(task: Mapping[str, Any]) -> str:
+    if (task["name"], task.get("form"), task.get("question")) == (
+        "digits",
+        "noise_padded",
+        "class",
+    ):
+        return "noise_padded_digits"
+    return task["name"]
 
 
 def _kind(model: Mapping[str, Any]) -> str:

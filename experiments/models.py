@@ -32,19 +32,22 @@ class SequenceModel(nn.Module):
     Args:
         core: a one-layer, one-direction, time-major recurrent module.
         output_size: O.
-        reads: ``"last"`` predicts from the last hidden state, ``"every"`` at each time step.
+        reads: ``"last"`` predicts from the last hidden state, ``"every"`` and ``"masked"`` at each
+            time step (a mask is in the targets).
     """
 
-    def __init__(self, core: nn.Module, output_size: int, reads: Literal["last", "every"]) -> None:
+    def __init__(
+        self, core: nn.Module, output_size: int, reads: Literal["last", "every", "masked"]
+    ) -> None:
         super().__init__()
         self.core = core
         self.readout = nn.Linear(core.hidden_size, output_size)
         self.reads = reads
 
     def forward(self, x_TBI: Tensor) -> Tensor:
-        """Map input ``[T, B, I]`` to a prediction ``[B, O]`` (last) or ``[T, B, O]`` (every)."""
+        """Map input ``[T, B, I]`` to a prediction ``[B, O]`` (last) or ``[T, B, O]`` (else)."""
         output_TBH, state = self.core(x_TBI)
-        if self.reads == "every":
+        if self.reads != "last":
             return self.readout(output_TBH)
         h_n = state[0] if isinstance(state, tuple) else state  # an LSTM's state is (h, c)
         return self.readout(h_n[-1])

@@ -122,7 +122,7 @@ def ladder_table(results: Mapping[str, Any]) -> Table:
     metric = results["task"]["metric"]
     before = [expected(config, arm) for arm in arms]
     model = config["model"]["name"]
-    title = f"{model} on {config['task']['name']}, {len(config['seeds'])} seed(s)"
+    title = f"{model} on {results['task']['name']}, {len(config['seeds'])} seed(s)"
     table = new_table(title, _caption(results, before))
     table.add_column("\narm", overflow="fold")
     for heading in ("log10 ratio\nat init", "\ntrained", f"test\n{metric}"):

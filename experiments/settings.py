@@ -10,16 +10,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.fields import ConfigError
 from experiments.models import CORES, ELMAN_CORES
-from experiments.tasks import TASKS
+from experiments.tasks import build_task
 from experiments.training import OPTIMIZERS
 
 Check = tuple[str, Callable[[Any], bool]]
 """What is expected, in words, and whether a value is that."""
-
-
-class ConfigError(ValueError):
-    """A configuration value that no run can be made with."""
 
 
 def _is_integer(value: Any) -> bool:
@@ -73,7 +70,6 @@ NAME: Check = (
     "a non-empty string without '/'",
     lambda value: isinstance(value, str) and value != "" and "/" not in value,
 )
-FRACTION: Check = ("a number between 0 and 1", lambda value: _is_number(value) and 0 < value < 1)
 TEXT: Check = ("a non-empty string", lambda value: isinstance(value, str) and value != "")
 
 RUN_CHECKS: dict[str, Check] = {
@@ -103,13 +99,6 @@ GATED_CHECKS: dict[str, Check] = {
         "a number, chrono, or null",
         lambda value: value is None or value == "chrono" or _is_number(value),
     ),
-}
-
-TASK_CHECKS: dict[str, dict[str, Check]] = {
-    "adding": {"test_size": _integer(1)},
-    "copy_memory": {"test_size": _integer(1)},
-    "temporal_order": {"test_size": _integer(1)},
-    "noise_padded_digits": {"test_fraction": FRACTION, "split_seed": _SEED},
 }
 
 
@@ -196,18 +185,12 @@ def _check_model(plain: dict[str, Any]) -> None:
 
 
 def _check_task(plain: dict[str, Any]) -> None:
-    name = _lookup(plain, "task.name")
-    _check("task.name", name, _one_of(TASKS))
-    for key, check in TASK_CHECKS[name].items():
-        _check(f"task.{key}", _lookup(plain, f"task.{key}"), check)
-    _check_no_others(plain["task"], "task.", {"name", *TASK_CHECKS[name]})
+    task = build_task(_lookup(plain, "task"))
+    # With every default filled in: what is recorded says all that affects numbers.
+    plain["task"] = task.settings
     for key in ("horizons", "contrast_horizons"):
-        shortest = min(plain[key], default=None)
-        if shortest is not None and shortest < TASKS[name].minimum_horizon:
-            raise ConfigError(
-                f"{key} must be at least {TASKS[name].minimum_horizon} for task {name}; "
-                f"got {shortest}"
-            )
+        for horizon in sorted(plain[key]):
+            task.check_horizon(key, horizon)
 
 
 def _check_device(plain: dict[str, Any]) -> None:

@@ -160,6 +160,18 @@ def _():
             cls(3, 5, nonlinearity="relu", dtype=torch.complex64)
 
 
+@row(
+    "a `GradientFlow` records, and `forward` of an `nn.RNN`, `nn.LSTM` or `nn.GRU` is called by "
+    "name"
+)
+def _():
+    for cls in (nn.RNN, nn.LSTM, nn.GRU, FusedRNN):
+        module = cls(3, 5)
+        with GradientFlow(module) as flow:
+            module.forward(INPUT)[0].sum().backward()
+        assert len(flow.records) == (cls is FusedRNN)
+
+
 @row("an instrument on a complex layer")
 def _():
     rnn = FusedRNN(3, 5, dtype=torch.complex128)

@@ -1,0 +1,851 @@
+"""Tasks: what they show, what they ask for, what ignorance costs, and how they are configured."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from experiments import tasks as package
+from experiments.fields import Config, ConfigError, choice, fraction, integer, number
+from experiments.ladder import held_out
+from experiments.models import build_model
+from experiments.run import CONFIGURATION
+from experiments.settings import validated
+from experiments.tasks import TASKS, build_task, shown_metric
+from experiments.training import evaluate, train
+from tests.idx_files import idx_bytes, mnist_like, write_mnist
+
+CHOICES = sorted(path.stem for path in (CONFIGURATION / "task").glob("*.yaml"))
+UNSCORED = -100
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="session")
+def mnist_root(tmp_path_factory) -> str:
+    root = tmp_path_factory.mktemp("mnist")
+    write_mnist(root)
+    return str(root)
+
+
+def configuration(*overrides: str) -> dict:
+    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+        return validated(compose("config", list(overrides)))
+
+
+def task_of(options: dict, mnist_root: str):
+    return build_task({"root": mnist_root, **options} if options["name"] == "mnist" else options)
+
+
+# Oracles: the answer worked out from the input alone, step by step and written for this file.
+# Where a task has noise, they are for noise = 0.
+
+
+def sum_of_marked(x_TBI: Tensor, horizon: int) -> Tensor:
+    return (x_TBI[..., 0] * x_TBI[..., 1]).sum(0).unsqueeze(-1)
+
+
+def product_of_marked(x_TBI: Tensor, horizon: int) -> Tensor:
+    return x_TBI[..., 0].where(x_TBI[..., 1] == 1, 1).prod(0).unsqueeze(-1)
+
+
+def repeated(x_TBI: Tensor, pattern: int, blank: int) -> Tensor:
+    shown = x_TBI.argmax(-1)
+    answer = torch.full_like(shown, blank)
+    for i in range(pattern):
+        answer[len(shown) - pattern + i] = shown[i]
+    return answer
+
+
+def order_of_cues(x_TBI: Tensor, horizon: int) -> Tensor:
+    orders = []
+    for symbols in x_TBI.argmax(-1).T.tolist():
+        cues = "".join(str(symbol) for symbol in symbols if symbol < 2)
+        orders.append(int("0" + cues, base=2))
+    return torch.tensor(orders)
+
+
+def bit_before(x_TBI: Tensor, horizon: int) -> Tensor:
+    answer = torch.full_like(x_TBI, UNSCORED)
+    for t in range(horizon, len(x_TBI)):
+        answer[t] = x_TBI[t - horizon]
+    return answer
+
+
+def xor_with_bit_before(x_TBI: Tensor, horizon: int) -> Tensor:
+    before = bit_before(x_TBI, horizon)
+    return torch.logical_xor(before, x_TBI).float().where(before != UNSCORED, UNSCORED)
+
+
+def decided(choices: Tensor, x_TBI: Tensor) -> Tensor:
+    """The choice at every step without fixation cue."""
+    response = x_TBI[..., 0].round() == 0
+    return choices.expand(len(x_TBI), -1).where(response, UNSCORED)
+
+
+def larger_channel(x_TBI: Tensor, horizon: int) -> Tensor:
+    difference = (x_TBI[..., 1] - x_TBI[..., 2]).sum(0)
+    return decided((difference < 0).long(), x_TBI)
+
+
+def larger_in_context(x_TBI: Tensor, horizon: int) -> Tensor:
+    evidence = x_TBI[..., 3:].sum(0)
+    motion, colour = evidence[:, 0] < evidence[:, 1], evidence[:, 2] < evidence[:, 3]
+    is_motion = x_TBI[..., 1].sum(0) > 0
+    return decided(motion.where(is_motion, colour).long(), x_TBI)
+
+
+def lower_first(x_TBI: Tensor, horizon: int) -> Tensor:
+    f1, f2 = x_TBI[5], x_TBI[5 + 25 + horizon]
+    return decided((f1[:, 1] < f2[:, 1]).long(), x_TBI)
+
+
+def is_other(x_TBI: Tensor, horizon: int) -> Tensor:
+    sample, test = x_TBI[15 : 15 + 25, :, 1:], x_TBI[40 + horizon : 40 + horizon + 25, :, 1:]
+    return decided(((sample - test).abs().amax((0, 2)) > 0.01).long(), x_TBI)
+
+
+def first_sign(x_TBI: Tensor, horizon: int) -> Tensor:
+    return (x_TBI[0] > 0).float()
+
+
+def named_image(options: dict, x_TBI: Tensor, horizon: int) -> Tensor:
+    """Looks the image up among all there are."""
+    if options["name"] == "mnist":
+        parts = [mnist_like(60, 0), mnist_like(20, 1)]
+        images, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+        images = images / 255
+    else:
+        from sklearn.datasets import load_digits
+
+        images, labels = (torch.as_tensor(load_digits()[key]) for key in ("images", "target"))
+        images = images / 16
+    images = images.float().flatten(1)
+    side = math.isqrt(images.shape[1])
+    if options["form"] == "permuted":
+        order = torch.randperm(side * side, generator=generator(options["permutation_seed"]))
+        images = images[:, order]
+    shown = x_TBI.transpose(0, 1).flatten(1)[:, : side * side]
+    keys = [image.numpy().tobytes() for image in images]
+    known = dict(zip(keys, labels.tolist(), strict=True))
+    answer = torch.tensor([known[image.numpy().tobytes()] for image in shown.contiguous()])
+    if options["question"] == "odd":
+        return (answer % 2).float().unsqueeze(-1)
+    return answer
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task, its horizons with the number of steps of each, and what it should ask for."""
+
+    options: dict
+    steps: dict[int, int]
+    oracle: Callable[[Tensor, int], Tensor]
+    many: int = 8000
+
+    def __str__(self) -> str:
+        return "-".join(str(value) for value in self.options.values())
+
+
+TRIAL = {"noise": 0.0}
+CASES = [
+    Case({"name": "adding"}, {2: 2, 9: 9, 40: 40}, sum_of_marked, many=20_000),
+    Case({"name": "multiplication"}, {10: 10, 40: 40}, product_of_marked, many=20_000),
+    Case({"name": "copy_memory"}, {1: 21, 30: 50}, lambda x, _: repeated(x, 10, 8)),
+    Case({"name": "noiseless_memorization"}, {1: 11, 30: 40}, lambda x, _: repeated(x, 5, 2)),
+    Case(
+        {"name": "noiseless_memorization", "symbols": 5, "pattern": 10},
+        {1: 21, 30: 50},
+        lambda x, _: repeated(x, 10, 5),
+    ),
+    Case({"name": "temporal_order"}, {10: 10, 50: 50, 57: 57}, order_of_cues),
+    Case({"name": "temporal_order", "symbols": 3}, {10: 10, 57: 57}, order_of_cues),
+    Case({"name": "delayed_recall", "length": 40}, {1: 40, 39: 40}, bit_before),
+    Case({"name": "temporal_xor", "length": 40}, {1: 40, 39: 40}, xor_with_bit_before),
+    Case({"name": "latch"}, {4: 4, 50: 50}, first_sign),
+    Case({"name": "perceptual_decision", **TRIAL}, {1: 21, 5: 25}, larger_channel),
+    Case({"name": "context_integration", **TRIAL}, {1: 21, 3: 23}, larger_in_context),
+    Case({"name": "parametric_working_memory", **TRIAL}, {1: 71, 20: 90}, lower_first),
+    Case({"name": "delayed_match_to_sample", **TRIAL}, {1: 111, 20: 130}, is_other, many=4000),
+]
+IMAGE_CASES = []
+for data, side in (("digits", 8), ("mnist", 28)):
+    for form, question in product(("rows", "pixels", "permuted", "noise_padded"), ("class", "odd")):
+        options = {"name": data, "form": form, "question": question, "permutation_seed": 3}
+        length = side * side if form in ("pixels", "permuted") else side
+        steps = {length: length, **({length + 9: length + 9} if form == "noise_padded" else {})}
+        oracle = partial(named_image, options)
+        IMAGE_CASES.append(Case(options, steps, oracle, many=4000))
+
+every_case = pytest.mark.parametrize("case", CASES + IMAGE_CASES, ids=str)
+
+
+def test_every_task_is_tested_here():
+    assert {case.options["name"] for case in CASES + IMAGE_CASES} == set(TASKS)
+
+
+@every_case
+def test_batches_have_the_shapes_that_the_task_states(case, mnist_root):
+    task = task_of(case.options, mnist_root)
+    for horizon, steps in case.steps.items():
+        x_TBI, target = task.sample(7, horizon, generator())
+        assert x_TBI.shape == (steps, 7, task.input_size)
+        assert x_TBI.dtype == torch.float32
+        assert x_TBI.isfinite().all()
+        of_steps = (7,) if task.reads == "last" else (steps, 7)
+        if target.dtype == torch.long:
+            assert target.shape == of_steps
+            assert target[target != UNSCORED].max() < task.output_size
+        else:
+            assert target.dtype == torch.float32
+            assert target.shape == (*of_steps, task.output_size)
+        assert (target == UNSCORED).any() == (task.reads == "masked")
+        test_x, test_target = task.test_set(horizon, generator())
+        assert test_x.shape == (steps, test_x.shape[1], task.input_size)
+        assert test_target.dtype == target.dtype
+        assert 0 <= task.dependency(horizon) < steps
+
+
+@every_case
+def test_a_seed_fixes_the_batch_and_no_other_generator_is_used(case, mnist_root):
+    task = task_of(case.options, mnist_root)
+    horizon = max(case.steps)
+    before = torch.get_rng_state()
+    one, two, other = (task.sample(64, horizon, generator(seed)) for seed in (3, 3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert not torch.equal(one[0], other[0])
+    tests = [task.test_set(horizon, generator(5)) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*tests, strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@every_case
+def test_the_input_determines_the_answer(case, mnist_root):
+    task = task_of(case.options, mnist_root)
+    for horizon in case.steps:
+        for x_TBI, target in (
+            task.sample(300, horizon, generator(1)),
+            task.test_set(horizon, generator(2)),
+        ):
+            torch.testing.assert_close(case.oracle(x_TBI, horizon), target, rtol=1e-6, atol=0)
+
+
+@every_case
+def test_the_right_answer_has_no_error_and_a_wrong_one_has_one(case, mnist_root):
+    task = task_of(case.options, mnist_root)
+    _, target = task.sample(50, max(case.steps), generator())
+    if target.dtype == torch.long:
+        certain = 1e3 * torch.nn.functional.one_hot(target.clamp(min=0), task.output_size)
+        right, wrong = certain.double(), certain.double().roll(1, dims=-1)
+    elif task.metric == "accuracy":
+        right = 1e3 * (2 * target - 1).double()
+        wrong = -right
+    else:
+        right, wrong = target.double(), target.double() + 1
+    target = target.double() if target.is_floating_point() else target
+    assert task.loss(right, target).item() == 0
+    assert task.error(right, target).item() == 0
+    assert task.loss(wrong, target).item() >= 1
+    assert task.error(wrong, target).item() >= 1
+
+
+@every_case
+def test_knowing_nothing_costs_what_the_best_answer_that_ignores_the_input_costs(case, mnist_root):
+    """The best one: at each step the mean, or the shares of the classes, over many samples."""
+    task = task_of(case.options, mnist_root)
+    horizon = max(case.steps)
+    _, target = task.sample(case.many, horizon, generator(9))
+    _, test_target = task.test_set(horizon, generator(10))
+
+    def ignorant(target: Tensor) -> Tensor:
+        """Return the best prediction that is the same for all samples."""
+        if target.dtype == torch.long:
+            is_class = torch.nn.functional.one_hot(target.clamp(min=0), task.output_size)
+            best = is_class.double().mean(-2, keepdim=True).log().clamp(min=-1e3)
+            return best.expand(is_class.shape)
+        best = target.double().mean(-2, keepdim=True)
+        return (torch.logit(best) if task.metric == "accuracy" else best).expand(target.shape)
+
+    def of(measure: Callable, target: Tensor) -> float:
+        return measure(ignorant(target).nan_to_num(), target).item()
+
+    assert of(task.loss, target) == pytest.approx(task.know_nothing_loss(horizon), rel=0.03)
+    stated = task.know_nothing_error(horizon)
+    if case in IMAGE_CASES:
+        # Judged on the images that there are, every one of them.
+        assert of(task.error, test_target) == pytest.approx(stated, rel=1e-12)
+    else:
+        assert of(task.error, target) == pytest.approx(stated, rel=0.03)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_dependency_is_the_longest_lag_that_matters(case, mnist_root):
+    """Inputs further back than it can be another sample's; one step more, and answers change."""
+    task = task_of(case.options, mnist_root)
+    for horizon, steps in case.steps.items():
+        x_TBI, target = task.sample(2000, horizon, generator(1))
+        other, _ = task.sample(2000, horizon, generator(2))
+        first = steps - 1 - task.dependency(horizon)
+
+        def last_answers(replaced: int, horizon=horizon, x_TBI=x_TBI, other=other) -> Tensor:
+            mixed = torch.cat((other[:replaced], x_TBI[replaced:]))
+            answers = case.oracle(mixed, horizon)
+            return answers if task.reads == "last" else answers[-1]
+
+        expected = target if task.reads == "last" else target[-1]
+        torch.testing.assert_close(last_answers(first), expected, rtol=1e-6, atol=0)
+        assert not torch.equal(last_answers(first + 1), expected)
+
+
+@every_case
+def test_horizons_out_of_range_are_refused_and_the_bounds_are_not(case, mnist_root):
+    task = task_of(case.options, mnist_root)
+    low, high = task.minimum_horizon, task.maximum_horizon
+    assert low == min(case.steps)
+    task.sample(200, low, generator())
+    task.check_horizon("horizons", low)
+    refused = rf"^horizons must be .*{low}.* for task {task.name}; got {low - 1}$"
+    with pytest.raises(ConfigError, match=refused):
+        task.check_horizon("horizons", low - 1)
+    if high is None:
+        task.check_horizon("horizons", 10_000)
+    else:
+        assert high == max(case.steps)
+        task.check_horizon("horizons", high)
+        with pytest.raises(ConfigError, match=rf"{high}.*; got {high + 1}$"):
+            task.check_horizon("horizons", high + 1)
+
+
+@every_case
+def test_any_model_of_the_laboratory_trains_on_it(case, mnist_root):
+    task = task_of(case.options, mnist_root)
+    horizon = min(case.steps)
+    config = {
+        "core": "rnn",
+        "hidden_size": 8,
+        "match_parameters": False,
+        "nonlinearity": "tanh",
+        "recurrent_init": "default",
+        "input_std": None,
+        "zero_bias": False,
+    }
+    model = build_model(config, task, horizon, seed=0)
+    settings = {
+        "optimizer": "adam",
+        "learning_rate": 1e-3,
+        "clip_norm": 1.0,
+        "batch_size": 8,
+        "steps": 2,
+    }
+    curve = train(model, task, horizon, settings, generator())
+    assert curve.loss.isfinite().all()
+    _, test = held_out(
+        {"evaluation": {"seed": 1, "probe_size": 2}}, task, horizon, torch.device("cpu")
+    )
+    assert math.isfinite(evaluate(model, task, *test))
+
+
+# Each task's own traits
+
+
+def test_the_tasks_of_before_draw_what_they_drew():
+    """To the bit; hashes from before there was a file per task."""
+
+    def digest(*tensors: Tensor) -> str:
+        hasher = hashlib.sha256()
+        for tensor in tensors:
+            hasher.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+            hasher.update(tensor.contiguous().numpy().tobytes())
+        return hasher.hexdigest()[:16]
+
+    drawn = {}
+    for name in ("adding", "copy_memory", "temporal_order"):
+        task = build_task({"name": name, "test_size": 50})
+        for horizon, seed in product((10, 33), (0, 12345)):
+            batch = task.sample(17, horizon, generator(seed))
+            test = task.test_set(horizon, generator(seed))
+            drawn[name, horizon, seed] = digest(*batch), digest(*test)
+    assert drawn == {
+        ("adding", 10, 0): ("9dd642f1a6edbcc8", "e7e6416d3fd28e3a"),
+        ("adding", 10, 12345): ("dd4907ed04b2d170", "12d257e2b1d6e9e3"),
+        ("adding", 33, 0): ("30095fbb8245e9f5", "81899d632a279293"),
+        ("adding", 33, 12345): ("f3c9e447abb21a9f", "a32dee4cb413490d"),
+        ("copy_memory", 10, 0): ("f5041f89bacda979", "d3d4e5c627b4317e"),
+        ("copy_memory", 10, 12345): ("4367c3c6da537cda", "082a96e29ce5078e"),
+        ("copy_memory", 33, 0): ("fa1df2ce805ef2d1", "75db9313cab78c82"),
+        ("copy_memory", 33, 12345): ("081575a3779dcdcb", "52d962e08e23f04f"),
+        ("temporal_order", 10, 0): ("8800b3d14d996bb2", "996ba488dbcd3f3d"),
+        ("temporal_order", 10, 12345): ("94b76eefdcec02f7", "e3854fc5f0c9f946"),
+        ("temporal_order", 33, 0): ("6993aaa3fdf9e22d", "e9c2b4230477f99c"),
+        ("temporal_order", 33, 12345): ("2dfc7457977345b1", "5db3edaf17a6ba94"),
+    }
+    # Rows and labels by hash, the noise by what it is: its last bits depend on the processor.
+    images = {}
+    for options, seed in (({}, 0), ({}, 12345), ({"test_fraction": 0.3, "split_seed": 7}, 1)):
+        task = build_task({"name": "digits", "form": "noise_padded", **options})
+        x_TBI, target = task.sample(17, 8 if options else 20, generator(seed))
+        test_x, test_target = task.test_set(8, generator(seed))
+        images[seed] = digest(x_TBI[:8], target), digest(test_x, test_target)
+        after_choice = generator(seed)
+        torch.randint(0, 1437, (17,), generator=after_choice)
+        assert torch.equal(x_TBI[8:], torch.randn(x_TBI[8:].shape, generator=after_choice))
+    assert images == {
+        0: ("a01969259c37556c", "103bfdd5d2855a72"),
+        12345: ("88d89a8c20b4fc63", "103bfdd5d2855a72"),
+        1: ("abbbcec86452ce6f", "dfab2221515aa414"),
+    }
+
+
+def test_adding_marks_one_number_in_each_half():
+    task = build_task({"name": "adding"})
+    for horizon in (2, 7, 50):
+        x_TBI, _ = task.sample(4000, horizon, generator())
+        values, marks = x_TBI.unbind(-1)
+        half = horizon // 2
+        assert set(marks.unique().tolist()) <= {0.0, 1.0}
+        assert (marks[:half].sum(0) == 1).all()
+        assert (marks[half:].sum(0) == 1).all()
+        assert (marks.sum(1) > 0).all()
+        assert values.mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_multiplication_marks_one_number_in_the_first_tenth_and_one_before_the_middle():
+    x_TBI, _ = build_task({"name": "multiplication"}).sample(4000, 50, generator())
+    values, marks = x_TBI.unbind(-1)
+    assert set(marks.unique().tolist()) == {0.0, 1.0}
+    assert (marks[:5].sum(0) == 1).all()
+    assert (marks[5:25].sum(0) == 1).all()
+    assert not marks[25:].any()
+    assert (marks[:25].sum(1) > 0).all()
+    assert values.std().item() == pytest.approx(1 / math.sqrt(12), rel=0.02)
+
+
+def test_copy_memory_has_its_delimiter_where_the_paper_has_it():
+    symbols = build_task({"name": "copy_memory"}).sample(64, 30, generator())[0]
+    assert (symbols.sum(-1) == 1).all()
+    symbols = symbols.argmax(-1)
+    assert set(symbols[:10].unique().tolist()) == set(range(8))
+    assert (symbols[39] == 9).all()
+    assert (symbols[10:39] == 8).all()
+    assert (symbols[40:] == 8).all()
+
+
+def test_noiseless_memorization_shows_nothing_but_the_pattern_and_the_cue():
+    task = build_task({"name": "noiseless_memorization", "symbols": 3, "pattern": 4})
+    symbols = task.sample(64, 30, generator())[0].argmax(-1)
+    assert set(symbols[:4].unique().tolist()) == {0, 1, 2}
+    assert (symbols[4:34] == 3).all()  # T = 30 steps of constant input
+    assert (symbols[34] == 4).all()
+    assert (symbols[35:] == 3).all()
+    assert len(symbols) == 38
+
+
+@pytest.mark.parametrize(("cues", "tenths"), [(2, (1, 5)), (3, (1, 3, 6))])
+def test_temporal_order_puts_its_cues_in_their_tenths(cues, tenths):
+    task = build_task({"name": "temporal_order", "symbols": cues})
+    assert task.name == ("temporal_order" if cues == 2 else "temporal_order_3_symbols")
+    x_TBI, _ = task.sample(4000, 50, generator())
+    is_cue = x_TBI.argmax(-1) < 2
+    assert (is_cue.sum(0) == cues).all()
+    for tenth in tenths:
+        where = is_cue[5 * tenth : 5 * tenth + 5]
+        assert (where.sum(0) == 1).all()
+        assert (where.sum(1) > 0).all()
+    assert set(x_TBI.argmax(-1).unique().tolist()) == set(range(6))
+
+
+def test_latch_shows_its_class_and_then_noise_alone():
+    task = build_task({"name": "latch", "class_steps": 5, "noise": 0.7})
+    x_TBI, target = task.sample(4000, 50, generator())
+    assert torch.equal(x_TBI[:5, :, 0], (2 * target[:, 0] - 1).expand(5, -1))
+    noise = x_TBI[5:, :, 0]
+    assert noise.std().item() == pytest.approx(0.7, rel=0.02)
+    correlation = (noise * (2 * target[:, 0] - 1)).mean(1)
+    assert correlation.abs().max() < 5 * 0.7 / math.sqrt(4000)
+
+
+EPOCHS = {  # milliseconds, None for the horizon
+    "perceptual_decision": (100, None, 300),
+    "context_integration": (100, None, 300),
+    "parametric_working_memory": (100, 500, None, 500, 300),
+    "delayed_match_to_sample": (300, 500, None, 500, 900),
+}
+
+
+@pytest.mark.parametrize("name", EPOCHS)
+def test_trials_have_their_epochs_their_fixation_and_their_noise(name):
+    horizon = 10
+    for dt, silent in product((20, 50), (True, False)):
+        task = build_task({"name": name, "dt": dt, **({"noise": 0.0} if silent else {})})
+        durations = [horizon if ms is None else ms // dt for ms in EPOCHS[name]]
+        x_TBI, target = task.sample(2000, horizon, generator())
+        response = sum(durations[:-1])
+        assert len(x_TBI) == sum(durations)
+        assert (target[:response] == UNSCORED).all()
+        assert (target[response:] == target[-1]).all()
+        fixation, stimulus = x_TBI[..., 0], x_TBI[..., 1:]
+        for quiet in (fixation - 1)[:response], fixation[response:], stimulus[: durations[0]]:
+            if silent:
+                assert not quiet.any()
+            else:
+                assert quiet.std().item() == pytest.approx(0.01 * math.sqrt(200 / dt), rel=0.03)
+                assert quiet.mean().item() == pytest.approx(0, abs=0.001)
+        if not silent:
+            continue
+        # What is shown is constant within an epoch, and there is nothing but noise in a delay.
+        starts = [sum(durations[:i]) for i in range(len(durations))]
+        for start, duration in zip(starts, durations, strict=True):
+            assert (stimulus[start : start + duration] == stimulus[start]).all()
+        assert stimulus[starts[1]].any()
+        assert not stimulus[response:].any()
+        if len(durations) == 5:
+            assert not stimulus[starts[2]].any()
+            assert stimulus[starts[3]].any()
+
+
+def test_evidence_is_of_the_published_coherences():
+    for name, coherences, channels in (
+        ("perceptual_decision", [0.01, 0.032, 0.064, 0.128, 0.256, 0.512], (1,)),
+        ("context_integration", [0.05, 0.15, 0.5], (3, 5)),
+    ):
+        x_BI = build_task({"name": name, "noise": 0}).sample(9000, 2, generator())[0][5]
+        for first in channels:
+            larger, smaller = x_BI[:, first : first + 2].sort(-1, descending=True).values.unbind(-1)
+            torch.testing.assert_close(larger + smaller, torch.ones(9000))
+            shown, counts = (larger - smaller).mul(1e3).round().unique(return_counts=True)
+            assert shown.tolist() == [1e3 * c for c in coherences]
+            assert (counts / 9000 * len(coherences) - 1).abs().max() < 0.1
+
+
+def test_the_modality_out_of_context_says_nothing_about_the_answer():
+    x_TBI, target = build_task({"name": "context_integration", "noise": 0}).sample(
+        9000, 2, generator()
+    )
+    x_BI, answer = x_TBI[5], target[-1]
+    assert (x_BI[:, 1] + x_BI[:, 2] == 1).all()
+    is_motion = x_BI[:, 1] == 1
+    motion, colour = ((x_BI[:, i] < x_BI[:, i + 1]).long() for i in (3, 5))
+    for counts, ignored in ((is_motion, colour), (~is_motion, motion)):
+        assert counts.double().mean().item() == pytest.approx(0.5, abs=0.02)
+        assert (ignored == answer)[counts].double().mean().item() == pytest.approx(0.5, abs=0.03)
+
+
+def test_an_ideal_observer_of_noisy_evidence_errs_as_often_as_the_noise_says():
+    """Its error at coherence c over n steps is Phi(-c sqrt(n) / (sqrt(2) s)), s per channel."""
+    n = 8
+    task = build_task({"name": "perceptual_decision", "noise": 0.05})
+    x_TBI, target = task.sample(40_000, n, generator())
+    errors = (larger_channel(x_TBI, n)[-1] != target[-1]).double().mean().item()
+    s = 0.05 * math.sqrt(10)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    coherences = torch.tensor([0.01, 0.032, 0.064, 0.128, 0.256, 0.512])
+    # The oracle sums all steps of the trial, the silent ones too.
+    expected = normal.cdf(-coherences * n / (math.sqrt(2 * len(x_TBI)) * s)).mean().item()
+    assert errors == pytest.approx(expected, rel=0.03)
+
+
+def test_working_memory_cannot_be_answered_from_one_frequency():
+    x_TBI, target = build_task({"name": "parametric_working_memory", "noise": 0}).sample(
+        9000, 3, generator()
+    )
+    rising, falling = x_TBI[..., 1], x_TBI[..., 2]
+    hertz = 10 + 24 * (rising - 0.4) / 0.8
+    torch.testing.assert_close((rising + falling)[5:30], torch.full((25, 9000), 1.6))
+    f1, f2 = hertz[5].round(), hertz[33].round()
+    pairs = {frozenset(pair) for pair in zip(f1.tolist(), f2.tolist(), strict=True)}
+    assert pairs == {frozenset((low, low + 8.0)) for low in (10, 14, 18, 22, 26)}
+    for frequency in (18, 22, 26):
+        asked = target[-1][f1 == frequency]
+        assert asked.double().mean().item() == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_match_is_of_any_direction_and_so_is_a_difference():
+    x_TBI, target = build_task({"name": "delayed_match_to_sample", "noise": 0}).sample(
+        9000, 3, generator()
+    )
+    ring = 2 * math.pi / 16 * torch.arange(16)
+    curves = 0.5 + 0.5 * torch.cos(ring - ring.unsqueeze(-1))  # [direction, channel]
+    sample, test = (torch.cdist(x_TBI[t, :, 1:], curves) for t in (15, 43))
+    assert sample.min(-1).values.max() < 1e-3
+    assert test.min(-1).values.max() < 1e-3
+    turned = (test.argmin(-1) - sample.argmin(-1)) % 16
+    assert torch.equal(turned != 0, target[-1] == 1)
+    assert (sample.argmin(-1).bincount() / 9000 * 16 - 1).abs().max() < 0.2
+    assert (turned[turned > 0].bincount()[1:] / (9000 / 2) * 15 - 1).abs().max() < 0.25
+
+
+# Images
+
+
+def test_the_test_images_are_held_out_and_the_noise_is_noise():
+    task = build_task(configuration("experiment=noise_padded_digits")["task"])
+    assert task.name == "noise_padded_digits"
+    x_TBI, target = task.sample(2000, 40, generator())
+    test_x, test_target = task.test_set(40, generator())
+    assert test_x.shape == (40, 360, 8)
+    assert (x_TBI[:8].min(), x_TBI[:8].max()) == (0, 1)
+    assert x_TBI[8:].mean().item() == pytest.approx(0, abs=0.01)
+    assert x_TBI[8:].std().item() == pytest.approx(1, abs=0.01)
+    seen = {row.numpy().tobytes() for row in x_TBI[:8].transpose(0, 1)}
+    held_out_images = {row.numpy().tobytes() for row in test_x[:8].transpose(0, 1)}
+    assert not seen & held_out_images
+    assert (target.bincount(minlength=10) > 0).all()
+    assert test_target.bincount().max() / len(test_target) < 0.12
+    assert shown_metric(task, 0.25) == 0.75
+
+
+def test_the_forms_show_the_same_image():
+    forms = {}
+    for form, horizon in (("rows", 8), ("pixels", 64), ("permuted", 64), ("noise_padded", 8)):
+        task = build_task({"name": "digits", "form": form, "permutation_seed": 5})
+        forms[form] = task.sample(20, horizon, generator())[0]
+        assert task.name == ("digits" if form == "rows" else f"{form}_digits")
+    assert torch.equal(forms["noise_padded"], forms["rows"])
+    assert torch.equal(forms["pixels"].squeeze(-1), forms["rows"].transpose(1, 2).flatten(0, 1))
+    # One order for all images, fixed by its seed, and none of the pixels is lost.
+    order = torch.randperm(64, generator=generator(5))
+    assert torch.equal(forms["permuted"], forms["pixels"][order])
+    other = build_task({"name": "digits", "form": "permuted", "permutation_seed": 6})
+    assert not torch.equal(other.sample(20, 64, generator())[0], forms["permuted"])
+
+
+def test_odd_or_even_is_one_logit_judged_by_rounding():
+    task = build_task({"name": "digits", "question": "odd"})
+    assert (task.name, task.output_size, task.metric) == ("digits_odd", 1, "accuracy")
+    _, target = task.test_set(8, generator())
+    _, digits = build_task({"name": "digits"}).test_set(8, generator())
+    assert torch.equal(target.squeeze(-1), (digits % 2).float())
+    logits = torch.randn(target.shape, generator=generator(), dtype=torch.float64)
+    probability = torch.sigmoid(logits)
+    accuracy = (probability.round() == target).double().mean().item()
+    assert 1 - task.error(logits, target).item() == pytest.approx(accuracy, rel=1e-12)
+    likelihood = probability.where(target == 1, 1 - probability)
+    loss = task.loss(logits, target.double()).item()
+    assert loss == pytest.approx(-likelihood.log().mean().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("folder", [".", "MNIST/raw", "raw"])
+def test_mnist_is_read_from_its_files_compressed_or_not_also_where_torchvision_puts_them(
+    folder, compressed, tmp_path
+):
+    write_mnist(tmp_path / folder, compressed)
+    task = build_task({"name": "mnist", "root": str(tmp_path)})
+    x_TBI, target = task.test_set(28, generator())
+    images, labels = mnist_like(20, seed=1)
+    torch.testing.assert_close(x_TBI, (images / 255).transpose(0, 1), rtol=0, atol=0)
+    assert torch.equal(target, labels.long())
+    drawn, _ = task.sample(500, 28, generator())
+    train = {image.numpy().tobytes() for image in mnist_like(60, seed=0)[0] / 255}
+    assert {image.contiguous().numpy().tobytes() for image in drawn.transpose(0, 1)} == train
+
+
+IMAGES, LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+
+
+def changed(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    return lambda root: (root / name).write_bytes(change((root / name).read_bytes()))
+
+
+def replaced(name: str, data: Tensor) -> Callable[[Path], object]:
+    return changed(name, lambda _: idx_bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("file", "breaks", "fault"),
+    [
+        (IMAGES, lambda root: (root / IMAGES).unlink(), "missing; neither it nor .*gz is in"),
+        (LABELS, lambda root: (root / LABELS).unlink(), "missing; neither it nor .*gz is in"),
+        (IMAGES, changed(IMAGES, lambda b: b[:-1]), "truncated; .* 20 x 28 x 28, so 15696 bytes"),
+        (
+            IMAGES,
+            changed(IMAGES, lambda b: b[:10]),
+            "truncated; expected a header of 16 .*got 10",
+        ),
+        (IMAGES, changed(IMAGES, lambda b: b""), "wrong magic number; .* got an empty file"),
+        (IMAGES, changed(IMAGES, lambda b: b + b"x"), "too long; .* 15696 bytes were expected"),
+        (
+            IMAGES,
+            changed(IMAGES, lambda b: b"<!DOCTYPE html>"),
+            "wrong magic number; .* 00000803",
+        ),
+        (IMAGES, changed(IMAGES, lambda b: b[:2] + bytes([13]) + b[3:]), "got 00000d03"),
+        (
+            LABELS,
+            lambda r: (r / LABELS).write_bytes((r / IMAGES).read_bytes()),
+            "expected 00000801",
+        ),
+        (LABELS, replaced(LABELS, mnist_like(19, 0)[1]), "19 labels, but .* holds 20 images"),
+        (LABELS, replaced(LABELS, mnist_like(20, 0)[1] + 3), "expected labels from 0 to 9, got 12"),
+        (IMAGES, replaced(IMAGES, torch.zeros(20, 32, 32, dtype=torch.uint8)), "got 32 x 32"),
+        (IMAGES, replaced(IMAGES, torch.zeros(0, 28, 28, dtype=torch.uint8)), "holds nothing"),
+        (IMAGES, changed(IMAGES, lambda b: gzip.compress(b)[:-20]), "truncated or corrupt gzip"),
+        (IMAGES, changed(IMAGES, lambda b: gzip.compress(b)[:3]), "truncated or corrupt gzip"),
+        (
+            IMAGES,
+            changed(IMAGES, lambda b: gzip.compress(b)[:200] + b"?" + gzip.compress(b)[201:]),
+            "truncated or corrupt gzip",
+        ),
+    ],
+)
+def test_a_broken_file_is_refused_by_its_name_and_its_fault(file, breaks, fault, tmp_path):
+    write_mnist(tmp_path)
+    build_task({"name": "mnist", "root": str(tmp_path)})
+    breaks(tmp_path)
+    with pytest.raises(ConfigError, match=rf"^task\.root: .*{file}.*{fault}"):
+        build_task({"name": "mnist", "root": str(tmp_path)})
+
+
+def test_mnist_needs_a_folder(tmp_path):
+    with pytest.raises(ConfigError, match=r"^task\.root must be the folder .*; got None"):
+        build_task({"name": "mnist"})
+    with pytest.raises(ConfigError, match=r"^task\.root: .*nowhere: expected a folder, got noth"):
+        build_task({"name": "mnist", "root": str(tmp_path / "nowhere")})
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file: expected a folder, got a file"):
+        build_task({"name": "mnist", "root": str(tmp_path / "file")})
+
+
+# Configuration
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_every_choice_composes_into_the_task_it_names(name, mnist_root):
+    overrides = [f"task={name}"]
+    if name == "mnist":
+        overrides.append(f"task.root={mnist_root}")
+    horizon = {"digits": 8, "mnist": 28}.get(name, 20)
+    plain = configuration(*overrides, f"horizons=[{horizon}]", f"contrast_horizons=[{horizon}]")
+    task = build_task(plain["task"])
+    assert task.name == name
+    assert plain["task"] == task.settings
+    assert build_task(task.settings).settings == task.settings
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_the_yaml_file_of_a_task_shows_every_key_with_its_default(name):
+    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+        shown = dict(compose("config", [f"task={name}"])["task"])
+    defaults = {field.name: field.default for field in fields(TASKS[name].Config)}
+    assert shown == {"name": name, **defaults}
+
+
+def test_a_task_is_found_by_its_file_alone(tmp_path):
+    """As a newcomer adds one, with the example of the page."""
+    page = (CONFIGURATION.parent / "docs" / "tasks.md").read_text(encoding="utf-8")
+    source = page.partition("```python\n")[2].partition("```")[0]
+    shown = OmegaConf.create(page.partition("```yaml\n")[2].partition("```")[0])
+    program = (  # the package is run again, with a second folder to list
+        "import experiments.tasks as package\n"
+        f"package.__path__.append({str(tmp_path)!r})\n"
+        "package.__spec__.loader.exec_module(package)\n"
+        f"task = package.build_task({dict(shown)!r})\n"
+        "print(task.name, task.settings)\n"
+    )
+
+    def run() -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    (tmp_path / "first_bit.py").write_text(source)
+    found = run()
+    assert found.stdout == f"first_bit {dict(shown)!r}\n", found.stderr
+    (tmp_path / "first_bit.py").write_text(source.replace('"first_bit"', '"other"'))
+    assert "must define one subclass of Task, with name = 'first_bit'" in run().stderr
+    assert set(TASKS) == {path.stem for path in Path(package.__file__).parent.glob("[!_]*.py")}
+
+
+def test_the_page_names_every_task_and_what_knowing_nothing_costs():
+    page = (CONFIGURATION.parent / "docs" / "tasks.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in page for name in CHOICES)
+    cost = build_task({"name": "multiplication"}).know_nothing_error(10)
+    assert cost == pytest.approx(7 / 144, rel=1e-12)
+
+
+NAMES = ("adding", "temporal_order", "latch", "delayed_match_to_sample", "digits", "mnist")
+adding, order, latch, match, digits, mnist = (partial(dict, name=name) for name in NAMES)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "task.name is missing from the configuration"),
+        (None, "task.name is missing from the configuration"),
+        ({"name": "ading"}, "task.name must be one of .*; got 'ading'; did you mean adding?"),
+        ({"name": ["adding"]}, "task.name must be one of adding, .*; got ['adding']"),
+        ({"name": None}, "task.name must be one of adding, .*; got None"),
+        (adding(size=1), "unknown key task.size; known here: test_size"),
+        (adding(testsize=1), "unknown key task.testsize; .*; did you mean task.test_size?"),
+        (adding(test_size=0), "task.test_size must be an integer of at least 1; got 0"),
+        (adding(test_size=2.0), "task.test_size must be an integer of at least 1; got 2.0"),
+        (adding(test_size=True), "task.test_size must be an integer of at least 1; got True"),
+        (adding(test_size="many"), "task.test_size must be an integer of at least 1; got 'many'"),
+        (adding(test_size=None), "task.test_size must be an integer of at least 1; got None"),
+        (order(symbols=4), "task.symbols must be one of 2, 3; got 4"),
+        (order(symbols="2"), "task.symbols must be one of 2, 3; got '2'"),
+        (latch(noise=-0.1), "task.noise must be a number of at least 0; got -0.1"),
+        (latch(noise=math.nan), "task.noise must be a number of at least 0; got nan"),
+        (latch(noise=math.inf), "task.noise must be a number of at least 0; got inf"),
+        (latch(noise=10**400), "task.noise must be a number of at least 0; got 1000"),
+        (latch(noise=False), "task.noise must be a number of at least 0; got False"),
+        (match(dt=101), "task.dt must be an integer from 1 to 100; got 101"),
+        (digits(form="pixel"), "task.form must be .*; got 'pixel'; did you mean pixels?"),
+        (digits(form="noise-padded"), "got 'noise-padded'; did you mean noise_padded?"),
+        (digits(question="even"), "task.question must be one of class, odd; got 'even'"),
+        (digits(test_fraction=1), "task.test_fraction must be a number between 0 and 1; got 1"),
+        (digits(split_seed=2**32), "task.split_seed must be an integer from 0 to 4294967295; got"),
+        (mnist(root=3), "task.root must be a non-empty string, or null; got 3"),
+        (mnist(root=""), "task.root must be a non-empty string, or null; got ''"),
+    ],
+)
+def test_a_bad_option_is_refused_by_the_name_of_its_key(options, message):
+    with pytest.raises(ConfigError) as raised:
+        build_task(options)
+    before, _, after = message.partition(".*")
+    assert before in str(raised.value)
+    assert after in str(raised.value)
+
+
+def test_a_run_is_refused_before_it_starts_where_its_task_cannot_be_had(tmp_path):
+    with pytest.raises(ConfigError, match=r"^horizons must be 8 for task digits; got 10$"):
+        configuration("task=digits")
+    with pytest.raises(ConfigError, match=r"^horizons must be from 1 to 49 for task delayed_rec"):
+        configuration("task=delayed_recall", "task.length=50")
+    with pytest.raises(ConfigError, match=r"^task\.root: .*: expected a folder, got nothing"):
+        configuration("task=mnist", f"task.root={tmp_path / 'nowhere'}")
+    with pytest.raises(ConfigError, match=r"^horizons must be at least 10 for task temporal_order"):
+        configuration("experiment=noise_padded_digits", "task=temporal_order")
+
+
+def test_a_configuration_is_checked_however_it_is_made():
+    @dataclass(frozen=True)
+    class Example(Config):
+        steps: int = integer(3, at_least=1, at_most=5)
+        rate: float = number(0.5, at_least=0)
+        share: float = fraction(0.5)
+        kind: str = choice("plain", ("plain", "fancy"))
+
+    for wrong in ({"steps": 6}, {"rate": "x"}, {"share": 0.0}, {"kind": "fanci"}):
+        with pytest.raises(ConfigError, match=rf"^{next(iter(wrong))} must be "):
+            Example(**wrong)
+        with pytest.raises(ConfigError, match=rf"^a\.{next(iter(wrong))} must be "):
+            Example.parse(wrong, "a.")
+    # However a number is spelled, it is one value.
+    assert repr(Example.parse({"rate": 1})) == repr(Example.parse({"rate": 1.0}))
+    with pytest.raises(AttributeError):
+        Example().steps = 4
