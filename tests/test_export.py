@@ -163,6 +163,14 @@ def test_a_layer_itself_can_be_traced_before_and_after_it_was_scripted():
     assert_same(torch.jit.trace(rnn, x), rnn, (x,))
 
 
+def test_a_bias_that_was_set_to_none_counts_as_zeros():
+    rnn, x = FusedRNN(I, H, dtype=torch.float64), torch.randn(5, 3, I).double()
+    rnn.bias_hh_l0 = None
+    model = Dense(rnn)
+    torch.testing.assert_close(torch.jit.trace(model, x)(x), model(x))
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+
+
 def test_saved_models_run_in_a_process_without_this_package(tmp_path):
     rnn, x = layer(FusedRNN, "sigmoid", BOTH_DIRECTIONS), torch.randn(5, 3, I).double()
     model = Dense(rnn).eval()
@@ -400,7 +408,9 @@ def test_a_cell_exports(dynamo):
 @OPTIONS
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 def test_packed_sequences_export_from_a_trace(nonlinearity, options, with_state, enforce_sorted):
-    rnn = layer(FusedRNN, nonlinearity, options, torch.float32)
+    # Half of the cases in float16.
+    dtype = torch.float32 if with_state == enforce_sorted else torch.float16
+    rnn = layer(FusedRNN, nonlinearity, options, dtype)
     model = Packed(rnn, enforce_sorted).eval()
 
     def problem(*lengths):
