@@ -85,10 +85,9 @@ class OperatorFunction(_SingleLevelFunction):
     _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
 
     def __init_subclass__(cls) -> None:
-        """Hide the rules from Dynamo: the autograd engine calls them, wherever it is running."""
-        for name in ("setup_context", "backward", "jvp"):
-            if rule := vars(cls).get(name):
-                setattr(cls, name, type(rule)(untraced(rule.__func__)))
+        """Hide ``backward`` from Dynamo. The other rules run within `kernel`, which is hidden."""
+        if "backward" in vars(cls):
+            cls.backward = staticmethod(untraced(cls.backward))
 
     @classmethod
     def kernel(cls, *args: Any) -> Any:

@@ -38,7 +38,10 @@ _library = torch.library.Library("rnn_cuda", "IMPL")
 
 @functools.cache
 def register() -> None:
-    """Register everything below; to be called once, after the native library has been loaded."""
+    """Register everything below; to be called once, after the native library has been loaded.
+
+    Whatever PyTorch is to call while a model runs goes through `untraced`.
+    """
     for function in _FUNCTIONS:
         name = function.operator
         operator, qualified = getattr(torch.ops.rnn_cuda, name), f"rnn_cuda::{name}"
@@ -49,7 +52,7 @@ def register() -> None:
         else:
             mapped = functools.partial(untraced(vmap_rule), name, operator)
             torch.library.register_vmap(qualified, mapped)
-        register_flop_formula(operator, get_raw=True)(untraced(globals()[f"_{name}_flops"]))
+        register_flop_formula(operator, get_raw=True)(globals()[f"_{name}_flops"])
     _expanded_weights.register()
 
 
