@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.overrides import TorchFunctionMode
 
 from rnn_cuda.instruments import GradientFlow
 from tests.gradient_flow_scenes import (
@@ -128,6 +129,91 @@ def test_a_recurrence_that_a_subclass_calls_itself_is_recorded(kind):
     scenes = [play(functools.partial(play_it, f), kind, "dense", Flow) for f in (by_hand, by_torch)]
     (mine,), (torchs,) = (scene.flow.records for scene, _ in scenes)
     assert torch.equal(mine.adjoint, torchs.adjoint)
+
+
+class Tenfold(TorchFunctionMode):
+    """Scales what torch's recurrences return."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if getattr(function, "__name__", "") in ("rnn_tanh", "lstm", "gru"):
+            return (10 * result[0], *result[1:])
+        return result
+
+
+class TenfoldTensor(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_what_another_mode_makes_of_a_recurrence_is_outside_of_it(kind):
+    s = Scene(kind, watcher=Flow)
+    layer = s.layer()
+    with contextlib.ExitStack() as stack:
+        flow = stack.enter_context(s.watch(layer))
+        layer(s.x)[0].sum().backward()
+        stack.enter_context(Tenfold())
+        layer(s.x)[0].sum().backward()
+        assert torch._C._len_torch_function_stack() == 1
+    first, second = flow.records
+    torch.testing.assert_close(second.adjoint, 10 * first.adjoint)
+
+
+def test_a_tensor_that_may_change_the_recurrence_is_refused_by_name():
+    s = Scene("LSTM", watcher=Flow)
+    layer = s.layer()
+    with s.watch(layer), pytest.raises(RuntimeError, match="encoder.*TenfoldTensor"):
+        layer(s.x.as_subclass(TenfoldTensor))
+
+
+@pytest.mark.parametrize("name, value", [("leak", 0.9), ("nonlinearity", "relu")])
+def test_adjoints_are_of_the_layer_as_it_was_when_it_ran(name, value):
+    s = Scene("LeakyRNN", "packed", watcher=Flow)
+    layer = s.layer()
+    with s.watch(layer) as flow:
+        loss = s.loss(layer(s.x))
+        loss.backward(retain_graph=True)
+        setattr(layer, name, value)
+        loss.backward()
+    for layer_name in {record.layer for record in flow.records}:
+        first, second = (r.adjoint for r in flow.records if r.layer == layer_name)
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("convert", [torch.jit.script, lambda m: torch.jit.trace(m, m.example)])
+def test_a_scripted_or_traced_layer_is_refused_by_name(convert):
+    class Part(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.LSTM(3, 4)
+
+        def forward(self, x):
+            return self.rnn(x)[0]
+
+    part = Part()
+    part.__dict__["example"] = torch.randn(5, 2, 3)
+    with pytest.raises(ValueError, match=r"0\.rnn is scripted or traced"):
+        GradientFlow(nn.Sequential(convert(part), nn.GRU(4, 3)))
+
+
+@every_kind
+def test_a_layer_that_is_compiled_inside_the_block_is_no_silent_loss(kind):
+    layer = Scene(kind).layer()
+    flow = GradientFlow(layer)
+    with pytest.raises(RuntimeError, match="did not record the model: it was compiled"), flow:
+        layer.compile(backend="eager")
+
+
+def test_flows_that_end_in_the_order_they_began_leave_nothing():
+    layer = nn.LSTM(3, 4)
+    first, second = GradientFlow(layer), GradientFlow(layer)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None)
+    second.__exit__(None)
+    assert "_compiled_call_impl" not in vars(layer)
 
 
 # ---- compilers -----------------------------------------------------------------------------------

@@ -172,6 +172,27 @@ def _():
         assert len(flow.records) == (cls is FusedRNN)
 
 
+@row("`weight.data` is set between the forward and the backward pass")
+def _():
+    def gradient(module, x, change):
+        y = module(x)
+        change(module.weight_hh_l0)
+        return torch.autograd.grad(y[0].sum(), x)[0]
+
+    def set_data(weight):
+        weight.data = 3 * weight.data
+
+    x, rnn = INPUT.clone().requires_grad_(), FusedRNN(3, 5)
+    for module, is_old in ((rnn.to_torch(), True), (rnn, False)):
+        expected = gradient(module, x, lambda weight: None)
+        assert torch.equal(gradient(module, x, set_data), expected) is is_old
+    with pytest.raises(RuntimeError, match="inplace"), torch.no_grad():
+        with torch.enable_grad():
+            y = rnn(x)[0].sum()
+        rnn.weight_hh_l0.copy_(rnn.weight_hh_l0)
+        y.backward()
+
+
 @row("an instrument on a complex layer")
 def _():
     rnn = FusedRNN(3, 5, dtype=torch.complex128)

@@ -108,6 +108,7 @@ class StackCall:
 
         self.call = call = dataclasses.replace(
             call,
+            module=_as_it_is(call.module),
             input=call.input.detach(),
             h0=detached(call.h0),
             c0=detached(call.c0),
@@ -244,6 +245,14 @@ class StackCall:
         if call.batch_sizes is None:
             return function(sequence, hx, *options, False)[0]
         return function(sequence, call.batch_sizes, hx, *options)[0]
+
+
+def _as_it_is(module: nn.Module) -> nn.Module:
+    """Return a module with the same attributes, which may be set anew in the other: a leak."""
+    # Not copy.copy: what FSDP2 makes of a module cannot be copied.
+    same: nn.Module = object.__new__(type(module))
+    same.__dict__.update(module.__dict__)
+    return same
 
 
 def _at(states: Tensor | None, index: int) -> Tensor | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
 from rnn_cuda._adjoint import RecurrentCall, recorders
 from rnn_cuda._autograd import plain_eager_mode
@@ -20,8 +20,13 @@ from rnn_cuda._dynamo import untraced
 from rnn_cuda.instruments._recording import AdjointRecord, CallLog, Log, add_sinks, record_at
 from rnn_cuda.instruments._stack import TORCH_RECURRENCES, StackCall, torch_call
 from rnn_cuda.modules import ElmanStack, FusedRNN
+from rnn_cuda.residual import AntisymmetricRNN, LeakyRNN
 
 _TORCH_MODULES = (nn.RNN, nn.LSTM, nn.GRU)
+_TENSORS_OWN: Any = Tensor.__torch_function__.__func__  # pyright: ignore
+_RECURRENT_NAMES = {
+    module.__name__ for module in (*_TORCH_MODULES, FusedRNN, LeakyRNN, AntisymmetricRNN)
+}
 
 
 class GradientFlow:
@@ -92,8 +97,8 @@ class GradientFlow:
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: there is no recurrent layer in it, it is compiled, or it holds a DataParallel
-            with several devices.
+        ValueError: there is no recurrent layer in it, one is compiled, scripted or traced, or it
+            holds a DataParallel with several devices.
 
     A recorded call raises RuntimeError under `torch.func` transforms, forward-mode automatic
     differentiation, compilers and tracers, for dropout between layers on a device other than the
@@ -124,6 +129,11 @@ class GradientFlow:
                 raise ValueError(
                     f"model: {name or 'it'} is a DataParallel module, which runs copies of what it "
                     "holds; pass that, or use DistributedDataParallel"
+                )
+            if getattr(module, "original_name", None) in _RECURRENT_NAMES:
+                raise ValueError(
+                    f"model: {name or 'it'} is scripted or traced, and has no calls to record; "
+                    "pass the model before torch.jit.script or torch.jit.trace, and run that"
                 )
             if isinstance(module, (*_TORCH_MODULES, ElmanStack)):
                 self._names[module] = len(self._names), name
@@ -205,11 +215,15 @@ class GradientFlow:
         self._callers = [_Caller(self, module) for module in self._names]
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         recorders.remove(self)
-        for caller in self._callers:
-            caller.remove()
-        self._callers = []
+        callers, self._callers = self._callers, []
+        replaced = [caller.module for caller in callers if not caller.remove()]
+        if replaced and error is None:
+            raise RuntimeError(
+                f"GradientFlow did not record {self.words(replaced[0])}: it was compiled inside "
+                "the block, by its method compile()"
+            )
 
     @property
     def running(self) -> list[_ModuleCall]:
@@ -279,18 +293,21 @@ class _Caller:
 
     def __init__(self, flow: GradientFlow, module: nn.Module) -> None:
         self._flow: GradientFlow | None = flow
-        self._module = module
+        self.module = module
         self._before: Any = module.__dict__.get(self.PLACE)  # of another flow
         module.__dict__[self.PLACE] = self
 
-    def remove(self) -> None:
+    def remove(self) -> bool:
+        """Step aside; return whether this, or another flow's, was still in its place."""
         self._flow = None  # somebody who came after may call this still
-        if self._module.__dict__.get(self.PLACE) is not self:
-            return
-        if self._before is None:
-            del self._module.__dict__[self.PLACE]
-        else:
-            self._module.__dict__[self.PLACE] = self._before
+        current = self.module.__dict__.get(self.PLACE)
+        while isinstance(current, _Caller) and current._flow is None:
+            current = current._before
+        if current is not None:
+            self.module.__dict__[self.PLACE] = current
+            return isinstance(current, _Caller)
+        self.module.__dict__.pop(self.PLACE, None)
+        return True
 
     def __deepcopy__(self, _: Any) -> None:
         """None, since torch's recurrent modules copy every attribute."""
@@ -301,9 +318,9 @@ class _Caller:
     @untraced
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         caller: Any = sys._getframe(1).f_locals.get("self")
-        if caller is not self._module and getattr(caller, self.PLACE, None) is self:
+        if caller is not self.module and getattr(caller, self.PLACE, None) is self:
             return caller._call_impl(*args, **kwargs)  # a copy that shares every attribute
-        flow, module = self._flow, self._module
+        flow, module = self._flow, self.module
         if flow is None:
             return self._call(*args, **kwargs)
         if not plain_eager_mode() or torch._C._is_tracing():
@@ -314,7 +331,8 @@ class _Caller:
         call = _ModuleCall(flow, module)
         flow.running.append(call)
         try:
-            with call if isinstance(module, _TORCH_MODULES) else contextlib.nullcontext():
+            is_torchs = isinstance(module, _TORCH_MODULES)
+            with _beneath_other_modes(call) if is_torchs else contextlib.nullcontext():
                 result = self._call(*args, **kwargs)
         finally:
             flow.running.pop()
@@ -326,7 +344,7 @@ class _Caller:
         return result
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        return (self._before or self._module._call_impl)(*args, **kwargs)
+        return (self._before or self.module._call_impl)(*args, **kwargs)
 
 
 class _ModuleCall(TorchFunctionMode):
@@ -348,6 +366,12 @@ class _ModuleCall(TorchFunctionMode):
         results = func(*args, **kwargs)
         if not any(tensor.requires_grad for tensor in results):
             return results
+        for kind in types:
+            if getattr(kind.__torch_function__, "__func__", None) is not _TENSORS_OWN:
+                raise RuntimeError(
+                    f"GradientFlow cannot record {self._flow.words(self.module)}: its recurrence is "
+                    f"that of a {kind.__name__}, whose __torch_function__ may change it"
+                )
         call, batch_first = torch_call(self.module, func, args, kwargs, self._sample_order)
         if call.dropout:
             call = dataclasses.replace(call, random_state=random_state)
@@ -364,6 +388,26 @@ class _ModuleCall(TorchFunctionMode):
             f"GradientFlow cannot record {self._flow.words(self.module)}: it runs its recurrence "
             "over packed rows without torch's forward, so the order of its samples is not known"
         )
+
+
+@contextlib.contextmanager
+def _beneath_other_modes(mode: TorchFunctionMode) -> Iterator[None]:
+    """Activate a mode that sees what other people's modes make of a call, and not what they got."""
+    others = _pop_all_modes()
+    _push_mode(mode)
+    for other in others:
+        _push_mode(other)
+    try:
+        yield
+    finally:
+        for other in _pop_all_modes():
+            if other is not mode:
+                _push_mode(other)
+
+
+def _pop_all_modes() -> list[TorchFunctionMode]:
+    """Return them, the outermost first."""
+    return [_pop_mode() for _ in range(torch._C._len_torch_function_stack())][::-1]
 
 
 _TORCH_FORWARDS = {module.forward.__code__ for module in _TORCH_MODULES}
@@ -390,8 +434,8 @@ def _refuse_checkpoint(tensor: Tensor, name: str) -> None:
 
     def hook(_: Tensor | None) -> None:
         raise RuntimeError(
-            f"GradientFlow cannot record {name} inside a reentrant checkpoint; "
-            "pass use_reentrant=False to torch.utils.checkpoint.checkpoint"
+            f"GradientFlow cannot record a call of {name} inside a backward pass, as that of a "
+            "reentrant checkpoint; pass use_reentrant=False to torch.utils.checkpoint.checkpoint"
         )
 
     if tensor.requires_grad:
