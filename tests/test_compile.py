@@ -473,12 +473,11 @@ def test_dynamo_traces_no_kernel_and_no_rule(derive, packed, traced):
 
 
 @needs_native
-def test_dynamo_traces_neither_the_way_around_the_dispatcher_nor_the_choice_of_the_backend(traced):
+def test_dynamo_does_not_trace_the_way_around_the_dispatcher(traced):
     d, g, m = torch.rand(4, 3, H), torch.rand(4, 3, H), torch.rand(H, H, requires_grad=True)
 
     @skip
     def run():
-        assert backend._decide(None, "cpu", torch.float32)  # compiles the kernels if need be
         return LinearRecurrence.call(d, g, m, None, False, None)
 
     compiled = torch.compile(lambda: run(), backend="eager")
@@ -491,7 +490,7 @@ def test_untraced_functions_stay_untraced_where_pytorch_has_other_names(renamed,
     from rnn_cuda._dynamo import untraced
 
     if renamed:
-        monkeypatch.delattr(torch._C._dynamo.eval_frame, "set_code_exec_strategy")
+        monkeypatch.delattr(torch._C._dynamo.eval_frame, "set_code_exec_strategy", raising=False)
 
     def inner(x):
         return x.sin() if torch.compiler.is_compiling() else x.cos()

@@ -164,13 +164,13 @@ def test_what_another_mode_makes_of_a_recurrence_is_outside_of_it(kind):
 def test_a_tensor_that_may_change_the_recurrence_is_refused_by_name():
     s = Scene("LSTM", watcher=Flow)
     layer = s.layer()
-    with s.watch(layer), pytest.raises(RuntimeError, match="encoder.*TenfoldTensor"):
+    with s.watch(layer), pytest.raises(RuntimeError, match=r"encoder.*TenfoldTensor"):
         layer(s.x.as_subclass(TenfoldTensor))
 
 
-@pytest.mark.parametrize("name, value", [("leak", 0.9), ("nonlinearity", "relu")])
+@pytest.mark.parametrize(("name", "value"), [("leak", 0.9), ("nonlinearity", "relu")])
 def test_adjoints_are_of_the_layer_as_it_was_when_it_ran(name, value):
-    s = Scene("LeakyRNN", "packed", watcher=Flow)
+    s = Scene("LeakyRNN", "deep", watcher=Flow)
     layer = s.layer()
     with s.watch(layer) as flow:
         loss = s.loss(layer(s.x))

@@ -369,8 +369,8 @@ class _ModuleCall(TorchFunctionMode):
         for kind in types:
             if getattr(kind.__torch_function__, "__func__", None) is not _TENSORS_OWN:
                 raise RuntimeError(
-                    f"GradientFlow cannot record {self._flow.words(self.module)}: its recurrence is "
-                    f"that of a {kind.__name__}, whose __torch_function__ may change it"
+                    f"GradientFlow cannot record {self._flow.words(self.module)}: its recurrence "
+                    f"is that of a {kind.__name__}, whose __torch_function__ may change it"
                 )
         call, batch_first = torch_call(self.module, func, args, kwargs, self._sample_order)
         if call.dropout:
