@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 
 from rnn_cuda import operators
-from rnn_cuda._dynamo import untraced
 
 BACKENDS = ("auto", "native", "emulated", "reference")
 """Values of RNN_CUDA_BACKEND and arguments of :func:`use`."""
@@ -98,7 +97,6 @@ def use_native(device_type: str, dtype: torch.dtype) -> bool:
     return decision
 
 
-@untraced
 def _decide(override: str | None, device_type: str, dtype: torch.dtype) -> bool:
     choice = override or requested()
     problem = None if choice == "reference" else _why_not_native(device_type, dtype, choice)
