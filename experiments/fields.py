@@ -54,14 +54,88 @@ def seed(default: int) -> Any:
     return integer(default, at_least=0, at_most=2**32 - 1)
 
 
-def number(default: float, *, at_least: float) -> Any:
+def number(default: float, *, at_least: float, at_most: float | None = None) -> Any:
     """Declare a field for a finite number, held as a float."""
     return _field(
         default,
         Check(
-            f"a number of at least {at_least:g}",
-            lambda value: _is_number(value, int | float) and _in_range(value, at_least, None),
+            f"a number {_range_words(at_least, at_most)}",
+            lambda value: _is_number(value, int | float) and _in_range(value, at_least, at_most),
             convert=float,
+        ),
+    )
+
+
+def positive(default: float, *, at_most: float = sys.float_info.max) -> Any:
+    """Declare a field for a finite number above 0, held as a float."""
+    limit = "" if at_most == sys.float_info.max else f" of at most {at_most:g}"
+    return _field(
+        default,
+        Check(
+            f"a positive number{limit}",
+            lambda value: _is_number(value, int | float) and 0 < value <= at_most,
+            convert=float,
+        ),
+    )
+
+
+def flag(default: bool) -> Any:
+    """Declare a field for true or false."""
+    return _field(default, Check("true or false", lambda value: isinstance(value, bool)))
+
+
+def text(default: str) -> Any:
+    """Declare a field for a non-empty string."""
+    return _field(
+        default,
+        Check("a non-empty string", lambda value: isinstance(value, str) and value != ""),
+    )
+
+
+def optional(declared: Any) -> Any:
+    """Declare a field that may also hold nothing, ``null``; that is its default."""
+    inner = declared.metadata["check"]
+    return _field(
+        None,
+        Check(
+            f"{inner.expected}, or null",
+            lambda value: value is None or inner.accepts(value),
+            convert=lambda value: None if value is None else inner.convert(value),
+            choices=inner.choices,
+        ),
+    )
+
+
+def number_or_name(default: float | str, names: Iterable[str]) -> Any:
+    """Declare a field for a finite number or one of a few names."""
+    names = tuple(names)
+    return _field(
+        default,
+        Check(
+            f"a number or {', '.join(names)}",
+            lambda value: (
+                value in names if isinstance(value, str) else _is_number(value, int | float)
+            ),
+            convert=lambda value: value if isinstance(value, str) else float(value),
+            choices=names,
+        ),
+    )
+
+
+def integers(default: Iterable[int] = (), *, at_least: int, is_empty_allowed: bool = False) -> Any:
+    """Declare a field for a list of integers without repeats, held as a tuple."""
+    return _field(
+        tuple(default),
+        Check(
+            f"a {'' if is_empty_allowed else 'non-empty '}list of integers of at least {at_least}, "
+            "without repeats",
+            lambda value: (
+                isinstance(value, list | tuple)
+                and all(_is_number(item, int) and item >= at_least for item in value)
+                and len(set(value)) == len(value)
+                and (is_empty_allowed or len(value) > 0)
+            ),
+            convert=tuple,
         ),
     )
 
@@ -84,17 +158,6 @@ def choice(default: str | int, options: Iterable[str | int]) -> Any:
     return _field(default, one_of(options))
 
 
-def text_or_null(default: str | None) -> Any:
-    """Declare a field for a non-empty string, or nothing."""
-    return _field(
-        default,
-        Check(
-            "a non-empty string, or null",
-            lambda value: value is None or (isinstance(value, str) and value != ""),
-        ),
-    )
-
-
 def one_of(options: Iterable[str | int]) -> Check:
     """Return the check that a value is one of ``options``, of the same type."""
     options = tuple(options)
@@ -111,6 +174,17 @@ def check(key: str, value: Any, allowed: Check) -> None:
     if not allowed.accepts(value):
         nearest = _nearest(value, allowed.choices)
         raise ConfigError(f"{key} must be {allowed.expected}; got {value!r}{nearest}")
+
+
+def check_keys(values: Mapping[str, Any], known: Iterable[str], prefix: str) -> None:
+    """Raise :class:`ConfigError` if there is another key than those that are known."""
+    known = tuple(known)
+    for key in values:
+        if key not in known:
+            raise ConfigError(
+                f"unknown key {prefix}{key}; known here: {', '.join(sorted(known))}"
+                f"{_nearest(key, known, prefix)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -133,15 +207,51 @@ class Config:
             ConfigError: an unknown key, or a value of the wrong type or out of range.
         """
         declared = {f.name: f.metadata["check"] for f in fields(cls)}
-        for key in values:
-            if key not in declared:
-                raise ConfigError(
-                    f"unknown key {prefix}{key}; known here: {', '.join(sorted(declared))}"
-                    f"{_nearest(key, tuple(declared), prefix)}"
-                )
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{prefix.rstrip('.')} must be a mapping; got {values!r}")
+        check_keys(values, declared, prefix)
         for key, value in values.items():
             check(prefix + key, value, declared[key])
         return cls(**{key: declared[key].convert(value) for key, value in values.items()})
+
+
+def parse_one(
+    values: Any, kinds: Mapping[str, type[Config]], key: str, name_key: str = "name"
+) -> tuple[str, Config]:
+    """Parse a mapping whose entry ``name_key`` says of which kind it is; return kind and rest.
+
+    Raises:
+        ConfigError: no such kind, an unknown key, or a value out of range.
+    """
+    if not isinstance(values, Mapping) or name_key not in values:
+        raise ConfigError(f"{key}.{name_key} is missing from the configuration")
+    options = dict(values)
+    name = options.pop(name_key)
+    check(f"{key}.{name_key}", name, one_of(kinds))
+    return name, kinds[name].parse(options, f"{key}.")
+
+
+def parse_named(values: Any, kinds: Mapping[str, type[Config]], key: str) -> dict[str, Config]:
+    """Parse a mapping from names of kinds to their options, any number of them.
+
+    Raises:
+        ConfigError: no such kind, an unknown key, or a value out of range.
+    """
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{key} must be a mapping from names to options; got {values!r}")
+    for name, options in values.items():
+        if name not in kinds:
+            raise ConfigError(
+                f"unknown {key} {name}; known: {', '.join(sorted(kinds))}"
+                f"{_nearest(name, tuple(kinds))}"
+            )
+        if options is not None and not isinstance(options, Mapping):
+            raise ConfigError(f"{key}.{name} must be a mapping of its options; got {options!r}")
+    return {
+        name: kinds[name].parse(options or {}, f"{key}.{name}.") for name, options in values.items()
+    }
 
 
 def _field(default: Any, allowed: Check) -> Any:
@@ -157,7 +267,8 @@ def _in_range(value: float, at_least: float, at_most: float | None) -> bool:
 
 
 def _range_words(at_least: float, at_most: float | None) -> str:
-    return f"of at least {at_least}" if at_most is None else f"from {at_least} to {at_most}"
+    low = f"{at_least:g}" if isinstance(at_least, float) else at_least
+    return f"of at least {low}" if at_most is None else f"from {low} to {at_most}"
 
 
 def _nearest(name: Any, names: tuple[str, ...], prefix: str = "") -> str:

@@ -5,8 +5,10 @@ Shape legend: N images, S side of an image in pixels, T time steps, B batch, I i
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +56,7 @@ class ImageTask(Task):
         super().__init__(config)
         side = train[0].shape[-1]
         self._brightest = brightest
+        self._digest = _digest(*train, *test)
         self._train, self._test = (
             (self._as_sequences(images), self._as_targets(labels))
             for images, labels in (train, test)
@@ -68,6 +71,12 @@ class ImageTask(Task):
             self.name = f"{config.form}_{self.name}"
         if config.question == "odd":
             self.name = f"{self.name}_odd"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings, with a hash of the images and labels for the folder they came from."""
+        settings = {key: value for key, value in self.settings.items() if key != "root"}
+        return {**settings, "data": self._digest}
 
     def _as_sequences(self, images: Tensor) -> Tensor:
         """Return ``[N, T, I]``, still of bytes: a quarter of the memory of floats."""
@@ -116,6 +125,13 @@ class ImageTask(Task):
     def dependency(self, horizon: int) -> int:
         """Return the lag of the first row or pixel."""
         return horizon - 1
+
+
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
 
 
 def _label_shares(targets: Tensor) -> list[float]:

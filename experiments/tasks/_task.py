@@ -143,6 +143,17 @@ class Task(ABC):
         """The resolved ``task`` group: ``build_task(task.settings)`` builds the same task."""
         return {"name": type(self).name, **asdict(self.config)}
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes two tasks the same: their settings, and the data itself, not where it lies."""
+        return self.settings
+
+    def scored(self, target: Tensor) -> int:
+        """Return how many entries of a target count; means are over these."""
+        if self.answer is NUMBERS:
+            return target.numel()
+        return int((target != UNSCORED).sum())
+
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Return the training loss, a mean over the batch (scalar)."""
         return self.answer.loss(prediction, target)

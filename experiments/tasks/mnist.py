@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.fields import ConfigError, text_or_null
+from experiments.fields import ConfigError, optional, text
 from experiments.tasks._idx import IDXError, read_idx
 from experiments.tasks._images import ImageConfig, ImageTask
 from experiments.tasks._task import Batch
@@ -20,7 +20,7 @@ _FILES = "{part}-images-idx3-ubyte", "{part}-labels-idx1-ubyte"
 class MnistConfig(ImageConfig):
     """Options of ``task=mnist``; ``root`` is the folder that holds the files."""
 
-    root: str | None = text_or_null(None)
+    root: str | None = optional(text(""))
 
 
 class MnistTask(ImageTask):

@@ -1,0 +1,141 @@
+"""A recurrent core under a linear readout, and what every kind of core has to say about itself.
+
+Shape legend: T time steps, B batch, I inputs, H hidden size, D directions, O outputs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from experiments.fields import Config, ConfigError, flag, integer
+
+
+@dataclass(frozen=True)
+class CoreConfig(Config):
+    """Options that all cores have.
+
+    Attributes:
+        hidden_size: H.
+        match_parameters: build the H whose number of parameters, readout included, comes closest to
+            that of a ``torch.nn.RNN`` of ``hidden_size``, with as many layers and directions.
+        num_layers: layers on top of one another.
+        bidirectional: whether a second direction runs from the last step to the first.
+    """
+
+    hidden_size: int = integer(64, at_least=1)
+    match_parameters: bool = flag(False)
+    num_layers: int = integer(1, at_least=1)
+    bidirectional: bool = flag(False)
+
+
+class Core(ABC):
+    """A kind of recurrent layer; a subclass is one file and one choice of ``model.core``.
+
+    Attributes:
+        name: the file's name.
+        Config: its options, a frozen dataclass; ``hydra_conf/model/*.yaml`` show them.
+    """
+
+    name: str
+    Config: ClassVar[type[CoreConfig]] = CoreConfig
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def layer(self, input_size: int, hidden_size: int, **options: Any) -> nn.Module:
+        """Build the layer, time-major; ``options`` are layers, directions and device."""
+
+    def build(self, input_size: int, hidden_size: int, device: str = "cpu") -> nn.Module:
+        """Build the layer as configured, with another hidden size."""
+        return self.layer(
+            input_size,
+            hidden_size,
+            num_layers=self.config.num_layers,
+            bidirectional=self.config.bidirectional,
+            device=device,
+        )
+
+    def hidden_size(self, input_size: int, output_size: int) -> int:
+        """Return the hidden size to build: as configured, or that of equal parameter count."""
+        config = self.config
+        if not config.match_parameters:
+            return config.hidden_size
+
+        def count(core: nn.Module) -> int:
+            width = core.hidden_size * (2 if config.bidirectional else 1)
+            return sum(p.numel() for p in core.parameters()) + (width + 1) * output_size
+
+        plain = nn.RNN(
+            input_size,
+            config.hidden_size,
+            config.num_layers,
+            bidirectional=config.bidirectional,
+            device="meta",
+        )
+        target = count(plain)
+        # No core has fewer parameters than an RNN of its size, so the answer is not above that.
+        return min(
+            range(1, config.hidden_size + 1),
+            key=lambda size: abs(count(self.build(input_size, size, device="meta")) - target),
+        )
+
+
+class SequenceModel(nn.Module):
+    """A recurrent core and a linear readout of its hidden state.
+
+    Args:
+        core: a time-major recurrent module, as torch's are.
+        output_size: O.
+        reads: ``"last"`` predicts from the final hidden state of each direction, ``"every"`` and
+            ``"masked"`` at each time step (a mask is in the targets).
+
+    Attributes:
+        segment: truncated backpropagation: the state's graph is cut every so many steps; ``None``
+            for never.
+    """
+
+    def __init__(
+        self, core: nn.Module, output_size: int, reads: Literal["last", "every", "masked"]
+    ) -> None:
+        super().__init__()
+        self.core = core
+        self.directions = 2 if core.bidirectional else 1
+        self.readout = nn.Linear(core.hidden_size * self.directions, output_size)
+        self.reads = reads
+        self.segment: int | None = None
+
+    def forward(self, x_TBI: Tensor) -> Tensor:
+        """Map input ``[T, B, I]`` to a prediction ``[B, O]`` (last) or ``[T, B, O]`` (else)."""
+        output, state = self.core(x_TBI) if self.segment is None else self._truncated(x_TBI)
+        if self.reads != "last":
+            return self.readout(output)
+        h_n = state[0] if isinstance(state, tuple) else state  # an LSTM's state is (h, c)
+        return self.readout(h_n[-1] if self.directions == 1 else torch.cat((h_n[-2], h_n[-1]), -1))
+
+    def _truncated(self, x_TBI: Tensor) -> tuple[Tensor, Any]:
+        if self.directions == 2:
+            raise ConfigError(
+                "remedy.truncated_bptt cuts the past from the future, so it needs "
+                "model.bidirectional=false; got true"
+            )
+        outputs, state = [], None
+        for piece in x_TBI.split(self.segment or len(x_TBI)):
+            output, state = self.core(piece, state)
+            outputs.append(output)
+            # The last piece's state is read; only what it came from is cut off.
+            if len(outputs) * (self.segment or 1) < len(x_TBI):
+                state = (
+                    tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+                )
+        return torch.cat(outputs), state
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained parameters, readout included."""
+        return sum(p.numel() for p in self.parameters())
