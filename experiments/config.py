@@ -28,7 +28,7 @@ from experiments.fields import (
     seed,
     text,
 )
-from experiments.models import CORES, Core, SequenceModel, build_core, new_model
+from experiments.models import Core, SequenceModel, build_core, new_model
 from experiments.optimizers import OptimizerConfig, parse_optimizer
 from experiments.probes import Probe, build_probes
 from experiments.remedies import Problem, Remedy, build_remedies
@@ -88,6 +88,8 @@ class NumericsConfig(Config):
 
 _GROUPS = ("model", "task", "remedy", "optimizer", "probe", "training", "evaluation")
 _NUMERICS = ("horizon", "seed", "precision", "device", "threads")
+RUN_KEYS = (*_GROUPS, *_NUMERICS)
+"""What a run is described by."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class RunConfig:
         Raises:
             ConfigError: names the key, what was expected and what came.
         """
-        check_keys(values, (*_GROUPS, *_NUMERICS), "")
+        check_keys(values, RUN_KEYS, "")
         model = values.get("model")
         if not isinstance(model, Mapping):
             raise ConfigError(f"model must be a mapping with a core; got {model!r}")
@@ -248,6 +250,3 @@ def _check_device(value: str) -> None:
         raise ConfigError(
             f"device is {value!r}, but torch sees {torch.cuda.device_count()} CUDA device(s)"
         )
-
-
-__all__ = ["CORES", "DATA_STREAM", "EvaluationConfig", "RunConfig", "TrainingConfig"]

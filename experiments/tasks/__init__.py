@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from experiments import registry
@@ -27,4 +28,9 @@ def build_task(config: Mapping[str, Any]) -> Task:
         ConfigError: an unknown task or key, a value out of range, or data that cannot be read.
     """
     name, options = parse_one(config, {n: kind.Config for n, kind in TASKS.items()}, "task")
+    return _built(name, options)
+
+
+@lru_cache(maxsize=4)  # the runs of a study share a task, and some tasks read files
+def _built(name: str, options: Any) -> Task:
     return TASKS[name](options)

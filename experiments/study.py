@@ -1,0 +1,249 @@
+"""A study is a grid of runs, and what is asked of their records.
+
+The grid: *arms*, each a model or setting with a label, by horizons, by seeds. An arm differs from
+the command line in Hydra overrides (``arms`` of the study) or in keys of the model (``contrasts``
+of the model, which run at ``contrast_horizons``). Runs that two arms or studies have in common are
+made once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.config import RUN_KEYS, RunConfig
+from experiments.fields import (
+    Config,
+    ConfigError,
+    check_keys,
+    choice,
+    flag,
+    integer,
+    integers,
+    optional,
+    positive,
+    text,
+)
+from experiments.record import Record, is_owned
+
+RECORDS = "records"
+"""The folder, below the output's root, that holds the folders of all runs."""
+
+
+@dataclass(frozen=True)
+class StudyConfig(Config):
+    """What a study is beside the settings that its runs share.
+
+    Attributes:
+        name: of the study; text.
+        about: a sentence on what it asks.
+        seeds: each seeds initialisation and training data; every arm runs all of them.
+        horizons: every arm runs all of them.
+        contrast_horizons: where the model's contrasts are run as well.
+        budget: which of the study's ``budgets`` its settings are taken from.
+    """
+
+    name: str = text("study")
+    about: str = text("-")
+    seeds: tuple[int, ...] = integers((0,), at_least=0)
+    horizons: tuple[int, ...] = integers((50,), at_least=1)
+    contrast_horizons: tuple[int, ...] = integers(at_least=1, is_empty_allowed=True)
+    budget: str = text("full")
+
+
+@dataclass(frozen=True)
+class ExecutionConfig(Config):
+    """How runs are made; changes no number.
+
+    Attributes:
+        workers: processes; null: one per core, and one for a GPU.
+        launcher: ``processes`` of this machine, or jobs of ``slurm``.
+        retry: make runs again whose record says that they failed.
+        checkpoint_seconds: the least time between two checkpoints of a run.
+    """
+
+    workers: int | None = optional(integer(1, at_least=1))
+    launcher: str = choice("processes", ("processes", "slurm"))
+    retry: bool = flag(False)
+    checkpoint_seconds: float = positive(30.0)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a study.
+
+    Attributes:
+        label: of its arm.
+        run: what is run.
+        is_contrast: whether its arm stands beside the others at a few horizons.
+        folder: of the run.
+    """
+
+    label: str
+    run: RunConfig
+    is_contrast: bool
+    folder: Path
+
+    @property
+    def title(self) -> str:
+        """Arm and horizon in a few words."""
+        return f"T={self.run.horizon} {self.label}"
+
+    def record(self) -> Record | None:
+        """Return the run's record, or ``None`` if it has not ended.
+
+        Raises:
+            experiments.record.RecordError: it cannot be read.
+        """
+        with suppress(FileNotFoundError):
+            return Record.load(self.folder)
+        return None
+
+    def is_running(self) -> bool:
+        """Return whether a process works on the run."""
+        return is_owned(self.folder)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study, checked.
+
+    Attributes:
+        config: name and axes.
+        execution: how its runs are made.
+        members: its runs, arm by arm; ladder first, contrasts last.
+        expected: what is known of it beforehand, as the study's YAML has it.
+        root: where folders of runs are.
+    """
+
+    config: StudyConfig
+    execution: ExecutionConfig
+    members: tuple[Member, ...]
+    root: Path
+    expected: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> Member:
+        """The member that stands for the study where one is enough."""
+        return self.members[0]
+
+
+_STUDY = tuple(StudyConfig.__dataclass_fields__)
+_EXECUTION = tuple(ExecutionConfig.__dataclass_fields__)
+_OTHERS = ("arms", "budgets", "expected", "output", "hydra")
+
+
+def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study:
+    """Make a study from a configuration that Hydra composed.
+
+    Args:
+        config: composed from ``hydra_conf/config.yaml``.
+        overrides: those that it was composed with; arms are composed with them too.
+
+    Raises:
+        ConfigError: names the key, what was expected and what came.
+    """
+    values = resolved(config)
+    check_keys(values, (*_STUDY, *_EXECUTION, *_OTHERS, *RUN_KEYS), "")
+    study = StudyConfig.parse({key: values[key] for key in _STUDY if key in values})
+    execution = ExecutionConfig.parse({key: values[key] for key in _EXECUTION if key in values})
+    check_keys(values.get("output", {}), ("root",), "output.")
+    root = Path(values.get("output", {}).get("root", "."))
+    arms = values.get("arms") or {}
+    if not isinstance(arms, Mapping):
+        raise ConfigError(f"arms must be a mapping from labels to overrides; got {arms!r}")
+    settings = [
+        (label, _composed(label, changes, overrides), False) for label, changes in arms.items()
+    ] or [(str(_model(values).get("name", "model")), values, False)]
+    settings += [
+        (label, changed, True) for label, changed in _contrasts(values) if study.contrast_horizons
+    ]
+    members = []
+    for label, own, is_contrast in settings:
+        horizons = sorted(study.contrast_horizons if is_contrast else study.horizons)
+        first = {"horizon": horizons[0], "seed": study.seeds[0]}
+        run = RunConfig.parse({**_run_values(own), **first})
+        for horizon in horizons:
+            run = run.at(horizon=horizon)
+            run.build_model()  # what does not fit together is refused before anything runs
+            for seed in study.seeds:
+                its = run.at(seed=seed)
+                folder = root / "runs" / RECORDS / its.folder_name
+                members.append(Member(label, its, is_contrast, folder))
+    return Study(study, execution, tuple(members), root, values.get("expected") or {})
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """Return a configuration as plain, resolved Python values.
+
+    Raises:
+        ConfigError: a value cannot be resolved, or is missing.
+    """
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        words = "; ".join(line.strip() for line in str(error).splitlines())
+        raise ConfigError(f"the configuration cannot be resolved: {words}") from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _run_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a study's configuration that describes a run."""
+    others = {*_STUDY, *_EXECUTION, *_OTHERS}
+    run = {key: value for key, value in values.items() if key not in others}
+    model = dict(_model(values))
+    model.pop("contrasts", None)
+    return {**run, "model": model}
+
+
+def _model(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    model = values.get("model")
+    if not isinstance(model, Mapping):
+        raise ConfigError(f"model must be a mapping with a core; got {model!r}")
+    return model
+
+
+def _contrasts(values: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return label and configuration of each contrast of the model."""
+    model = dict(_model(values))
+    contrasts = model.pop("contrasts", None) or []
+    if not isinstance(contrasts, list):
+        raise ConfigError(f"model.contrasts must be a list; got {contrasts!r}")
+    found = []
+    for index, contrast in enumerate(contrasts):
+        key = f"model.contrasts[{index}]"
+        if not isinstance(contrast, Mapping) or not isinstance(contrast.get("label"), str):
+            raise ConfigError(f"{key} must be a mapping with a label; got {contrast!r}")
+        changes = {name: value for name, value in contrast.items() if name != "label"}
+        if changes.get("name") is not None or changes.get("core") is not None:
+            raise ConfigError(f"{key} must keep the model's name and core; got {contrast!r}")
+        found.append((contrast["label"], {**values, "model": {**model, **changes}}))
+    labels = [label for label, _ in found]
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"model.contrasts must have labels without repeats; got {labels!r}")
+    return found
+
+
+def _composed(label: Any, changes: Any, overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose the configuration of an arm: that of the command line, changed."""
+    key = f"arms[{label!r}]"
+    if not isinstance(changes, list) or not all(isinstance(change, str) for change in changes):
+        raise ConfigError(f"{key} must be a list of overrides, such as model=lstm; got {changes!r}")
+    set_here = {change.partition("=")[0].lstrip("+~") for change in changes}
+    for override in overrides:
+        name = override.partition("=")[0].lstrip("+~")
+        if name in set_here:
+            raise ConfigError(f"{name} is what the arms of this study differ in; got {override}")
+    try:
+        return resolved(compose("config", [*overrides, *changes]))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
