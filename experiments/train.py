@@ -321,6 +321,7 @@ def _outcome(training: Training, held_out: HeldOut, log: MetricsLog) -> Record:
         "parameters": training.model.num_parameters,
         "steps": training.step,
         "solved_at": training.solved_at,
+        "task": task.name,
         "metric": task.metric,
         "know_nothing_loss": task.know_nothing_loss(horizon),
         "know_nothing_error": task.know_nothing_error(horizon),

@@ -1,0 +1,319 @@
+"""What a study asks of its records: rows of a table, whatever of them is there.
+
+A study's folder holds ``study.json``: the name, the command, what is expected, and a line for each
+run that says where its record is. Several studies are viewed together as one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from experiments.config import RunConfig
+from experiments.record import METRICS, Record, RecordError, is_owned, read_metrics, write_json
+from experiments.study import Study
+
+STUDY = "study.json"
+VERSION = 1
+
+
+class ViewError(ValueError):
+    """Folders that there is nothing to see in; the message says why."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of a view.
+
+    Attributes:
+        label: of its arm.
+        horizon, seed: of the run.
+        is_contrast: whether its arm stands beside the others at a few horizons.
+        folder: of the run.
+        record: ``None`` if it has not ended, or cannot be read.
+        reason: then, why.
+    """
+
+    label: str
+    horizon: int
+    seed: int
+    is_contrast: bool
+    folder: Path
+    record: Record | None
+    reason: str = ""
+
+    @property
+    def failure(self) -> str | None:
+        """Why there are no numbers; ``None`` if there are. Diverging is a result."""
+        if self.record is None:
+            return self.reason
+        return self.record.reason if self.record.status == "failed" else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm at one horizon.
+
+    Attributes:
+        label, horizon, is_contrast: as in `Entry`.
+        records: of the seeds that finished or diverged, in the order of the study.
+        failures: why others have no numbers, by seed.
+    """
+
+    label: str
+    horizon: int
+    is_contrast: bool
+    records: list[Record]
+    failures: dict[int, str]
+
+    def values(self, name: str) -> list[float]:
+        """Return a number of ``result`` for each seed that has it; those that diverged have few."""
+        values = (record.result.get(name) for record in self.records)
+        return [value for value in values if value is not None]
+
+    def count(self, *verdicts: str) -> int:
+        """Return how many seeds ended with one of these verdicts."""
+        return sum(record.result["verdict"] in verdicts for record in self.records)
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether most of the seeds solved or learned it."""
+        return 2 * self.count("solved", "learned") > len(self.records)
+
+    def log10_ratios(self, stage: str) -> list[float | None]:
+        """Return log10 of the adjoint's first-to-last ratio; ``None``: zero, or not measured."""
+        return [_adjoint(record, stage).get("log10_ratio") for record in self.records]
+
+    def mean_log10_ratio(self, stage: str = "initial") -> float | None:
+        """Return the mean over seeds; ``None`` if no seed has one."""
+        known = [ratio for ratio in self.log10_ratios(stage) if ratio is not None]
+        return mean(known) if known else None
+
+    def profiles(self, stage: str) -> list[list[float]]:
+        """Return the adjoint's norm by time step, for each seed that has it."""
+        norms = (_adjoint(record, stage).get("state_norm") for record in self.records)
+        return [norm for norm in norms if norm is not None]
+
+    @property
+    def milliseconds_per_step(self) -> float | None:
+        """Return the median wall-clock time of a training step, everything included."""
+        times = [
+            1e3 * record.provenance["seconds"] / record.result["steps"] for record in self.records
+        ]
+        return median(times) if times else None
+
+
+def _adjoint(record: Record, stage: str) -> Mapping[str, Any]:
+    return (record.probes.get("adjoint") or {}).get(stage) or {}
+
+
+@dataclass(frozen=True)
+class View:
+    """Runs to look at together.
+
+    Attributes:
+        name: of the study, or of what was joined.
+        about: a sentence on what it asks.
+        command: that made it.
+        expected: what was known of it beforehand, as the study's YAML has it.
+        kernel_check: the fused kernel beside ``torch.nn.RNN``, where it was made.
+        entries: the runs.
+        failed: members of a sweep that never became a study: why, by their folder.
+    """
+
+    name: str
+    about: str
+    command: str
+    entries: list[Entry]
+    expected: Mapping[str, Any] = field(default_factory=dict)
+    kernel_check: Mapping[str, Any] | None = None
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The table: an arm at a horizon each, ladders before contrasts, by horizon."""
+        rows: dict[tuple[bool, int, str], Row] = {}
+        for entry in self.entries:
+            key = (entry.is_contrast, entry.horizon, entry.label)
+            row = rows.setdefault(
+                key, Row(entry.label, entry.horizon, entry.is_contrast, [], {})
+            )
+            if entry.record is None or entry.failure is not None:
+                row.failures[entry.seed] = entry.failure or ""
+            else:
+                row.records.append(entry.record)
+        return [rows[key] for key in sorted(rows, key=lambda key: key[:2])]
+
+    @property
+    def records(self) -> list[Record]:
+        """All records that hold numbers."""
+        return [record for row in self.rows for record in row.records]
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names of the tasks, in the order of the entries."""
+        return list(dict.fromkeys(record.result["task"] for record in self.records))
+
+    @property
+    def metric(self) -> str:
+        """What the table shows of the task; several if the tasks differ."""
+        return ", ".join(dict.fromkeys(record.result["metric"] for record in self.records))
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why runs have no numbers, by arm, horizon and seed."""
+        return dict(self.failed) | {
+            f"{entry.label}, T={entry.horizon}, seed {entry.seed}": entry.failure
+            for entry in self.entries
+            if entry.failure is not None
+        }
+
+
+def curve(entry: Entry, name: str) -> tuple[list[int], list[float]]:
+    """Return the training steps at which something was logged, and its values.
+
+    Args:
+        entry: of the run.
+        name: ``loss``, ``gradient_norm`` or ``test_error``.
+    """
+    if not (entry.folder / METRICS).exists():
+        return [], []
+    rows = [row for row in read_metrics(entry.folder) if row.get(name) is not None]
+    return [row["step"] for row in rows], [row[name] for row in rows]
+
+
+def measurements(entry: Entry, probe: str) -> list[dict[str, Any]]:
+    """Return every measurement of a probe in a run, each with its training step."""
+    if not (entry.folder / METRICS).exists():
+        return []
+    return [row for row in read_metrics(entry.folder) if row.get("probe") == probe]
+
+
+def save(study: Study, folder: Path, command: str, kernel_check: Any = None) -> None:
+    """Write ``study.json``; where records are is said relative to ``folder``."""
+    runs = [
+        {
+            "label": member.label,
+            "horizon": member.run.horizon,
+            "seed": member.run.seed,
+            "is_contrast": member.is_contrast,
+            "folder": os.path.relpath(member.folder, folder),
+        }
+        for member in study.members
+    ]
+    write_json(
+        folder / STUDY,
+        {
+            "version": VERSION,
+            "name": study.config.name,
+            "about": study.config.about,
+            "command": command,
+            "expected": study.expected,
+            "kernel_check": kernel_check,
+            "runs": runs,
+        },
+    )
+
+
+def load(folder: Path) -> View:
+    """Return what is to be seen in a folder: of a study, a sweep, or of any runs below it.
+
+    Raises:
+        ViewError: it holds none of these.
+    """
+    if (folder / STUDY).exists():
+        return _load_study(folder)
+    studies = sorted((path.parent for path in folder.rglob(STUDY)), key=_order)
+    if studies:
+        return joined([_load_study(path) for path in studies], str(folder), studies)
+    entries = [
+        _entry(path.parent, None, False) for path in sorted(folder.rglob("config.json"))
+    ]
+    if not entries:
+        raise ViewError(f"{folder} holds no {STUDY} and no runs")
+    return View(folder.name, "", "", entries)
+
+
+def joined(views: Sequence[View], name: str, folders: Sequence[Path]) -> View:
+    """Return several views as one; labels that would collide get their folder's name."""
+    labels = [label for view in views for label in {entry.label for entry in view.entries}]
+    entries = []
+    for view, folder in zip(views, folders, strict=True):
+        for entry in view.entries:
+            label = entry.label
+            if labels.count(label) > 1:
+                label = f"{label} ({folder.name})"
+            entries.append(Entry(**{**vars(entry), "label": label}))
+    expected = next((view.expected for view in views if view.expected), {})
+    return View(name, "", "", entries, expected)
+
+
+def _load_study(folder: Path) -> View:
+    path = folder / STUDY
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values.pop("version")
+        if version != VERSION:
+            raise ViewError(f"{path} has version {version}, this program reads {VERSION}")
+        runs = values.pop("runs")
+        entries = [
+            _entry(
+                (folder / run["folder"]).resolve(), run["label"], run["is_contrast"], run
+            )
+            for run in runs
+        ]
+        return View(entries=entries, **values)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ViewError(f"{path} cannot be read: {error}") from error
+
+
+def _entry(
+    folder: Path, label: str | None, is_contrast: bool, run: Mapping[str, Any] | None = None
+) -> Entry:
+    record, reason = None, ""
+    try:
+        record = Record.load(folder)
+    except FileNotFoundError:
+        reason = "still running" if is_owned(folder) else "has not ended; the same command goes on"
+    except RecordError as error:
+        reason = str(error)
+    if run is None:
+        run = record.config if record is not None else _config(folder)
+    if label is None:
+        label = record.label if record is not None else folder.name
+    return Entry(label, run["horizon"], run["seed"], is_contrast, folder, record, reason)
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def _order(path: Path) -> tuple[int, str]:
+    number = path.name.split("_")[0]
+    return (int(number) if number.isdigit() else 0, path.name)
+
+
+def decades_per_step(rows: Iterable[Row]) -> float | None:
+    """Return the mean slope of log10 of the adjoint norm against lag at initialisation.
+
+    That is the median over rows and seeds of the first-to-last ratio over the number of lags;
+    ``None`` if no ratio has a logarithm. Negative: the gradient vanishes going back in time.
+    """
+    slopes = [
+        ratio / (len(profile) - 1)
+        for row in rows
+        for ratio, profile in zip(row.log10_ratios("initial"), row.profiles("initial"), strict=False)
+        if ratio is not None and len(profile) > 1
+    ]
+    return median(slopes) if slopes else None
+
+
+def is_finite(value: float | None) -> bool:
+    """Return whether there is a number."""
+    return value is not None and math.isfinite(value)
