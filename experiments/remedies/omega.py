@@ -96,34 +96,27 @@ def _adjoints(
     weights = [[w.double() for w in each] for each in weights]
     states = _lower_states(model, weights, x_TBI)
     states.append(output.double())
-    arriving = torch.zeros_like(states[-1]) if direct is None else direct.double()
+    if direct is None:
+        arriving = torch.zeros_like(states[-1])
+    else:
+        arriving = direct.to(torch.float64, copy=True)
     for layer in reversed(range(core.num_layers)):
-        below = 0.0
-        pairs = zip(
-            states[layer].chunk(directions, -1), arriving.chunk(directions, -1), strict=True
-        )
-        for direction, (h, own) in enumerate(pairs):
+        below = []
+        for direction in range(directions):
             index, is_reverse = layer * directions + direction, direction == 1
             weight_ih, weight_hh = weights[index][:2]
+            h, own = (each.chunk(directions, -1)[direction] for each in (states[layer], arriving))
             if direct_n is not None:
-                own = own.clone()
-                own[0 if is_reverse else -1] += direct_n[index].double()
-            size = model.segment or len(h)
-            a = torch.cat(
-                [
-                    total_adjoint(
-                        own_piece.contiguous(),
-                        h_piece.contiguous(),
-                        weight_hh,
-                        nonlinearity=core.nonlinearity,
-                        reverse=is_reverse,
-                    )
-                    for own_piece, h_piece in zip(own.split(size), h.split(size), strict=True)
-                ]
-            )
-            yield index, a, h.contiguous()
-            below = below + (activation_derivative(h, core.nonlinearity) * a) @ weight_ih
-        arriving = below
+                own[0 if is_reverse else -1] += direct_n[index]
+            pieces = [
+                total_adjoint(*pair, weight_hh, nonlinearity=core.nonlinearity, reverse=is_reverse)
+                for pair in zip(*(e.split(model.segment or len(h)) for e in (own, h)), strict=True)
+            ]
+            a = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+            yield index, a, h
+            if layer > 0:
+                below.append(activation_derivative(h, core.nonlinearity) * a @ weight_ih)
+        arriving = sum(below)
 
 
 def _lower_states(model: SequenceModel, weights: list[list[Tensor]], x_TBI: Tensor) -> list[Tensor]:
