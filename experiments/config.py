@@ -31,7 +31,7 @@ from experiments.fields import (
 from experiments.models import Core, SequenceModel, build_core, new_model
 from experiments.optimizers import OptimizerConfig, parse_optimizer
 from experiments.probes import Probe, build_probes
-from experiments.remedies import Problem, Remedy, build_remedies
+from experiments.remedies import Order, Problem, Remedy, build_remedies
 from experiments.tasks import Task, build_task
 
 DATA_STREAM = 1_000_000
@@ -168,10 +168,9 @@ class RunConfig:
                 "the held-out data; got null"
             )
         _check_device(self.device)
-        if self.precision == "bfloat16" and any(
-            type(remedy).penalty is not Remedy.penalty for remedy in self.remedies
-        ):
-            raise ConfigError("precision=bfloat16 cannot be had with a remedy that adds a penalty")
+        model = self._build()  # refuses remedies that do not apply
+        for probe in self.probes:
+            probe.check(model, self.task)
 
     def plain(self) -> dict[str, Any]:
         """Return JSON-ready values from which `parse` makes the same run."""
@@ -223,14 +222,20 @@ class RunConfig:
         Raises:
             ConfigError: a remedy does not apply to it.
         """
+        return self._build().to(self.device)
+
+    def _build(self) -> SequenceModel:
+        dtype = torch.float64 if self.precision == "float64" else torch.float32
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             model = new_model(self.core, self.task)
             # After every default draw: models that differ in one remedy share the other weights.
             for remedy in self.remedies:
+                if remedy.order >= Order.LAYERS:  # before that, the same draws in any precision
+                    model.to(dtype)
+                remedy.check(model)
                 remedy.change(model, Problem(self.task, self.horizon))
-        dtype = torch.float64 if self.precision == "float64" else torch.float32
-        return model.to(device=self.device, dtype=dtype)
+        return model.to(dtype)
 
 
 def _joined(own: list[Remedy], others: list[Remedy]) -> tuple[Remedy, ...]:

@@ -57,6 +57,7 @@ class Training:
     Attributes:
         model, optimizer, schedule: as built from ``run``.
         generator: where training data is drawn from.
+        is_prepared: whether what comes before the first step is done.
         step: updates done.
         logged: steps whose loss and gradient norm are in the log; those since are in ``buffer``.
         diverged_at: first step, counted from 1, whose loss or gradient was not finite.
@@ -68,6 +69,7 @@ class Training:
     """
 
     _PLAIN = (
+        "is_prepared",
         "step",
         "logged",
         "diverged_at",
@@ -86,6 +88,7 @@ class Training:
         )
         self.generator = torch.Generator().manual_seed(DATA_STREAM + run.seed)
         self.buffer = torch.zeros(CHECK_EVERY, 2, device=run.device)
+        self.is_prepared = False
         self.step = 0
         self.logged = 0
         self.diverged_at: int | None = None
@@ -143,7 +146,7 @@ class HeldOut:
     Attributes:
         test: the test set.
         probe: the batch for probes.
-        train: a batch of training data, for the gap between training and test.
+        model: the model that probes measure; its weights are those of the last measurement.
     """
 
     def __init__(self, run: RunConfig) -> None:
@@ -152,6 +155,7 @@ class HeldOut:
         test = run.task.test_set(run.horizon, generator)
         self.test = _on(run, test)
         self.probe = _on(run, run.task.sample(run.evaluation.probe_size, run.horizon, generator))
+        self.model = run.build_model()
 
     def error(self, model: SequenceModel) -> float:
         """Return the test error of a model."""
@@ -222,10 +226,11 @@ def _loop(
         training.log_size = log.commit()
         checkpoint.save(folder, training.state())
 
-    if training.step == 0:
+    if not training.is_prepared:
         for remedy in remedies:
             remedy.prepare(model, Problem(task, run.horizon), training.generator)
         training.probes = _measure(training, held_out, log, run.probes)
+        training.is_prepared = True
     same_batch = _same_batch(run)
     saved = time.perf_counter()
     while not training.is_over:
@@ -302,12 +307,19 @@ def _look(training: Training, held_out: HeldOut, log: MetricsLog) -> None:
 def _measure(
     training: Training, held_out: HeldOut, log: MetricsLog, probes: Iterable[Probe]
 ) -> dict[str, dict[str, Any]]:
-    """Take probes; log and return what each measured, by name."""
+    """Take probes; log and return what each measured, by name.
+
+    They measure another model with the same weights, so that nothing they do changes the run.
+    """
     results = {}
     for probe in probes:
+        model = held_out.model
+        model.load_state_dict(training.model.state_dict())
+        model.eval()
+        model.core.training = True  # cuDNN's layers have no gradients otherwise
         with torch.random.fork_rng(devices=_cuda_devices(training.run)):
             torch.manual_seed(training.run.evaluation.seed)
-            values = probe.measure(training.model, training.run.task, *held_out.probe)
+            values = probe.measure(model, training.run.task, *held_out.probe)
         log.write([{"step": training.step, "probe": probe.name, **values}])
         results[probe.name] = values
     return results

@@ -13,10 +13,27 @@ from typing import Any
 
 from experiments import registry
 from experiments.fields import parse_one
-from experiments.models._model import Core, CoreConfig, SequenceModel
+from experiments.models._model import (
+    GATED,
+    PLAIN,
+    RESIDUAL,
+    Core,
+    CoreConfig,
+    SequenceModel,
+)
 from experiments.tasks import Task
 
-__all__ = ["CORES", "Core", "CoreConfig", "SequenceModel", "build_core", "new_model"]
+__all__ = [
+    "CORES",
+    "GATED",
+    "PLAIN",
+    "RESIDUAL",
+    "Core",
+    "CoreConfig",
+    "SequenceModel",
+    "build_core",
+    "new_model",
+]
 
 CORES = registry.find(sys.modules[__name__], Core)
 

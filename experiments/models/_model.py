@@ -12,7 +12,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from experiments.fields import Config, ConfigError, flag, integer
+from experiments.fields import Config, flag, integer
+from rnn_cuda import AntisymmetricRNN, FusedRNN, LeakyRNN
+
+PLAIN = (FusedRNN, nn.RNN)
+"""Elman layers, ``h_t = f(W x_t + U h_{t-1} + b)``."""
+RESIDUAL = (LeakyRNN, AntisymmetricRNN)
+"""Elman layers whose state has a path of its own from step to step."""
+GATED = (nn.LSTM, nn.GRU)
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Core(ABC):
 
     def __init__(self, config: Any) -> None:
         self.config = config
+        self._matched_sizes: dict[tuple[int, int], int] = {}
 
     @abstractmethod
     def layer(self, input_size: int, hidden_size: int, **options: Any) -> nn.Module:
@@ -63,9 +71,16 @@ class Core(ABC):
 
     def hidden_size(self, input_size: int, output_size: int) -> int:
         """Return the hidden size to build: as configured, or that of equal parameter count."""
-        config = self.config
+        config, sizes = self.config, (input_size, output_size)
         if not config.match_parameters:
             return config.hidden_size
+        # Kept, since a run is checked, built and measured with it.
+        if sizes not in self._matched_sizes:
+            self._matched_sizes[sizes] = self._matched_size(*sizes)
+        return self._matched_sizes[sizes]
+
+    def _matched_size(self, input_size: int, output_size: int) -> int:
+        config = self.config
 
         def count(core: nn.Module) -> int:
             width = core.hidden_size * (2 if config.bidirectional else 1)
@@ -96,8 +111,12 @@ class SequenceModel(nn.Module):
             ``"masked"`` at each time step (a mask is in the targets).
 
     Attributes:
-        segment: truncated backpropagation: the state's graph is cut every so many steps; ``None``
-            for never.
+        segment: truncated backpropagation: in training mode, the state's graph is cut every so many
+            steps; ``None`` for never.
+        keeps_states: whether the forward passes of training leave ``states``.
+        states: the core's output and final state of the last of these. Nothing but the readout is
+            between them and the prediction, so the gradient with respect to them is the direct part
+            of the adjoint. Whoever takes them puts ``None`` here, which frees the graph.
     """
 
     def __init__(
@@ -109,21 +128,22 @@ class SequenceModel(nn.Module):
         self.readout = nn.Linear(core.hidden_size * self.directions, output_size)
         self.reads = reads
         self.segment: int | None = None
+        self.keeps_states = False
+        self.states: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x_TBI: Tensor) -> Tensor:
         """Map input ``[T, B, I]`` to a prediction ``[B, O]`` (last) or ``[T, B, O]`` (else)."""
-        output, state = self.core(x_TBI) if self.segment is None else self._truncated(x_TBI)
+        is_cut = self.segment is not None and self.training
+        output, state = self._truncated(x_TBI) if is_cut else self.core(x_TBI)
+        if self.keeps_states and self.training:
+            # Views: neither is computed from the other, whatever the core does.
+            output, state = self.states = output.view_as(output), state.view_as(state)
         if self.reads != "last":
             return self.readout(output)
         h_n = state[0] if isinstance(state, tuple) else state  # an LSTM's state is (h, c)
         return self.readout(h_n[-1] if self.directions == 1 else torch.cat((h_n[-2], h_n[-1]), -1))
 
     def _truncated(self, x_TBI: Tensor) -> tuple[Tensor, Any]:
-        if self.directions == 2:
-            raise ConfigError(
-                "remedy.truncated_bptt cuts the past from the future, so it needs "
-                "model.bidirectional=false; got true"
-            )
         outputs, state = [], None
         for piece in x_TBI.split(self.segment or len(x_TBI)):
             output, state = self.core(piece, state)

@@ -12,9 +12,17 @@ from typing import Any
 
 from experiments import registry
 from experiments.fields import parse_named
-from experiments.probes._probe import Probe, ProbeConfig, ProbeError, log10_or_none
+from experiments.probes._probe import Probe, ProbeConfig, ProbeError, as_json, log10_or_none
 
-__all__ = ["PROBES", "Probe", "ProbeConfig", "ProbeError", "build_probes", "log10_or_none"]
+__all__ = [
+    "PROBES",
+    "Probe",
+    "ProbeConfig",
+    "ProbeError",
+    "as_json",
+    "build_probes",
+    "log10_or_none",
+]
 
 PROBES = registry.find(sys.modules[__name__], Probe)
 

@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
-from experiments.fields import Config, integer, optional
-from experiments.models import SequenceModel
+from experiments.fields import Config, ConfigError, integer, optional
+from experiments.models import GATED, PLAIN, RESIDUAL, SequenceModel
 from experiments.tasks import Task
 
 
@@ -27,18 +28,38 @@ class ProbeConfig(Config):
 
 
 class Probe(ABC):
-    """Measures a model on a batch that is held out for it; changes neither.
+    """Measures a model on a batch that is held out for it.
+
+    Where a probe says nothing else, it looks at the lowest layer, forward direction.
 
     Attributes:
         name: the file's name.
         Config: its options, a frozen dataclass.
+        layers: the recurrent layers that can be measured.
     """
 
     name: str
     Config: ClassVar[type[ProbeConfig]] = ProbeConfig
+    layers: ClassVar[tuple[type[nn.Module], ...]] = (*PLAIN, *RESIDUAL, *GATED)
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    def check(self, model: SequenceModel, task: Task) -> None:
+        """Refuse a model that cannot be measured, before anything runs.
+
+        Args:
+            model: as new, on the CPU, with all remedies.
+            task: what it will be trained on.
+
+        Raises:
+            ProbeError: names the probe, what it measures and what came.
+        """
+        if not isinstance(model.core, self.layers):
+            raise ProbeError(
+                f"probe.{self.name} measures {', '.join(k.__name__ for k in self.layers)}; "
+                f"got {type_before_parametrizations(model.core).__name__}"
+            )
 
     @abstractmethod
     def measure(
@@ -49,15 +70,29 @@ class Probe(ABC):
         Random numbers come from torch's global generator, which is seeded before and put back
         after. An infinity is ``None`` in a record, so return logarithms only where they exist.
 
-        Raises:
-            ProbeError: the model is not of a kind that can be measured.
+        Args:
+            model: a copy of the one in training, in evaluation mode.
+            task: what it is trained on.
+            x_TBI: input of the batch.
+            target: its answers, for ``task.loss``.
         """
 
 
-class ProbeError(ValueError):
+class ProbeError(ConfigError):
     """A probe that cannot be taken of a model; the message names both."""
 
 
 def log10_or_none(value: float) -> float | None:
     """Return log10, or ``None`` for an exact zero and for what is not finite."""
     return math.log10(value) if value > 0 and math.isfinite(value) else None
+
+
+def as_json(values: Tensor) -> Any:
+    """Return a tensor as a number or nested lists; ``None`` for what is not finite."""
+
+    def strict(value: Any) -> Any:
+        if isinstance(value, list):
+            return [strict(each) for each in value]
+        return value if math.isfinite(value) else None
+
+    return strict(values.tolist())

@@ -12,9 +12,9 @@ from typing import Any
 
 from experiments import registry
 from experiments.fields import parse_named
-from experiments.remedies._remedy import Problem, Remedy
+from experiments.remedies._remedy import Order, Problem, Remedy
 
-__all__ = ["REMEDIES", "Problem", "Remedy", "build_remedies"]
+__all__ = ["REMEDIES", "Order", "Problem", "Remedy", "build_remedies"]
 
 REMEDIES = registry.find(sys.modules[__name__], Remedy)
 

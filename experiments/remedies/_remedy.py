@@ -5,18 +5,34 @@ Shape legend: T time steps, B batch, I inputs.
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 import rnn_cuda
 from experiments.fields import Config, ConfigError
-from experiments.models import SequenceModel
+from experiments.models import GATED, PLAIN, RESIDUAL, SequenceModel
 from experiments.tasks import Task
+
+
+class Order(IntEnum):
+    """When a remedy is applied to a new model; lower first, then by name."""
+
+    WEIGHTS = 0
+    """Draws weights."""
+    BIASES = 1
+    """Sets some of what was drawn."""
+    LAYERS = 2
+    """Replaces layers."""
+    CONSTRAINTS = 3
+    """Computes weights from others."""
+    TRAINING = 4
+    """Trains the model that all the others have made."""
 
 
 @dataclass(frozen=True)
@@ -32,22 +48,37 @@ class Problem:
     horizon: int
 
 
-class Remedy(ABC):
+class Remedy:
     """One change against vanishing or exploding gradients; any number of them can be on at once.
 
     Attributes:
         name: the file's name.
         Config: its options, a frozen dataclass.
-        order: when it is applied; lower first. Weights are drawn (0) before layers are replaced
-            (1) and weights constrained (2).
+        order: when it is applied.
+        layers: the recurrent layers that it applies to.
+
+    One remedy serves many runs, also at the same time: it keeps nothing of a model.
     """
 
     name: str
     Config: ClassVar[type[Config]] = Config
-    order: int = 0
+    order: Order = Order.TRAINING
+    layers: ClassVar[tuple[type[nn.Module], ...]] = (*PLAIN, *RESIDUAL, *GATED)
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    def check(self, model: SequenceModel) -> None:
+        """Refuse a model that this remedy does not apply to.
+
+        Raises:
+            ConfigError: names the remedy, what it applies to and what came.
+        """
+        if not isinstance(model.core, self.layers):
+            raise ConfigError(
+                f"remedy.{self.name} applies to {', '.join(k.__name__ for k in self.layers)}; "
+                f"got {type_before_parametrizations(model.core).__name__}"
+            )
 
     def change(self, model: SequenceModel, problem: Problem) -> None:
         """Change the weights or layers of a new model, in place.
@@ -74,13 +105,19 @@ class Remedy(ABC):
         """
 
 
-def apply(model: SequenceModel, name: str, **options: Any) -> None:
+def apply(remedy: Remedy, model: SequenceModel, function: str, **options: Any) -> None:
     """Apply a remedy of the library to the core of a model, in place.
 
+    Args:
+        remedy: on whose behalf, for an error.
+        model: what is changed.
+        function: one of `rnn_cuda.remedies.REMEDIES`.
+        options: that it takes.
+
     Raises:
-        ConfigError: it does not apply to this kind of core.
+        ConfigError: it cannot be applied to this core.
     """
     try:
-        model.core = rnn_cuda.remedies.apply(model.core, name, **options)
+        model.core = rnn_cuda.remedies.apply(model.core, function, **options)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"remedy {name}: {error}") from error
+        raise ConfigError(f"remedy.{remedy.name}: {error}") from error

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from experiments.fields import Config, number_or_name
-from experiments.models import SequenceModel
-from experiments.remedies._remedy import Problem, Remedy, apply
+from experiments.models import GATED, SequenceModel
+from experiments.remedies._remedy import Order, Problem, Remedy, apply
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class GateBias(Remedy):
 
     name = "gate_bias"
     Config = GateBiasConfig
+    order = Order.BIASES
+    layers = GATED
 
     @torch.no_grad()
     def change(self, model: SequenceModel, problem: Problem) -> None:
@@ -34,6 +36,6 @@ class GateBias(Remedy):
         if self.config.value == "chrono":
             # Below 3 steps there is nothing to spread.
             lag = max(3, problem.task.dependency(problem.horizon))
-            apply(model, "chrono", max_lag=lag)
+            apply(self, model, "chrono", max_lag=lag)
         else:
-            apply(model, "forget_bias", value=self.config.value)
+            apply(self, model, "forget_bias", value=self.config.value)

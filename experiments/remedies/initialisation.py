@@ -10,7 +10,7 @@ from torch import nn
 import rnn_cuda
 from experiments.fields import Config, ConfigError, choice, flag, number, optional
 from experiments.models import SequenceModel
-from experiments.remedies._remedy import Problem, Remedy
+from experiments.remedies._remedy import Order, Problem, Remedy
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,15 @@ class Initialisation(Remedy):
 
     name = "initialisation"
     Config = InitialisationConfig
+    order = Order.WEIGHTS
+
+    def __init__(self, config: InitialisationConfig) -> None:
+        super().__init__(config)
+        if config.recurrent == "default" and config.gain != 1:
+            raise ConfigError(
+                "remedy.initialisation.gain scales a U that is drawn anew, so with "
+                f"recurrent=default it must be 1; got {config.gain:g}"
+            )
 
     @torch.no_grad()
     def change(self, model: SequenceModel, problem: Problem) -> None:

@@ -1,0 +1,586 @@
+"""Remedies in runs: what each does to weights and gradients, to what it applies, and all pairs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from experiments import checkpoint
+from experiments.config import RunConfig
+from experiments.fields import ConfigError
+from experiments.models import CORES
+from experiments.record import METRICS
+from experiments.remedies import REMEDIES, Problem
+from experiments.train import Interrupted, _on, train
+from rnn_cuda.instruments import lyapunov_exponents
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROOT = Path(__file__).parents[2]
+ELMAN, RESIDUAL, GATED = {"fused_rnn", "rnn"}, {"leaky", "antisymmetric"}, {"lstm", "gru"}
+ALL = ELMAN | RESIDUAL | GATED
+CLASS = {
+    "fused_rnn": "FusedRNN",
+    "rnn": "RNN",
+    "leaky": "LeakyRNN",
+    "antisymmetric": "AntisymmetricRNN",
+    "lstm": "LSTM",
+    "gru": "GRU",
+}
+APPLIES_TO = {
+    "antisymmetric": ELMAN,
+    "clipping": ALL,
+    "flossing": ELMAN | GATED,
+    "gate_bias": GATED,
+    "initialisation": ALL,
+    "leaky": ELMAN,
+    "omega": ELMAN,
+    "orthogonal_parametrization": ALL,
+    "spectral_norm": ALL,
+    "truncated_bptt": ALL,
+}
+# Each applies to some core by itself, but not together.
+NEVER_TOGETHER = {
+    frozenset(pair)
+    for pair in (
+        ("antisymmetric", "leaky"),
+        ("antisymmetric", "flossing"),
+        ("antisymmetric", "omega"),
+        ("leaky", "flossing"),
+        ("leaky", "omega"),
+        ("orthogonal_parametrization", "spectral_norm"),
+    )
+}
+QUICK = {
+    "clipping": {"norm": 0.1},
+    "flossing": {"steps": 2, "exponents": 2, "batch_size": 2},
+    "truncated_bptt": {"segment": 3},
+}
+T, B, H = 8, 4, 5
+
+
+def run_of(core="fused_rnn", *remedies, task="adding", horizon=T, model=None, options=None, **rest):
+    """A small run with these remedies, under quick options unless there are others."""
+    chosen = {name: (options or {}).get(name, QUICK.get(name, {})) for name in remedies}
+    return RunConfig.parse(
+        {
+            "model": {"core": core, "hidden_size": H, **(model or {})},
+            "task": {"name": task, "test_size": 8},
+            "horizon": horizon,
+            "remedy": chosen,
+            "training": {"steps": 2, "batch_size": B, **rest.pop("training", {})},
+            "evaluation": {"probe_size": B, "train_size": B},
+            **rest,
+        }
+    )
+
+
+def batch_of(run, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return _on(run, run.task.sample(B, run.horizon, generator))
+
+
+def folder_of(run, path):
+    return path / run.folder_name
+
+
+def weights_after(run, path):
+    train(run, folder_of(run, path))
+    return checkpoint.load(folder_of(run, path))["model"]
+
+
+# ---- choices -------------------------------------------------------------------------------------
+
+
+def test_every_remedy_has_a_choice_that_parses_and_shows_every_key():
+    seen = set()
+    for path in (ROOT / "hydra_conf/remedy").glob("*.yaml"):
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        name = first.removeprefix("# @package remedy.")
+        assert name in REMEDIES, first
+        shown = OmegaConf.to_container(OmegaConf.load(path))
+        assert set(shown) == {field.name for field in fields(REMEDIES[name].Config)}, path
+        REMEDIES[name](REMEDIES[name].Config.parse(shown))
+        seen.add(name)
+    assert seen == set(REMEDIES) == set(APPLIES_TO)
+
+
+# ---- to what they apply --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("core", sorted(CORES))
+@pytest.mark.parametrize("name", sorted(APPLIES_TO))
+def test_a_remedy_trains_the_cores_it_applies_to_and_refuses_the_others(name, core, tmp_path):
+    if core in APPLIES_TO[name]:
+        run = run_of(core, name, model={"num_layers": 2})
+        assert train(run, folder_of(run, tmp_path)).status == "finished"
+        return
+    with pytest.raises(ConfigError, match=rf"remedy\.{name} applies to .*; got {CLASS[core]}$"):
+        run_of(core, name)
+
+
+@pytest.mark.parametrize("core", ["fused_rnn", "lstm", "leaky"])
+@pytest.mark.parametrize("pair", list(itertools.combinations(sorted(APPLIES_TO), 2)), ids="+".join)
+def test_two_remedies_train_together_or_are_refused(pair, core, tmp_path):
+    if any(core not in APPLIES_TO[name] for name in pair) or frozenset(pair) in NEVER_TOGETHER:
+        with pytest.raises(ConfigError, match=rf"remedy\.({'|'.join(pair)}) applies to .*; got "):
+            run_of(core, *pair)
+        return
+    run = run_of(core, *pair)
+    assert train(run, folder_of(run, tmp_path)).status == "finished"
+
+
+def test_all_remedies_of_an_elman_layer_train_together(tmp_path):
+    names = APPLIES_TO.keys() - {"leaky", "antisymmetric", "gate_bias", "spectral_norm"}
+    for precision in ("float32", "float64", "bfloat16"):
+        run = run_of("fused_rnn", *names, model={"num_layers": 2}, precision=precision)
+        assert train(run, folder_of(run, tmp_path)).status == "finished"
+
+
+@pytest.mark.parametrize("core", sorted(CORES))
+def test_two_directions_train_with_every_remedy_but_truncation(core, tmp_path):
+    for name in sorted(APPLIES_TO):
+        if core in APPLIES_TO[name] and name != "truncated_bptt":
+            run = run_of(core, name, model={"bidirectional": True, "num_layers": 2})
+            assert train(run, folder_of(run, tmp_path)).status == "finished"
+    with pytest.raises(
+        ConfigError, match=r"remedy\.truncated_bptt applies to one direction, .*; got true"
+    ):
+        run_of(core, "truncated_bptt", model={"bidirectional": True})
+
+
+@pytest.mark.parametrize(
+    ("core", "options", "message"),
+    [
+        ("lstm", {"initialisation": {"recurrent": "identity"}}, "recurrent=identity: .*LSTM"),
+        (
+            "rnn",
+            {"initialisation": {"recurrent": "default", "gain": 2}},
+            "gain .* must be 1; got 2",
+        ),
+        ("rnn", {"flossing": {"exponents": 6}}, "flossing.exponents must be at most 5, .*; got 6"),
+        ("lstm", {"flossing": {"exponents": 11}}, "flossing.exponents must be at most 10, .*; got"),
+        ("rnn", {"clipping": {}}, "clipping needs norm or value; got null for both"),
+        ("rnn", {"clipping": {"norm": 1, "value": 1}}, "must not both be set; got 1.0 and 1.0"),
+        ("rnn", {"leaky": {"leak": 1.1}}, "remedy.leaky.leak must be a positive number of at most"),
+    ],
+)
+def test_an_option_that_no_model_can_have_is_refused(core, options, message):
+    with pytest.raises(ConfigError, match=message):
+        run_of(core, *options, options=options)
+
+
+def test_a_refusal_comes_with_the_configuration_and_leaves_the_random_state():
+    before = torch.get_rng_state()
+    with pytest.raises(ConfigError, match=r"remedy\.omega"):
+        run_of("lstm", "omega")
+    run_of("lstm", "initialisation", "spectral_norm").build_model()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# ---- weights -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [2.0, "chrono"])
+def test_the_gate_bias_is_set_after_biases_became_zero(value):
+    options = {"gate_bias": {"value": value}, "initialisation": {"zero_bias": True}}
+    core = run_of("gru", *options, options=options).build_model().core
+    update = (core.bias_ih_l0 + core.bias_hh_l0)[H : 2 * H]
+    if value == "chrono":  # log of U[1, dependency - 1]
+        assert 0 <= update.min() < update.max() <= math.log(T - 2)
+    else:
+        assert (update == value).all()
+    assert (core.bias_ih_l0[:H] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("recurrent", "expected"),
+    [
+        ("identity", lambda U: (U - 1.5 * torch.eye(50)).norm() == 0),
+        ("orthogonal", lambda U: (U @ U.T - 1.5**2 * torch.eye(50)).norm() < 1e-4),
+        ("gaussian", lambda U: 1.3 < U.std() * math.sqrt(50) < 1.7 and U.abs().max() > 0.5),
+    ],
+)
+def test_an_initialisation_draws_u_w_and_b_and_no_more(recurrent, expected):
+    options = {
+        "initialisation": {
+            "recurrent": recurrent,
+            "gain": 1.5,
+            "input_std": 0.001,
+            "zero_bias": True,
+        }
+    }
+    size = {"hidden_size": 50}
+    model = run_of("rnn", "initialisation", model=size, options=options).build_model()
+    plain = run_of("rnn", model=size).build_model()
+    assert expected(model.core.weight_hh_l0.detach())
+    assert 0.0007 < model.core.weight_ih_l0.std() < 0.0013
+    assert not model.core.bias_ih_l0.any()
+    assert not model.core.bias_hh_l0.any()
+    assert torch.equal(model.readout.weight, plain.readout.weight)
+
+
+def test_weights_are_drawn_alike_in_every_precision():
+    for name in ("initialisation", "gate_bias", "spectral_norm"):
+        single = run_of("lstm", name).build_model().state_dict()
+        double = run_of("lstm", name, precision="float64").build_model().state_dict()
+        for key in single:
+            if "maps" not in key:  # what a constraint keeps is computed in the run's precision
+                assert torch.equal(single[key].double(), double[key]), key
+
+
+@pytest.mark.parametrize("core", sorted(CORES))
+@pytest.mark.parametrize(("precision", "bound"), [("float32", 1e-5), ("float64", 1e-13)])
+def test_orthogonal_weights_stay_orthogonal_and_learn_at_their_own_rate(
+    core, precision, bound, tmp_path
+):
+    run = run_of(
+        core,
+        "orthogonal_parametrization",
+        "initialisation",
+        model={"num_layers": 2},
+        precision=precision,
+        training={"steps": 20},
+        optimizer={"name": "adam", "learning_rate": 0.1, "orthogonal_factor": 0.5},
+    )
+    model = run.build_model()
+    first = model.core.weight_hh_l0.detach().clone()
+    model.load_state_dict(weights_after(run, tmp_path))
+    for name in ("weight_hh_l0", "weight_hh_l1"):
+        for block in getattr(model.core, name).detach().split(H):
+            assert (block.T @ block - torch.eye(H)).abs().max() < bound
+    assert (model.core.weight_hh_l0 - first).norm() > 0.1
+    groups = checkpoint.load(folder_of(run, tmp_path))["optimizer"]["param_groups"]
+    assert sorted((group["lr"], len(group["params"])) for group in groups)[0] == (0.05, 2)
+
+
+def test_an_orthogonal_u_begins_as_drawn():
+    options = {"initialisation": {"recurrent": "orthogonal"}}
+    drawn = run_of("gru", "initialisation", options=options, precision="float64").build_model()
+    held = run_of(
+        "gru",
+        "initialisation",
+        "orthogonal_parametrization",
+        options=options,
+        precision="float64",
+    ).build_model()
+    difference = held.core.weight_hh_l0 - drawn.core.weight_hh_l0
+    assert difference.abs().max() < 1e-6  # what was drawn is orthogonal in float32
+
+
+@pytest.mark.parametrize("core", sorted(CORES))
+def test_spectral_norm_holds_every_block_at_the_bound(core, tmp_path):
+    run = run_of(
+        core,
+        "spectral_norm",
+        options={"spectral_norm": {"bound": 0.7, "iterations": 5}},
+        model={"num_layers": 2},
+        training={"steps": 20},
+        optimizer={"name": "sgd", "learning_rate": 0.1},
+    )
+    model = run.build_model()
+    model.load_state_dict(weights_after(run, tmp_path))
+    model.eval()
+    for name in ("weight_hh_l0", "weight_hh_l1"):
+        trained = model.core.get_parameter(f"parametrizations.{name}.original").detach()
+        held = getattr(model.core, name).detach()
+        for block, plain in zip(held.split(H), trained.split(H), strict=True):
+            assert torch.linalg.matrix_norm(block, 2).item() == pytest.approx(0.7, rel=0.01)
+            assert (block / plain).std() < 1e-5  # one factor for all entries
+
+
+@pytest.mark.parametrize("name", sorted(RESIDUAL))
+@pytest.mark.parametrize("core", sorted(ELMAN))
+def test_another_recurrence_is_that_of_the_core_of_its_name(name, core):
+    options = {"leaky": {"leak": 0.3}, "antisymmetric": {"step_size": 0.2, "diffusion": 0.1}}
+    remedied = run_of(core, name, options=options, model={"bidirectional": True})
+    plain = run_of(name, model={"bidirectional": True, **options[name]})
+    x, _ = batch_of(plain)
+    assert torch.equal(remedied.build_model()(x), plain.build_model()(x))
+
+
+# ---- gradients -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_clipping_bounds_what_is_applied_and_not_what_is_recorded(accumulation, tmp_path):
+    changes, norms = {}, {}
+    for kind, options in {
+        "none": {},
+        "norm": {"clipping": {"norm": 1e-3}},
+        "value": {"clipping": {"value": 1e-3}},
+    }.items():
+        run = run_of(
+            "gru",
+            *options,
+            options=options,
+            precision="float64",
+            training={"steps": 1, "accumulation": accumulation},
+            optimizer={"name": "sgd", "learning_rate": 1.0},
+        )
+        before = run.build_model().state_dict()
+        after = weights_after(run, tmp_path)
+        changes[kind] = torch.cat([(after[key] - before[key]).flatten() for key in before])
+        line = (folder_of(run, tmp_path) / METRICS).read_text().splitlines()[0]
+        norms[kind] = line
+    free = changes["none"]
+    assert norms["none"] == norms["norm"] == norms["value"]
+    assert free.norm() > 0.01
+    assert 0 < (free.abs() > 1e-3).sum() < len(free)
+    # torch divides by the norm plus 1e-6
+    torch.testing.assert_close(changes["norm"], free / free.norm() * 1e-3, rtol=1e-4, atol=1e-12)
+    torch.testing.assert_close(changes["value"], free.clamp(-1e-3, 1e-3), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("core", sorted(CORES))
+@pytest.mark.parametrize("task", ["adding", "copy_memory"])
+def test_truncation_cuts_the_state_and_nothing_else(core, task):
+    run = run_of(core, "truncated_bptt", task=task, precision="float64", model={"num_layers": 2})
+    model = run.build_model()
+    x, target = batch_of(run)
+    state, outputs = None, []
+    for t in range(len(x)):  # one step at a time, and a cut before steps 3, 6, ...
+        if t > 0 and t % 3 == 0:
+            state = tuple(s.detach() for s in state) if core == "lstm" else state.detach()
+        output, state = model.core(x[t : t + 1], state)
+        outputs.append(output)
+    h = torch.cat(outputs)
+    by_hand = run.task.loss(model.readout(h[-1] if task == "adding" else h), target)
+    expected = torch.autograd.grad(by_hand, list(model.parameters()))
+    loss = run.task.loss(model(x), target)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    torch.testing.assert_close(loss, by_hand, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-14)
+    model.eval()  # knows no cuts
+    whole = torch.autograd.grad(run.task.loss(model(x), target), list(model.parameters()))
+    assert max((a - b).abs().max() for a, b in zip(gradients, whole, strict=True)) > 1e-6
+
+
+DERIVATIVE = {"tanh": lambda h: 1 - h * h, "relu": lambda h: (h > 0).double()}
+FUNCTION = {"tanh": torch.tanh, "relu": torch.relu}
+
+
+def omega_by_hand(model, loss_of, x, nonlinearity, cut, form):
+    """Omega and its gradient for each U, from a loop over time and autograd for every h_t."""
+    core, f = model.core, FUNCTION[nonlinearity]
+    rows, total, gradients = x, 0.0, {}
+    by_place, finals = {}, []
+    suffixes = ["", "_reverse"] if core.bidirectional else [""]
+    for layer in range(core.num_layers):
+        outputs = []
+        for suffix in suffixes:
+            W, U, b, c = (
+                getattr(core, f"{kind}_l{layer}{suffix}").detach()
+                for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
+            h, states = torch.zeros(x.shape[1], H, dtype=torch.float64), {}
+            steps = range(len(x)) if suffix == "" else reversed(range(len(x)))
+            for number, t in enumerate(steps):
+                carried = h.detach() if cut and number and number % cut == 0 else h
+                h = f(rows[t] @ W.T + b + carried @ U.T + c)
+                h.requires_grad_()
+                states[t] = h
+            by_place[layer, suffix] = U, [states[t] for t in range(len(x))]
+            finals.append(h)
+            outputs.append(torch.stack(by_place[layer, suffix][1]))
+        rows = torch.cat(outputs, -1)
+    last = torch.cat(finals[-len(suffixes) :], -1)
+    loss = loss_of(model.readout(last if model.reads == "last" else rows))
+    for (layer, suffix), (U, states) in by_place.items():
+        U = U.clone().requires_grad_()
+        adjoints = torch.autograd.grad(loss, states, retain_graph=True, allow_unused=True)
+        values, active = 0.0, 0
+        for h, a in zip(states, adjoints, strict=True):
+            for sample in range(len(h)):
+                if a is None or a[sample].norm() == 0:
+                    continue
+                carried = (DERIVATIVE[nonlinearity](h[sample]) * a[sample]).detach() @ U
+                gain = carried.norm() / a[sample].norm()
+                values = values + ((gain - 1) if form == "paper" else (gain**2 - 1)) ** 2
+                active += 1
+        value = values / (x.shape[1] if form == "paper" else active)
+        gradients[f"weight_hh_l{layer}{suffix}"] = torch.autograd.grad(value, U)[0]
+        total += value.item()
+    return total, gradients
+
+
+@pytest.mark.parametrize(
+    ("core", "task", "model", "cut", "form"),
+    [
+        ("fused_rnn", "adding", {}, None, "paper"),
+        ("rnn", "adding", {}, None, "code"),
+        ("rnn", "copy_memory", {"nonlinearity": "relu"}, None, "paper"),
+        ("fused_rnn", "copy_memory", {"bidirectional": True}, None, "paper"),
+        ("fused_rnn", "adding", {"num_layers": 3, "bidirectional": True}, None, "paper"),
+        ("rnn", "adding", {"num_layers": 2, "bidirectional": True}, None, "code"),
+        ("fused_rnn", "adding", {"num_layers": 2}, 3, "paper"),
+        ("rnn", "copy_memory", {"num_layers": 2}, 4, "paper"),
+    ],
+)
+def test_omega_is_the_papers_penalty_and_pulls_at_u_alone(core, task, model, cut, form):
+    options = {"omega": {"alpha": 1.5, "form": form}}
+    if cut:
+        options["truncated_bptt"] = {"segment": cut}
+    run = run_of(core, *options, task=task, model=model, options=options, precision="float64")
+    network = run.build_model()
+    x, target = batch_of(run)
+    loss = run.task.loss(network(x), target)
+    remedy = next(remedy for remedy in run.remedies if remedy.name == "omega")
+    penalty = remedy.penalty(network, x, loss)
+    assert network.states is None
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(penalty, parameters, allow_unused=True, retain_graph=True)
+    expected, at_u = omega_by_hand(
+        network,
+        lambda prediction: run.task.loss(prediction, target),
+        x,
+        model.get("nonlinearity", "tanh"),
+        cut,
+        form,
+    )
+    assert penalty.item() == pytest.approx(1.5 * expected, rel=1e-10)
+    for name, gradient in zip(names, gradients, strict=True):
+        if "weight_hh" in name:
+            other = 1.5 * at_u[name.removeprefix("core.")]
+            torch.testing.assert_close(gradient, other, rtol=1e-9, atol=1e-13)
+        else:
+            assert gradient is None
+    loss.backward()  # its graph is still there
+
+
+def test_omega_sees_adjoints_that_float32_cannot_hold():
+    """After 100 steps that shrink by 3 each, squares and then norms leave float32's range."""
+    penalties = {}
+    for precision in ("float32", "float64", "bfloat16"):
+        run = run_of("fused_rnn", "omega", horizon=150, precision=precision)
+        network = run.build_model()
+        network.core.weight_hh_l0.data = 0.3 * torch.eye(H, dtype=network.core.weight_hh_l0.dtype)
+        x, target = batch_of(run)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = run.task.loss(network(x), target)
+            penalties[precision] = run.remedies[0].penalty(network, x, loss)
+    # 150 steps with a gain near .3 or below
+    assert 2 * 0.5 * 150 < penalties["float64"] < 2 * 150
+    assert penalties["float32"].item() == pytest.approx(penalties["float64"].item(), rel=1e-5)
+    assert penalties["bfloat16"].item() == pytest.approx(penalties["float64"].item(), rel=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("core", "model", "others"),
+    [
+        ("fused_rnn", {"num_layers": 2}, ()),
+        ("rnn", {"bidirectional": True}, ()),
+        ("lstm", {}, ()),
+        ("gru", {}, ("orthogonal_parametrization",)),
+    ],
+)
+def test_flossing_draws_the_exponents_towards_zero(core, model, others):
+    options = {"flossing": {"steps": 30, "learning_rate": 1e-2, "exponents": 3, "batch_size": 4}}
+    run = run_of(core, "flossing", *others, horizon=20, model=model, options=options)
+    network = run.build_model()
+    x, _ = batch_of(run)
+
+    def distance():
+        return [
+            lyapunov_exponents(
+                network.core, x, 3, layer=layer, reverse=reverse, generator=torch.Generator()
+            )
+            .square()
+            .mean()
+            .item()
+            for layer in range(network.core.num_layers)
+            for reverse in (False, True)[: network.directions]
+        ]
+
+    before, readout = distance(), network.readout.weight.detach().clone()
+    generator = torch.Generator().manual_seed(3)
+    states = generator.get_state(), torch.get_rng_state()
+    remedy = next(remedy for remedy in run.remedies if remedy.name == "flossing")
+    remedy.prepare(network, Problem(run.task, run.horizon), generator)
+    assert all(new < 0.7 * old for new, old in zip(distance(), before, strict=True))
+    assert torch.equal(readout, network.readout.weight)
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert torch.equal(states[0], generator.get_state())  # training sees the same data
+    assert torch.equal(states[1], torch.get_rng_state())
+
+
+def test_flossing_of_closed_relus_says_which_remedy_failed():
+    run = run_of("rnn", "flossing", model={"nonlinearity": "relu"})
+    network = run.build_model()
+    nn.init.constant_(network.core.bias_ih_l0, -10.0)
+    with pytest.raises(ConfigError, match=r"remedy\.flossing: count: expected at most 0"):
+        run.remedies[0].prepare(network, Problem(run.task, T), torch.Generator())
+
+
+# ---- in a run ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("core", "remedies"),
+    [
+        ("fused_rnn", ("spectral_norm", "flossing", "omega", "truncated_bptt", "clipping")),
+        ("lstm", ("orthogonal_parametrization", "flossing", "gate_bias", "initialisation")),
+        ("gru", ("spectral_norm", "truncated_bptt")),
+        ("rnn", ("leaky", "orthogonal_parametrization", "truncated_bptt")),
+        ("fused_rnn", ("orthogonal_parametrization", "omega", "flossing")),
+    ],
+)
+@pytest.mark.parametrize("stop", [0, 1, 7])
+def test_a_run_that_was_interrupted_ends_with_the_same_bits(core, remedies, stop, tmp_path):
+    run = run_of(
+        core,
+        *remedies,
+        training={"steps": 10},
+        probe={"adjoint": {"every": 3}},
+        optimizer={"name": "adam"},
+    )
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    expected = weights_after(run, whole)
+    looks = itertools.count()
+    with pytest.raises(Interrupted):
+        train(run, folder_of(run, broken), is_asked_to_end=lambda: next(looks) == stop)
+    weights = weights_after(run, broken)
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[key], expected[key]) for key in weights)
+    metrics = [(folder_of(run, where) / METRICS).read_bytes() for where in (whole, broken)]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_remedy_is_added_with_one_file_as_the_page_says(tmp_path):
+    page = (ROOT / "docs/remedies.md").read_text(encoding="utf-8")
+    source = page.partition("```python\n# experiments/remedies/")[2].partition("```")[0]
+    name, _, source = source.partition(".py\n")
+    shown = OmegaConf.create(
+        page.partition(f"```yaml\n# @package remedy.{name}")[2].split("```")[0]
+    )
+    (tmp_path / f"{name}.py").write_text(source)
+    program = (  # the package is run again, with a second folder to list
+        "import experiments.remedies as package, experiments.config as config\n"
+        f"package.__path__.append({str(tmp_path)!r})\n"
+        "package.__spec__.loader.exec_module(package)\n"
+        "config.build_remedies = package.build_remedies\n"
+        "def run(**remedy):\n"
+        "    values = dict(model=dict(core='rnn'), task=dict(name='adding'), remedy=remedy)\n"
+        "    return config.RunConfig.parse(values).build_model().core\n"
+        f"plain, scaled = run(), run({name}={dict(shown)!r})\n"
+        "print((scaled.weight_ih_l0 / plain.weight_ih_l0).unique().tolist())\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert found.stdout == f"[{shown.factor}]\n", found.stderr
+
+
+def test_the_page_names_every_remedy_and_choice():
+    page = (ROOT / "docs/remedies.md").read_text(encoding="utf-8")
+    for name in REMEDIES:
+        assert f"| `{name}` |" in page
+    for path in (ROOT / "hydra_conf/remedy").glob("*.yaml"):
+        assert f"`{path.stem}`" in page
