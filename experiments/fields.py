@@ -172,8 +172,8 @@ def one_of(options: Iterable[str | int]) -> Check:
 def check(key: str, value: Any, allowed: Check) -> None:
     """Raise :class:`ConfigError` unless ``value`` is what ``key`` may hold."""
     if not allowed.accepts(value):
-        nearest = _nearest(value, allowed.choices)
-        raise ConfigError(f"{key} must be {allowed.expected}; got {value!r}{nearest}")
+        hint = nearest(value, allowed.choices)
+        raise ConfigError(f"{key} must be {allowed.expected}; got {value!r}{hint}")
 
 
 def check_keys(values: Mapping[str, Any], known: Iterable[str], prefix: str) -> None:
@@ -183,7 +183,7 @@ def check_keys(values: Mapping[str, Any], known: Iterable[str], prefix: str) -> 
         if key not in known:
             raise ConfigError(
                 f"unknown key {prefix}{key}; known here: {', '.join(sorted(known))}"
-                f"{_nearest(key, known, prefix)}"
+                f"{nearest(key, known, prefix)}"
             )
 
 
@@ -245,7 +245,7 @@ def parse_named(values: Any, kinds: Mapping[str, type[Config]], key: str) -> dic
         if name not in kinds:
             raise ConfigError(
                 f"unknown {key} {name}; known: {', '.join(sorted(kinds))}"
-                f"{_nearest(name, tuple(kinds))}"
+                f"{nearest(name, tuple(kinds))}"
             )
         if options is not None and not isinstance(options, Mapping):
             raise ConfigError(f"{key}.{name} must be a mapping of its options; got {options!r}")
@@ -271,6 +271,7 @@ def _range_words(at_least: float, at_most: float | None) -> str:
     return f"of at least {low}" if at_most is None else f"from {low} to {at_most}"
 
 
-def _nearest(name: Any, names: tuple[str, ...], prefix: str = "") -> str:
-    close = difflib.get_close_matches(str(name), names, n=1)
+def nearest(name: Any, names: Iterable[str], prefix: str = "") -> str:
+    """Return words that suggest the nearest of ``names``; empty if none is near."""
+    close = difflib.get_close_matches(str(name), list(names), n=1)
     return f"; did you mean {prefix}{close[0]}?" if close else ""

@@ -29,9 +29,10 @@ import torch
 from torch import Tensor, nn
 
 import rnn_cuda
-from experiments import initialisation_figures, report, results, run_folder
+from experiments import console, files, initialisation_figures, run_folder
 from experiments.provenance import provenance
-from experiments.workers import one_thread
+from experiments.record import write_json
+from experiments.train import use_threads
 from rnn_cuda import init
 from rnn_cuda.instruments import GradientFlow
 
@@ -301,10 +302,10 @@ def write(found: dict[str, Any], folder: Path) -> None:
     """Write table, results, profiles and figures."""
     folder.mkdir(parents=True, exist_ok=True)
     profiles = found.pop("profiles")
-    results.write_json(folder / "results.json", found)
+    write_json(folder / "results.json", found)
     text = f"{table(found)}\n\n{conclusion(found)}\n\n{path_table(found)}\n"
-    results.write_text(folder / "table.md", text)
-    results.write_csv(
+    files.write_text(folder / "table.md", text)
+    files.write_csv(
         folder / "profiles.csv",
         ("row", "quantity", "seed", "lag", "norm"),
         (
@@ -338,14 +339,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run_folder.claim(folder)
     except run_folder.FolderTakenError as error:
         parser.error(str(error))
-    console = report.new_console()
-    with one_thread():
-        found = study(Settings(**options), lambda line: report.say(console, line))
+    target = console.new_console()
+    with use_threads(1):
+        found = study(Settings(**options), lambda line: console.say(target, line))
     write(found, folder)
     run_folder.release(folder)
-    report.say(console, "")
-    report.say(console, conclusion(found))
-    report.say(console, f"Table, profiles and figures: {folder}")
+    console.say(target, "")
+    console.say(target, conclusion(found))
+    console.say(target, f"Table, profiles and figures: {folder}")
 
 
 if __name__ == "__main__":

@@ -1,274 +1,271 @@
-"""Runs one study: a model at growing horizons, contrast arms beside it, several seeds.
+"""Runs a study, or what is left of it: models at growing horizons, several seeds.
 
     python -m experiments.run model=fused_rnn
     python -m experiments.run model=lstm model.match_parameters=true
     python -m experiments.run experiment=noise_padded_digits model=gru
-    python -m experiments.run -m model=fused_rnn,rnn,lstm,gru      # one comparison over all runs
+    python -m experiments.run -m model=fused_rnn,rnn,lstm,gru      # one comparison over all studies
+    python -m experiments.run --help
 
-The run folder holds ``results.json``, ``curves.csv``, ``profiles.csv``, figures, the table and
-conclusions as text, the resolved configuration, and what it takes to repeat the run.
+Every run has a folder of its own in ``runs/records`` and is made once: a command that was killed
+goes on where it was, and one that is given again shows what it showed. The study's folder holds the
+table and what was measured as text, figures, the resolved configuration and ``study.json``.
 """
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from experiments import figures, report, results, run_folder
+from experiments import figures, interrupts, run_folder, tables, view
+from experiments.console import new_console, say, write_printed
+from experiments.display import Display
+from experiments.execution import Outcome, execute
+from experiments.fields import ConfigError, nearest
+from experiments.files import write_text
 from experiments.kernel_check import compare_with_torch
-from experiments.ladder import Arm, build_arms, run_arm, summarise_arm
-from experiments.provenance import provenance
-from experiments.settings import ConfigError, validated
-from experiments.tasks import build_task
-from experiments.workers import available_cores, noticed_interrupts, run_jobs
-from rnn_cuda import backend
+from experiments.record import write_json
+from experiments.study import Member, Study, parse_study
 
 CONFIGURATION = Path(__file__).resolve().parents[1] / "hydra_conf"
+FAILURE = "failure.json"
+
+
+@dataclass
+class Schema:
+    """The keys of ``config.yaml``; the values are checked by the classes that they become.
+
+    Those say more than OmegaConf can: the range, the choices, the nearest right name.
+    """
+
+    name: str = "study"
+    about: str = "-"
+    model: Any = None
+    task: Any = None
+    optimizer: Any = None
+    remedy: dict[str, Any] = field(default_factory=dict)
+    probe: dict[str, Any] = field(default_factory=dict)
+    seeds: Any = None
+    horizons: Any = None
+    contrast_horizons: Any = None
+    budget: Any = None
+    budgets: dict[str, Any] = field(default_factory=dict)
+    arms: dict[str, Any] = field(default_factory=dict)
+    expected: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    precision: Any = None
+    device: Any = None
+    threads: Any = None
+    workers: Any = None
+    launcher: Any = "processes"
+    retry: Any = None
+    checkpoint_seconds: Any = None
+    output: dict[str, Any] = field(default_factory=dict)
+
+
+ConfigStore.instance().store(name="schema", node=Schema)
+
+
+class SweepError(RuntimeError):
+    """Members of a sweep without a result."""
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGURATION), config_name="config")
 def main(config: DictConfig) -> None:
-    """Check the configuration and run it in a folder of its own.
-
-    A member of a sweep that fails records why and returns, so that the others run;
-    `experiments.compare` lists it when the sweep ends.
-    """
+    """Check the configuration, and run it in a folder of its own."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    overrides = list(HydraConfig.get().overrides.task)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        _run_member(config, run_folder.claim_next(folder))
-    else:
-        _run_alone(config, folder)
-
-
-def _run_member(config: DictConfig, folder: Path) -> None:
+        folder = run_folder.claim_next(folder)
+        try:
+            run_study(parse_study(config, overrides), folder, new_console(), config)
+        except Exception as error:
+            # The others run; the comparison lists this one.
+            reason = str(error) if isinstance(error, ConfigError) else _described(error)
+            write_json(folder / FAILURE, {"reason": reason, "traceback": traceback.format_exc()})
+            print(f"error: {folder.name}: {reason}", file=sys.stderr)
+        return
+    run_folder.claim(folder)
     try:
-        _run(config, folder)
-    except Exception as error:
-        results.write_failure(folder, error)
-        if not isinstance(error, ConfigError | report.PresentationError):
-            traceback.print_exc()
-        print(f"error: {folder.name}: {error}", file=sys.stderr)
-
-
-def _run_alone(config: DictConfig, folder: Path) -> None:
-    try:
-        # Taken already, unless Hydra was told to do without our callback.
-        run_folder.claim(folder)
-        _run(config, folder)
-    except run_folder.FolderTakenError as error:
-        raise SystemExit(f"error: {error}") from None
-    except ConfigError as error:
+        study = parse_study(config, overrides)
+    except BaseException:
         run_folder.release(folder)
-        raise SystemExit(f"error: {error}") from error
-    except report.PresentationError as error:
-        results.write_failure(folder, error)
-        raise SystemExit(f"error: {error}") from error
-    except Exception as error:
-        results.write_failure(folder, error)
         raise
+    if not run_study(study, folder, new_console(), config):
+        raise SystemExit(1)
 
 
-def _run(config: DictConfig, folder: Path) -> None:
-    plain = validated(config)
-    # As Hydra writes it, which would do so before the folder is known to be free.
-    hydra_config = HydraConfig.instance().cfg
-    described = {
-        "config": config,
-        "hydra": hydra_config,
-        "overrides": hydra_config.hydra.overrides.task,
-    }
-    (folder / ".hydra").mkdir(exist_ok=True)
-    for name, node in described.items():
-        results.write_text(folder / ".hydra" / f"{name}.yaml", OmegaConf.to_yaml(node))
-    try:
-        with noticed_interrupts():
-            run_study(plain, folder, report.new_console())
-    except KeyboardInterrupt:
-        raise SystemExit(f"\ninterrupted; what was done so far: {folder}") from None
-
-
-def run_study(config: dict[str, Any], folder: Path, console: Console) -> dict[str, Any]:
-    """Run a validated configuration and leave everything in ``folder``.
+def run_study(
+    study: Study, folder: Path, console: Console, config: DictConfig | None = None
+) -> bool:
+    """Make the runs of a study that have no record, and leave what they show in ``folder``.
 
     Returns:
-        What ``results.json`` holds.
+        Whether every run has a result.
 
     Raises:
-        experiments.run_folder.FolderTakenError: another run is, or was, in ``folder``.
-        experiments.workers.WorkerError: an arm failed in its process.
-        experiments.report.PresentationError: the results are on disk, but could not be printed or
-            drawn.
+        KeyboardInterrupt: asked to end; every run that was under way is saved.
     """
-    run_folder.claim(folder)
-    task = build_task(config["task"])
-    arms = build_arms(config)
-    workers = worker_count(config, len(arms) * len(config["seeds"]))
-    found: dict[str, Any] = {
-        "complete": False,
-        "config": config,
-        "provenance": {**provenance(config["device"]), "workers": workers},
-        "task": {"name": task.name, "metric": task.metric},
-        "kernel_check": None,
-        "arms": [],
-    }
-    results.write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-    results.write_json(folder / results.PARTIAL, found)
-    report.say(
-        console, f"{config['name']}: {config['model']['name']} on {task.name}, {workers} worker(s)"
+    command = shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]])
+    folder.mkdir(parents=True, exist_ok=True)
+    if config is not None:
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
+    view.save(study, folder, command)
+    # Before any worker starts: this also builds the kernels, once.
+    check = compare_with_torch(_checked_run(study).run)
+    view.save(study, folder, command, check)
+    failures: dict[str, Outcome] = {}
+    with interrupts.noticed() as is_asked_to_end, Display(study, console) as display:
+
+        def on_outcome(member: Member, outcome: Outcome) -> None:
+            display.outcome(member, outcome)
+            if outcome.state != "done":
+                failures[member.run.identity] = outcome
+
+        execute(study, is_asked_to_end, display.progress, on_outcome)
+        is_ended = is_asked_to_end()
+    seen = view.load(folder).with_reasons(
+        {identity: outcome.reason for identity, outcome in failures.items()}
     )
-
-    found["kernel_check"] = compare_with_torch(config, check_horizon(config))
-    runs = _run_arms(config, arms, workers, console, folder, found, task)
-    found["arms"] = [summarise_arm(config, task, arm, runs[arm.title]) for arm in arms]
-    found["conclusions"] = report.conclusions(found)
-    # Only now has this process used a kernel; each run says for itself what its process used.
-    found["provenance"]["backend"] = backend.describe()
-    found["complete"] = True
-
-    _write_tables(folder, arms, runs)
-    results.write_json(folder / results.RESULTS, found)
-    (folder / results.PARTIAL).unlink()
-
-    losses = {arm.title: [run["loss"] for run in runs[arm.title]] for arm in arms}
-    try:
-        report.present(
-            lambda: report.write_report(
-                folder / "report.txt", lambda target: report.say_results(target, found)
-            ),
-            lambda: report.say_results(console, found),
-            lambda: figures.draw_run(found, losses, folder),
-            lambda: report.say(console, f"Results, curves and figures: {folder}"),
+    problems = present(
+        lambda: write_printed(folder / "report.txt", lambda to: tables.say_view(to, seen)),
+        lambda: tables.say_view(console, seen),
+        lambda: figures.draw(seen, folder),
+        lambda: say(console, f"Table, figures and configuration: {folder}"),
+    )
+    if is_ended:
+        raise KeyboardInterrupt
+    if problems:
+        say(
+            console,
+            f"error: all records are in {study.root / 'runs' / 'records'}, but not everything "
+            f"could be printed and drawn: {'; '.join(problems)}",
         )
-    except report.PresentationError as error:
-        raise report.PresentationError(
-            f"the run is finished and its results are in {folder}, but not all of them could be "
-            f"printed and drawn: {error}"
-        ) from error
-    return found
+    return not seen.failures and not problems
 
 
-def worker_count(config: dict[str, Any], jobs: int) -> int:
-    """Return the number of processes: as configured, else one per core; one for a GPU."""
-    if config["workers"] is not None:
-        return min(config["workers"], jobs)
-    if config["device"] != "cpu":
-        return 1
-    return min(available_cores(), jobs)
+def present(*steps: Callable[[], Any]) -> list[str]:
+    """Call every step, also after one that failed; return how those that failed did."""
+    problems = []
+    for step in steps:
+        try:
+            step()
+        except Exception as error:
+            problems.append(_described(error))
+    return problems
 
 
-def check_horizon(config: dict[str, Any]) -> int:
-    """Return where the kernel is put beside ``torch.nn.RNN``: a contrast's T, else mid-ladder."""
-    horizons = sorted(config["contrast_horizons"] or config["horizons"])
-    return horizons[len(horizons) // 2]
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
-def _run_arms(
-    config: dict[str, Any],
-    arms: list[Arm],
-    workers: int,
-    console: Console,
-    folder: Path,
-    found: dict[str, Any],
-    task: Any,
-) -> dict[str, list[dict[str, Any]]]:
-    """Run every arm from every seed; return the runs by arm title, in the order of the seeds."""
-    # Longest first, so that no core is left with a long job at the end.
-    jobs = [
-        (config, arm, seed)
-        for arm in sorted(arms, key=lambda arm: -arm.horizon)
-        for seed in config["seeds"]
-    ]
-    runs: dict[str, list[dict[str, Any]]] = {arm.title: [] for arm in arms}
-    steps = config["training"]["steps"]
-    with _progress(console) as progress:
-        bars = {
-            arm.title: progress.add_task(
-                report.as_line(arm.title), total=steps * len(config["seeds"]), loss=""
-            )
-            for arm in arms
-        }
-        total = progress.add_task("all", total=steps * len(jobs), loss="")
-        done = [0] * len(jobs)
-
-        def on_progress(index: int, told: tuple[int, float]) -> None:
-            step, loss = told
-            advance, done[index] = step - done[index], step
-            progress.update(bars[jobs[index][1].title], advance=advance, loss=f"loss {loss:.4f}")
-            progress.advance(total, advance)
-
-        def on_result(index: int, run: dict[str, Any]) -> None:
-            arm = jobs[index][1]
-            # A run that diverged stopped early; its bar is full all the same.
-            on_progress(index, (steps, run["loss"][-1]))
-            runs[arm.title].append(run)
-            runs[arm.title].sort(key=lambda run: config["seeds"].index(run["seed"]))
-            found["arms"] = [
-                summarise_arm(config, task, a, runs[a.title]) for a in arms if runs[a.title]
-            ]
-            results.write_json(folder / results.PARTIAL, found)
-            if not console.is_terminal:
-                report.say(console, f"  {arm.title}, seed {run['seed']}: {run['verdict']}")
-
-        run_jobs(run_arm, jobs, workers, on_progress, on_result)
-    return runs
+def _checked_run(study: Study) -> Member:
+    """Return where the kernel is put beside ``torch.nn.RNN``: mid-ladder, or at a contrast's T."""
+    contrasts = [member for member in study.members if member.is_contrast]
+    ladder = [member for member in study.members if not member.is_contrast]
+    horizons = sorted({member.run.horizon for member in contrasts or ladder})
+    horizon = horizons[len(horizons) // 2]
+    return next((member for member in ladder if member.run.horizon == horizon), ladder[0])
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<24}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[loss]}"),
-        console=console,
-        disable=not console.is_terminal,
+class ComparisonCallback(Callback):
+    """Looks at all studies of a sweep together, when the last one has ended."""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Write the comparison into the sweep's folder; end with status 1 if a run failed."""
+        folder = Path(config.hydra.sweep.dir)
+        # Hydra turns an exception of a callback into a warning, and reports success.
+        try:
+            is_good = compare(folder, new_console())
+        except Exception:
+            traceback.print_exc()
+            is_good = False
+        if not is_good:
+            raise SystemExit(1)
+
+
+def compare(folder: Path, console: Console) -> bool:
+    """Print and draw what the studies below a folder show together.
+
+    Returns:
+        Whether every run has a result, and everything could be printed and drawn.
+    """
+    try:
+        seen = view.load(folder)
+    except view.ViewError as error:
+        say(console, f"No comparison: {error}.")
+        return False
+    problems = present(
+        lambda: write_printed(folder / "report.txt", lambda to: tables.say_view(to, seen)),
+        lambda: tables.say_view(console, seen),
+        lambda: figures.draw(seen, folder),
+        lambda: say(console, f"Comparison: {folder}"),
     )
+    for problem in problems:
+        say(console, f"error: {problem}")
+    return not seen.failures and not problems
 
 
-def _write_tables(folder: Path, arms: list[Arm], runs: dict[str, list[dict[str, Any]]]) -> None:
-    every = [(arm, run) for arm in arms for run in runs[arm.title]]
-    results.write_csv(
-        folder / "curves.csv",
-        ("arm", "horizon", "seed", "step", "loss", "gradient_norm"),
-        (
-            (arm.title, arm.horizon, run["seed"], step, loss, norm)
-            for arm, run in every
-            for step, (loss, norm) in enumerate(
-                zip(run["loss"], run["gradient_norm"], strict=True), start=1
-            )
-        ),
-    )
-    results.write_csv(
-        folder / "profiles.csv",
-        ("arm", "horizon", "seed", "stage", "lag", "state_norm", "hidden_norm"),
-        (
-            (arm.title, arm.horizon, run["seed"], stage, lag, state, hidden)
-            for arm, run in every
-            for stage in ("initial", "trained")
-            for lag, (state, hidden) in enumerate(
-                zip(run[stage]["state_norm"][::-1], run[stage]["hidden_norm"][::-1], strict=True)
-            )
-        ),
-    )
+def start() -> None:
+    """Run what the command line says; what is wrong with it is said in one line."""
+    # Without this Hydra would print such an error itself, and end the process.
+    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        if wants_traceback:
+            raise
+        raise SystemExit(f"error: {explained(error)}") from None
+    except (ConfigError, run_folder.FolderTakenError) as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(
+            "\ninterrupted; what was done is saved, and the same command goes on from here"
+        ) from None
+
+
+def explained(error: BaseException) -> str:
+    """Return an error of Hydra's in one line, with the nearest right name where there is one."""
+    causes: list[BaseException] = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    words = " ".join(" ".join(str(cause).split()) for cause in causes[:1])
+    for cause in causes:
+        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
+            group, _, name = cause.missing_cfg_file.rpartition("/")
+            options = sorted(path.stem for path in (CONFIGURATION / group).glob("*.yaml"))
+            if group and options:
+                known = ", ".join(options)
+                return f"{group} must be one of {known}; got {name}{nearest(name, options)}"
+        parent = getattr(cause, "parent_node", None)
+        key = getattr(cause, "key", None)
+        if parent is not None and isinstance(key, str) and isinstance(parent, DictConfig):
+            known = [str(name) for name in parent]
+            prefix = cause.full_key.removesuffix(key)  # type: ignore[attr-defined]
+            if key not in known:
+                return (
+                    f"unknown key {cause.full_key}; known here: {', '.join(sorted(known))}"  # type: ignore[attr-defined]
+                    f"{nearest(key, tuple(known), prefix)}"
+                )
+    return words
 
 
 if __name__ == "__main__":
-    main()
+    start()

@@ -28,12 +28,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.results import PARTIAL, RESULTS
+from experiments.view import STUDY
 
 OWNER = "owner.json"
 
 # What runs and sweeps left behind before folders had an owner.
-_EARLIER = (".hydra", "multirun.yaml", PARTIAL)
+_EARLIER = (".hydra", "multirun.yaml", "partial_results.json", "results.json")
 
 # The locked files of the folders that this process has taken.
 _taken: dict[Path, int] = {}
@@ -53,12 +53,12 @@ def claim(folder: Path) -> None:
     """
     path = folder.resolve()
     if path in _taken:
-        _refuse_earlier(folder, (PARTIAL, RESULTS))
+        _refuse_earlier(folder, (STUDY,))
         return
     if folder.exists() and not folder.is_dir():
         raise FolderTakenError(f"{folder} is not a folder; choose another name")
     folder.mkdir(parents=True, exist_ok=True)
-    _refuse_earlier(folder, (RESULTS, *(() if (folder / OWNER).exists() else _EARLIER)))
+    _refuse_earlier(folder, (STUDY, *(() if (folder / OWNER).exists() else _EARLIER)))
     try:
         file = os.open(folder / OWNER, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:

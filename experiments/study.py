@@ -173,7 +173,6 @@ def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study:
         run = RunConfig.parse({**_run_values(own), **first})
         for horizon in horizons:
             run = run.at(horizon=horizon)
-            run.build_model()  # what does not fit together is refused before anything runs
             for seed in study.seeds:
                 its = run.at(seed=seed)
                 folder = root / "runs" / RECORDS / its.folder_name

@@ -153,8 +153,10 @@ class HeldOut:
         self._run = run
         generator = torch.Generator().manual_seed(run.evaluation.seed)
         test = run.task.test_set(run.horizon, generator)
-        self.test = _on(run, test)
-        self.probe = _on(run, run.task.sample(run.evaluation.probe_size, run.horizon, generator))
+        self.test = on_device(run, test)
+        self.probe = on_device(
+            run, run.task.sample(run.evaluation.probe_size, run.horizon, generator)
+        )
         self.model = run.build_model()
 
     def error(self, model: SequenceModel) -> float:
@@ -188,7 +190,7 @@ def train(
         Interrupted: ``is_asked_to_end`` said so; a checkpoint is saved.
         OSError: something cannot be written; the last checkpoint stands.
     """
-    with owned(folder), _threads(run.threads), _own_random_state(run):
+    with owned(folder), use_threads(run.threads), _own_random_state(run):
         with suppress(FileNotFoundError):
             return Record.load(folder)
         state = checkpoint.load(folder)
@@ -240,7 +242,7 @@ def _loop(
         training.optimizer.zero_grad(set_to_none=True)
         loss = None
         for _ in range(settings.accumulation):
-            x_TBI, target = same_batch or _on(
+            x_TBI, target = same_batch or on_device(
                 run, task.sample(settings.batch_size, run.horizon, training.generator)
             )
             with _autocast(run):
@@ -354,7 +356,9 @@ def _outcome(training: Training, held_out: HeldOut, log: MetricsLog) -> Record:
             "error_over_know_nothing": error / task.know_nothing_error(horizon),
             "train_error": evaluate(training.model, run, _training_data(run, generator)),
             "test_error_at": {
-                str(other): evaluate(training.model, run, _on(run, task.test_set(other, generator)))
+                str(other): evaluate(
+                    training.model, run, on_device(run, task.test_set(other, generator))
+                )
                 for other in run.evaluation.horizons
             },
         }
@@ -409,7 +413,7 @@ def _training_data(run: RunConfig, generator: torch.Generator) -> Batch:
     same = _same_batch(run)
     if same is not None:
         return same
-    return _on(run, run.task.sample(run.evaluation.train_size, run.horizon, generator))
+    return on_device(run, run.task.sample(run.evaluation.train_size, run.horizon, generator))
 
 
 def _same_batch(run: RunConfig) -> Batch | None:
@@ -418,10 +422,10 @@ def _same_batch(run: RunConfig) -> Batch | None:
     if samples is None:
         return None
     generator = torch.Generator().manual_seed(DATA_STREAM + run.seed)
-    return _on(run, run.task.sample(samples, run.horizon, generator))
+    return on_device(run, run.task.sample(samples, run.horizon, generator))
 
 
-def _on(run: RunConfig, batch: Batch) -> Batch:
+def on_device(run: RunConfig, batch: Batch) -> Batch:
     """Return a batch on the run's device, floats in its precision."""
     dtype = torch.float64 if run.precision == "float64" else torch.float32
     x_TBI, target = (
@@ -438,7 +442,7 @@ def _autocast(run: RunConfig) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def use_threads(count: int) -> Iterator[None]:
     """Let torch use so many threads: their number can change the rounding of a sum."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

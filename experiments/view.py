@@ -10,12 +10,11 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from experiments.config import RunConfig
 from experiments.record import METRICS, Record, RecordError, is_owned, read_metrics, write_json
 from experiments.study import Study
 
@@ -141,14 +140,23 @@ class View:
         rows: dict[tuple[bool, int, str], Row] = {}
         for entry in self.entries:
             key = (entry.is_contrast, entry.horizon, entry.label)
-            row = rows.setdefault(
-                key, Row(entry.label, entry.horizon, entry.is_contrast, [], {})
-            )
+            row = rows.setdefault(key, Row(entry.label, entry.horizon, entry.is_contrast, [], {}))
             if entry.record is None or entry.failure is not None:
                 row.failures[entry.seed] = entry.failure or ""
             else:
                 row.records.append(entry.record)
         return [rows[key] for key in sorted(rows, key=lambda key: key[:2])]
+
+    def with_reasons(self, reasons: Mapping[str, str]) -> View:
+        """Return the same view; runs without a record get these reasons, by identity."""
+        entries = [
+            replace(entry, reason=reason)
+            if entry.record is None
+            and (reason := reasons.get(entry.folder.name.rpartition("-")[2]))
+            else entry
+            for entry in self.entries
+        ]
+        return replace(self, entries=entries)
 
     @property
     def records(self) -> list[Record]:
@@ -232,9 +240,7 @@ def load(folder: Path) -> View:
     studies = sorted((path.parent for path in folder.rglob(STUDY)), key=_order)
     if studies:
         return joined([_load_study(path) for path in studies], str(folder), studies)
-    entries = [
-        _entry(path.parent, None, False) for path in sorted(folder.rglob("config.json"))
-    ]
+    entries = [_entry(path.parent, None, False) for path in sorted(folder.rglob("config.json"))]
     if not entries:
         raise ViewError(f"{folder} holds no {STUDY} and no runs")
     return View(folder.name, "", "", entries)
@@ -263,9 +269,7 @@ def _load_study(folder: Path) -> View:
             raise ViewError(f"{path} has version {version}, this program reads {VERSION}")
         runs = values.pop("runs")
         entries = [
-            _entry(
-                (folder / run["folder"]).resolve(), run["label"], run["is_contrast"], run
-            )
+            _entry((folder / run["folder"]).resolve(), run["label"], run["is_contrast"], run)
             for run in runs
         ]
         return View(entries=entries, **values)
@@ -308,7 +312,9 @@ def decades_per_step(rows: Iterable[Row]) -> float | None:
     slopes = [
         ratio / (len(profile) - 1)
         for row in rows
-        for ratio, profile in zip(row.log10_ratios("initial"), row.profiles("initial"), strict=False)
+        for ratio, profile in zip(
+            row.log10_ratios("initial"), row.profiles("initial"), strict=False
+        )
         if ratio is not None and len(profile) > 1
     ]
     return median(slopes) if slopes else None

@@ -1,0 +1,269 @@
+"""Says in a table and in sentences what the runs of a view measured.
+
+Sentences state what was measured and what it compares with. Every one is made from numbers, and
+there is one for the case that what is expected did not happen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.console import as_line, as_text, new_table, say, say_items
+from experiments.expectations import Expectation, expectations
+from experiments.train import LEARNED_BELOW, SOLVED_BELOW
+from experiments.view import Row, View, decades_per_step
+
+VANISHING_DECADES_PER_STEP = 0.05
+"""A steeper mean fall of the gradient than this is called vanishing: 2.5 decades in 50 steps."""
+
+ROUNDING = 1e-3
+"""A larger relative difference from ``torch.nn.RNN`` is not put down to float32 rounding."""
+
+
+def say_view(console: Console, view: View) -> None:
+    """Print table, conclusions, signatures and failures."""
+    if view.records:
+        console.print()
+        console.print(table(view))
+        say(console, "What was measured")
+        say_items(console, conclusions(view))
+    say_failures(console, view.failures)
+
+
+def say_failures(console: Console, failures: Mapping[str, str]) -> None:
+    """Print the runs without a result, each with the first and the last line of its reason."""
+    if not failures:
+        return
+    say(console, f"{len(failures)} run(s) without a result:")
+    for name, reason in failures.items():
+        lines = [line for line in reason.splitlines() if line.strip()] or ["no reason is known"]
+        say(console, f"  {name}: {' ... '.join(dict.fromkeys((lines[0], lines[-1])))}")
+
+
+def table(view: View) -> Table:
+    """Return a line per horizon and arm, with what was expected of it below."""
+    known = expectations(view)
+    seeds = len({record.config["seed"] for record in view.records})
+    grid = new_table(
+        f"{view.name}: {', '.join(view.tasks)}, {seeds} seed(s)", _caption(view, bool(known))
+    )
+    grid.add_column("\nT", justify="right")
+    grid.add_column("\narm", overflow="fold")
+    for heading in ("H", "log10 ratio\nat init", "\ntrained", f"test\n{view.metric}"):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    grid.add_column("\nverdict", no_wrap=True)
+    grid.add_column("ms per\nstep", justify="right", no_wrap=True)
+    rows = view.rows
+    for index, row in enumerate(rows):
+        last = index + 1 == len(rows) or _section(rows[index + 1]) != _section(row)
+        first = index == 0 or _section(rows[index - 1]) != _section(row)
+        time = row.milliseconds_per_step
+        expected = [each for each in known if each.is_of(row)]
+        grid.add_row(
+            str(row.horizon) if first else "",
+            as_text(f"{row.label}{' (contrast)' if row.is_contrast else ''}"),
+            numbers(row.values("hidden_size"), "{:.0f}"),
+            numbers(row.log10_ratios("initial"), "{:.1f}"),
+            numbers(row.log10_ratios("trained"), "{:.1f}"),
+            metric_range(row),
+            verdict_text(row),
+            "" if time is None else f"{time:.2f}",
+            end_section=last and not expected,
+        )
+        for number, each in enumerate(expected, start=1):
+            cells = (each.cell("log10_ratio"), "", each.cell("test_metric"), each.cell("learned"))
+            style = "dim"
+            grid.add_row(
+                "",
+                as_text(f"  {each.origin}", style),
+                "",
+                *(as_text(cell, style) for cell in cells),
+                "",
+                end_section=last and number == len(expected),
+            )
+    return grid
+
+
+def _section(row: Row) -> tuple[bool, int]:
+    return row.is_contrast, row.horizon
+
+
+def _caption(view: View, has_expectations: bool) -> str:
+    nothing = numbers(
+        [
+            1 - error if record.result["metric"] == "accuracy" else error
+            for record in view.records
+            for error in [record.result["know_nothing_error"]]
+        ],
+        "{:.3f}",
+    )
+    lines = [
+        "ratio: |dL/dh_1| / |dL/dh_T|, total adjoint, mean over a batch; low..high over seeds",
+        f"knowing nothing: {view.metric} {nothing}; solved / learned: "
+        f"error below {SOLVED_BELOW:.0%} / {LEARNED_BELOW:.0%} of that of knowing nothing",
+    ]
+    if has_expectations:
+        lines.append(f"expected, published: {view.expected.get('source', 'see the study')}")
+    return "\n".join(as_line(line) for line in lines)
+
+
+def numbers(values: Sequence[float | None], pattern: str) -> str:
+    """Return ``low..high``, one value if both read the same; ``None`` is an exact zero or nan."""
+    known = sorted(value for value in values if value is not None and math.isfinite(value))
+    if not known:
+        return "none"
+    low, high = pattern.format(known[0]), pattern.format(known[-1])
+    text = low if low == high else f"{low}..{high}"
+    missing = len(values) - len(known)
+    return f"{text} ({missing} without)" if missing else text
+
+
+def metric_range(row: Row) -> str:
+    """Return the lowest and highest test metric over seeds."""
+    is_accuracy = any(record.result["metric"] == "accuracy" for record in row.records)
+    return numbers(row.values("test_metric"), "{:.3f}" if is_accuracy else "{:.2g}")
+
+
+def verdict_text(row: Row) -> str:
+    """Return e.g. ``solved 3/3``, ``learned 1/3``, ``failed 3/3``."""
+    total = len(row.records)
+    if total == 0:
+        return "no result"
+    if row.count("solved") == total:
+        return f"solved {total}/{total}"
+    learned, diverged = row.count("solved", "learned"), row.count("diverged")
+    text = f"learned {learned}/{total}" if learned else f"failed {total}/{total}"
+    return f"{text}, diverged {diverged}" if diverged else text
+
+
+def conclusions(view: View) -> list[str]:
+    """Return what the runs showed, one statement each: by arm, then signatures, then the kernel."""
+    rows = [row for row in view.rows if row.records]
+    arms = list(dict.fromkeys(row.label for row in rows if not row.is_contrast))
+    said = []
+    for label in arms:
+        ladder = [row for row in rows if row.label == label and not row.is_contrast]
+        name = f"{label}: " if len(arms) > 1 else ""
+        said += [name + statement for statement in (_on_slope(ladder), _on_learning(ladder))]
+        if len(arms) == 1:
+            said += _on_smallest_ratio(ladder)
+    for contrast in (row for row in rows if row.is_contrast):
+        said += _on_contrast(contrast, rows)
+    said += [each.statement(rows) for each in expectations(view) if each.is_signature]
+    if view.kernel_check is not None:
+        said += _on_kernel(view.kernel_check)
+    return said
+
+
+def power(exponent: float | None) -> str:
+    """Return ``1e-6.8`` for -6.8: a power of ten that need not be a whole one."""
+    return "0 (underflow)" if exponent is None else f"1e{exponent:+.1f}"
+
+
+def _on_slope(ladder: Sequence[Row]) -> str:
+    slope = decades_per_step(ladder)
+    span = f"T = {ladder[0].horizon} to {ladder[-1].horizon}"
+    if slope is None:
+        if not any(row.profiles("initial") for row in ladder):
+            return "the gradient at initialisation was not measured (no adjoint probe)."
+        return f"at initialisation the gradient at the first step is exactly zero ({span})."
+    if slope < -VANISHING_DECADES_PER_STEP:
+        return (
+            f"the gradient vanishes: at initialisation its norm falls by {-slope:.2f} decades per "
+            f"time step back ({span}), to {power(ladder[-1].mean_log10_ratio())} of its last value "
+            f"at T = {ladder[-1].horizon}."
+        )
+    if slope > VANISHING_DECADES_PER_STEP:
+        return (
+            f"the gradient explodes: at initialisation its norm grows by {slope:.2f} decades per "
+            f"time step back ({span})."
+        )
+    return (
+        f"the gradient neither vanishes nor explodes: at initialisation its norm changes by "
+        f"{slope:+.3f} decades per time step back ({span})."
+    )
+
+
+def _on_learning(ladder: Sequence[Row]) -> str:
+    learned = [row for row in ladder if row.is_learned]
+    failed = [row for row in ladder if not row.is_learned]
+    if not failed:
+        return (
+            f"every horizon up to T = {ladder[-1].horizon} was learned by most seeds, that one "
+            f"from a ratio of {power(ladder[-1].mean_log10_ratio())}."
+        )
+    if not learned:
+        words = ", ".join(f"T = {row.horizon}" for row in failed)
+        return f"most seeds failed at every horizon ({words})."
+    text = (
+        f"learned by most seeds: T = {', '.join(str(row.horizon) for row in learned)}; not "
+        f"learned: T = {', '.join(str(row.horizon) for row in failed)}"
+    )
+    before = [row for row in learned if row.horizon < failed[0].horizon]
+    if before:
+        text += (
+            f" (the initial ratio goes from {power(before[-1].mean_log10_ratio())} to "
+            f"{power(failed[0].mean_log10_ratio())} there)"
+        )
+    return text + "."
+
+
+def _on_smallest_ratio(ladder: Sequence[Row]) -> list[str]:
+    """Say from how small a gradient single runs still learned, if some did and some did not."""
+    runs = [
+        (ratio, record.result["verdict"] in ("solved", "learned"), row.horizon)
+        for row in ladder
+        for ratio, record in zip(row.log10_ratios("initial"), row.records, strict=True)
+        if ratio is not None
+    ]
+    learned = [(ratio, horizon) for ratio, good, horizon in runs if good]
+    if not learned or len(learned) == len(runs):
+        return []
+    smallest, horizon = min(learned)
+    below = sum(ratio < smallest for ratio, _, _ in runs)
+    above = sum(ratio >= smallest and not good for ratio, good, _ in runs)
+    return [
+        f"The smallest initial ratio from which a run learned is {power(smallest)} (T = "
+        f"{horizon}); all {below} runs that began below it failed, and {above} that began above it."
+    ]
+
+
+def _on_contrast(contrast: Row, rows: Sequence[Row]) -> list[str]:
+    text = (
+        f"Contrast at T = {contrast.horizon}, {contrast.label}: {verdict_text(contrast)}, "
+        f"{metric_range(contrast)}, from an initial ratio of {power(contrast.mean_log10_ratio())}"
+    )
+    same = [row for row in rows if not row.is_contrast and row.horizon == contrast.horizon]
+    if not same:
+        return [f"{text}."]
+    beside = same[0]
+    return [
+        f"{text}; {beside.label}: {verdict_text(beside)}, {metric_range(beside)}, from "
+        f"{power(beside.mean_log10_ratio())}."
+    ]
+
+
+def _on_kernel(check: Mapping[str, Any]) -> list[str]:
+    difference = check["relative_difference"]
+    speed = check["torch_milliseconds"] / check["fused_milliseconds"]
+    said = [
+        f"Beside torch.nn.RNN from the same seed (T = {check['horizon']}): predictions differ by "
+        f"{difference['prediction']:.0e}, parameter gradients by {difference['gradients']:.0e}, "
+        f"the adjoint profile by {difference['adjoint_profile']:.0e} (relative). A forward and "
+        f"backward pass takes {check['fused_milliseconds']:.2f} ms against "
+        f"{check['torch_milliseconds']:.2f} ms ({speed:.1f}x) on one thread."
+    ]
+    if max(difference.values()) > ROUNDING:
+        said.append(
+            f"That is more than float32 rounding explains (above {ROUNDING:.0e}): until it is "
+            f"understood, nothing here speaks for the fused kernel."
+        )
+    return said
+
+
+__all__ = ["Expectation", "conclusions", "numbers", "say_failures", "say_view", "table"]
