@@ -106,7 +106,7 @@ def loss_curves(view: View) -> Figure | None:
     rows = {(_name(row), row.horizon): row for row in view.rows if row.records}
     curves: dict[tuple[str, int], list[list[float]]] = {}
     for entry in view.entries:
-        key = (f"contrast: {entry.label}" if entry.is_contrast else entry.label, entry.horizon)
+        key = (f"contrast: {entry.label}" if entry.contrast_of else entry.label, entry.horizon)
         _, losses = curve(entry, "loss")
         if key in rows and losses:
             curves.setdefault(key, []).append(_smoothed(losses))

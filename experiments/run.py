@@ -130,6 +130,8 @@ def run_study(
     # Before any worker starts: this also builds the kernels, once.
     check = compare_with_torch(_checked_run(study).run)
     view.save(study, folder, command, check)
+    runs = len({member.run.identity for member in study.members})
+    say(console, f"{study.config.name}: {runs} runs, {worker_count(study, runs)} at a time")
     failures: dict[str, Outcome] = {}
     with interrupts.noticed() as is_asked_to_end, Display(study, console) as display:
 
@@ -177,8 +179,8 @@ def _described(error: BaseException) -> str:
 
 def _checked_run(study: Study) -> Member:
     """Return where the kernel is put beside ``torch.nn.RNN``: mid-ladder, or at a contrast's T."""
-    contrasts = [member for member in study.members if member.is_contrast]
-    ladder = [member for member in study.members if not member.is_contrast]
+    contrasts = [member for member in study.members if member.contrast_of]
+    ladder = [member for member in study.members if not member.contrast_of]
     horizons = sorted({member.run.horizon for member in contrasts or ladder})
     horizon = horizons[len(horizons) // 2]
     return next((member for member in ladder if member.run.horizon == horizon), ladder[0])

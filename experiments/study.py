@@ -83,13 +83,14 @@ class Member:
     Attributes:
         label: of its arm.
         run: what is run.
-        is_contrast: whether its arm stands beside the others at a few horizons.
+        contrast_of: the label of the arm beside which this one stands at a few horizons, if it is
+            a contrast.
         folder: of the run.
     """
 
     label: str
     run: RunConfig
-    is_contrast: bool
+    contrast_of: str | None
     folder: Path
 
     @property
@@ -161,14 +162,16 @@ def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study:
     if not isinstance(arms, Mapping):
         raise ConfigError(f"arms must be a mapping from labels to overrides; got {arms!r}")
     settings = [
-        (label, _composed(label, changes, overrides), False) for label, changes in arms.items()
-    ] or [(str(_model(values).get("name", "model")), values, False)]
+        (str(label), _composed(label, changes, overrides), None) for label, changes in arms.items()
+    ] or [(_name(values), values, None)]
     settings += [
-        (label, changed, True) for label, changed in _contrasts(values) if study.contrast_horizons
+        (label, changed, _name(values))
+        for label, changed in _contrasts(values)
+        if study.contrast_horizons
     ]
     members = []
-    for label, own, is_contrast in settings:
-        horizons = sorted(study.contrast_horizons if is_contrast else study.horizons)
+    for label, own, contrast_of in settings:
+        horizons = sorted(study.horizons if contrast_of is None else study.contrast_horizons)
         first = {"horizon": horizons[0], "seed": study.seeds[0]}
         run = RunConfig.parse({**_run_values(own), **first})
         for horizon in horizons:
@@ -176,7 +179,7 @@ def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study:
             for seed in study.seeds:
                 its = run.at(seed=seed)
                 folder = root / "runs" / RECORDS / its.folder_name
-                members.append(Member(label, its, is_contrast, folder))
+                members.append(Member(label, its, contrast_of, folder))
     return Study(study, execution, tuple(members), root, values.get("expected") or {})
 
 
@@ -209,6 +212,11 @@ def _model(values: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(model, Mapping):
         raise ConfigError(f"model must be a mapping with a core; got {model!r}")
     return model
+
+
+def _name(values: Mapping[str, Any]) -> str:
+    model = _model(values)
+    return str(model.get("name", model.get("core", "model")))
 
 
 def _contrasts(values: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -66,7 +66,7 @@ def table(view: View) -> Table:
         expected = [each for each in known if each.is_of(row)]
         grid.add_row(
             str(row.horizon) if first else "",
-            as_text(f"{row.label}{' (contrast)' if row.is_contrast else ''}"),
+            as_text(f"{'beside: ' if row.is_contrast else ''}{row.label}"),
             numbers(row.values("hidden_size"), "{:.0f}"),
             numbers(row.log10_ratios("initial"), "{:.1f}"),
             numbers(row.log10_ratios("trained"), "{:.1f}"),
@@ -149,7 +149,10 @@ def conclusions(view: View) -> list[str]:
     for label in arms:
         ladder = [row for row in rows if row.label == label and not row.is_contrast]
         name = f"{label}: " if len(arms) > 1 else ""
-        said += [name + statement for statement in (_on_slope(ladder), _on_learning(ladder))]
+        said += [
+            name + statement if name else statement[0].upper() + statement[1:]
+            for statement in (_on_slope(ladder), _on_learning(ladder))
+        ]
         if len(arms) == 1:
             said += _on_smallest_ratio(ladder)
     for contrast in (row for row in rows if row.is_contrast):
@@ -238,7 +241,9 @@ def _on_contrast(contrast: Row, rows: Sequence[Row]) -> list[str]:
         f"Contrast at T = {contrast.horizon}, {contrast.label}: {verdict_text(contrast)}, "
         f"{metric_range(contrast)}, from an initial ratio of {power(contrast.mean_log10_ratio())}"
     )
-    same = [row for row in rows if not row.is_contrast and row.horizon == contrast.horizon]
+    same = [
+        row for row in rows if (row.label, row.horizon) == (contrast.contrast_of, contrast.horizon)
+    ]
     if not same:
         return [f"{text}."]
     beside = same[0]

@@ -33,7 +33,7 @@ class Entry:
     Attributes:
         label: of its arm.
         horizon, seed: of the run.
-        is_contrast: whether its arm stands beside the others at a few horizons.
+        contrast_of: the arm beside which this one stands at a few horizons, if it is a contrast.
         folder: of the run.
         record: ``None`` if it has not ended, or cannot be read.
         reason: then, why.
@@ -42,7 +42,7 @@ class Entry:
     label: str
     horizon: int
     seed: int
-    is_contrast: bool
+    contrast_of: str | None
     folder: Path
     record: Record | None
     reason: str = ""
@@ -60,16 +60,21 @@ class Row:
     """An arm at one horizon.
 
     Attributes:
-        label, horizon, is_contrast: as in `Entry`.
+        label, horizon, contrast_of: as in `Entry`.
         records: of the seeds that finished or diverged, in the order of the study.
         failures: why others have no numbers, by seed.
     """
 
     label: str
     horizon: int
-    is_contrast: bool
+    contrast_of: str | None
     records: list[Record]
     failures: dict[int, str]
+
+    @property
+    def is_contrast(self) -> bool:
+        """Whether the arm stands beside another one."""
+        return self.contrast_of is not None
 
     def values(self, name: str) -> list[float]:
         """Return a number of ``result`` for each seed that has it; those that diverged have few."""
@@ -139,8 +144,8 @@ class View:
         """The table: an arm at a horizon each, ladders before contrasts, by horizon."""
         rows: dict[tuple[bool, int, str], Row] = {}
         for entry in self.entries:
-            key = (entry.is_contrast, entry.horizon, entry.label)
-            row = rows.setdefault(key, Row(entry.label, entry.horizon, entry.is_contrast, [], {}))
+            key = (entry.contrast_of is not None, entry.horizon, entry.label)
+            row = rows.setdefault(key, Row(entry.label, entry.horizon, entry.contrast_of, [], {}))
             if entry.record is None or entry.failure is not None:
                 row.failures[entry.seed] = entry.failure or ""
             else:
@@ -210,7 +215,7 @@ def save(study: Study, folder: Path, command: str, kernel_check: Any = None) -> 
             "label": member.label,
             "horizon": member.run.horizon,
             "seed": member.run.seed,
-            "is_contrast": member.is_contrast,
+            "contrast_of": member.contrast_of,
             "folder": os.path.relpath(member.folder, folder),
         }
         for member in study.members
@@ -239,8 +244,8 @@ def load(folder: Path) -> View:
         return _load_study(folder)
     studies = sorted((path.parent for path in folder.rglob(STUDY)), key=_order)
     if studies:
-        return joined([_load_study(path) for path in studies], str(folder), studies)
-    entries = [_entry(path.parent, None, False) for path in sorted(folder.rglob("config.json"))]
+        return joined([_load_study(path) for path in studies], f"{len(studies)} studies", studies)
+    entries = [_entry(path.parent, None, None) for path in sorted(folder.rglob("config.json"))]
     if not entries:
         raise ViewError(f"{folder} holds no {STUDY} and no runs")
     return View(folder.name, "", "", entries)
@@ -251,11 +256,14 @@ def joined(views: Sequence[View], name: str, folders: Sequence[Path]) -> View:
     labels = [label for view in views for label in {entry.label for entry in view.entries}]
     entries = []
     for view, folder in zip(views, folders, strict=True):
-        for entry in view.entries:
-            label = entry.label
-            if labels.count(label) > 1:
-                label = f"{label} ({folder.name})"
-            entries.append(Entry(**{**vars(entry), "label": label}))
+
+        def unique(label: str | None, folder: Path = folder) -> Any:
+            return f"{label} ({folder.name})" if label and labels.count(label) > 1 else label
+
+        entries += [
+            replace(entry, label=unique(entry.label), contrast_of=unique(entry.contrast_of))
+            for entry in view.entries
+        ]
     expected = next((view.expected for view in views if view.expected), {})
     return View(name, "", "", entries, expected)
 
@@ -269,7 +277,7 @@ def _load_study(folder: Path) -> View:
             raise ViewError(f"{path} has version {version}, this program reads {VERSION}")
         runs = values.pop("runs")
         entries = [
-            _entry((folder / run["folder"]).resolve(), run["label"], run["is_contrast"], run)
+            _entry((folder / run["folder"]).resolve(), run["label"], run["contrast_of"], run)
             for run in runs
         ]
         return View(entries=entries, **values)
@@ -278,7 +286,7 @@ def _load_study(folder: Path) -> View:
 
 
 def _entry(
-    folder: Path, label: str | None, is_contrast: bool, run: Mapping[str, Any] | None = None
+    folder: Path, label: str | None, contrast_of: str | None, run: Mapping[str, Any] | None = None
 ) -> Entry:
     record, reason = None, ""
     try:
@@ -291,7 +299,7 @@ def _entry(
         run = record.config if record is not None else _config(folder)
     if label is None:
         label = record.label if record is not None else folder.name
-    return Entry(label, run["horizon"], run["seed"], is_contrast, folder, record, reason)
+    return Entry(label, run["horizon"], run["seed"], contrast_of, folder, record, reason)
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
