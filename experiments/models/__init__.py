@@ -16,6 +16,7 @@ from experiments.fields import parse_one
 from experiments.models._model import (
     GATED,
     PLAIN,
+    RECURRENT,
     RESIDUAL,
     Core,
     CoreConfig,
@@ -27,6 +28,7 @@ __all__ = [
     "CORES",
     "GATED",
     "PLAIN",
+    "RECURRENT",
     "RESIDUAL",
     "Core",
     "CoreConfig",

@@ -20,6 +20,8 @@ PLAIN = (FusedRNN, nn.RNN)
 RESIDUAL = (LeakyRNN, AntisymmetricRNN)
 """Elman layers whose state has a path of its own from step to step."""
 GATED = (nn.LSTM, nn.GRU)
+RECURRENT = (*PLAIN, *RESIDUAL, *GATED)
+"""All that the library knows the recurrence of; a core can be something else."""
 
 
 @dataclass(frozen=True)

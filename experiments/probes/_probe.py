@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from experiments.fields import Config, ConfigError, integer, optional
-from experiments.models import GATED, PLAIN, RESIDUAL, SequenceModel
+from experiments.models import SequenceModel
 from experiments.tasks import Task
 
 
@@ -35,12 +35,12 @@ class Probe(ABC):
     Attributes:
         name: the file's name.
         Config: its options, a frozen dataclass.
-        layers: the recurrent layers that can be measured.
+        layers: the recurrent layers that can be measured; any core, unless a subclass says more.
     """
 
     name: str
     Config: ClassVar[type[ProbeConfig]] = ProbeConfig
-    layers: ClassVar[tuple[type[nn.Module], ...]] = (*PLAIN, *RESIDUAL, *GATED)
+    layers: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)
 
     def __init__(self, config: Any) -> None:
         self.config = config

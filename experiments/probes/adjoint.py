@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.models import SequenceModel
+from experiments.models import RECURRENT, SequenceModel
 from experiments.probes._probe import Probe, log10_or_none
 from experiments.tasks import Task
 from rnn_cuda.instruments import GradientFlow
@@ -24,6 +24,7 @@ class Adjoint(Probe):
     """
 
     name = "adjoint"
+    layers = RECURRENT
 
     def measure(
         self, model: SequenceModel, task: Task, x_TBI: Tensor, target: Tensor

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from experiments.fields import fraction, integer
-from experiments.models import RESIDUAL, SequenceModel
+from experiments.models import RECURRENT, RESIDUAL, SequenceModel
 from experiments.probes._layer import lowest_layer
 from experiments.probes._probe import Probe, ProbeConfig
 from experiments.tasks import Task
@@ -33,6 +33,7 @@ class SaturationProbe(Probe):
 
     name = "saturation"
     Config = SaturationConfig
+    layers = RECURRENT
 
     def measure(
         self, model: SequenceModel, task: Task, x_TBI: Tensor, target: Tensor

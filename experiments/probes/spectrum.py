@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.models import PLAIN, SequenceModel
+from experiments.models import PLAIN, RECURRENT, SequenceModel
 from experiments.probes._probe import Probe, as_json
 from experiments.tasks import Task
 from rnn_cuda.instruments import GradientFlow, recurrent_spectrum
@@ -23,6 +23,7 @@ class Spectrum(Probe):
     """
 
     name = "spectrum"
+    layers = RECURRENT
 
     def measure(
         self, model: SequenceModel, task: Task, x_TBI: Tensor, target: Tensor

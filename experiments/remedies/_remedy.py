@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 import rnn_cuda
 from experiments.fields import Config, ConfigError
-from experiments.models import GATED, PLAIN, RESIDUAL, SequenceModel
+from experiments.models import SequenceModel
 from experiments.tasks import Task
 
 
@@ -55,7 +55,7 @@ class Remedy:
         name: the file's name.
         Config: its options, a frozen dataclass.
         order: when it is applied.
-        layers: the recurrent layers that it applies to.
+        layers: the recurrent layers that it applies to; any core, unless a subclass says more.
 
     One remedy serves many runs, also at the same time: it keeps nothing of a model.
     """
@@ -63,7 +63,7 @@ class Remedy:
     name: str
     Config: ClassVar[type[Config]] = Config
     order: Order = Order.TRAINING
-    layers: ClassVar[tuple[type[nn.Module], ...]] = (*PLAIN, *RESIDUAL, *GATED)
+    layers: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -9,7 +9,7 @@ from torch import nn
 
 import rnn_cuda
 from experiments.fields import Config, ConfigError, choice, flag, number, optional
-from experiments.models import SequenceModel
+from experiments.models import RECURRENT, SequenceModel
 from experiments.remedies._remedy import Order, Problem, Remedy
 
 
@@ -41,6 +41,7 @@ class Initialisation(Remedy):
     name = "initialisation"
     Config = InitialisationConfig
     order = Order.WEIGHTS
+    layers = RECURRENT
 
     def __init__(self, config: InitialisationConfig) -> None:
         super().__init__(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from experiments.fields import Config, choice
-from experiments.models import SequenceModel
+from experiments.models import RECURRENT, SequenceModel
 from experiments.remedies._remedy import Order, Problem, Remedy, apply
 
 
@@ -30,6 +30,7 @@ class OrthogonalParametrization(Remedy):
     name = "orthogonal_parametrization"
     Config = OrthogonalParametrizationConfig
     order = Order.CONSTRAINTS
+    layers = RECURRENT
 
     def change(self, model: SequenceModel, problem: Problem) -> None:
         """Parametrize U of every layer and direction."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from experiments.fields import Config, ConfigError, integer, positive
-from experiments.models import SequenceModel
+from experiments.models import RECURRENT, SequenceModel
 from experiments.remedies._remedy import Order, Problem, Remedy
 
 
@@ -36,6 +36,7 @@ class SpectralNorm(Remedy):
     name = "spectral_norm"
     Config = SpectralNormConfig
     order = Order.CONSTRAINTS
+    layers = RECURRENT
 
     def change(self, model: SequenceModel, problem: Problem) -> None:
         """Parametrize U of every layer and direction."""
