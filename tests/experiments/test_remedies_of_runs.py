@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from experiments import checkpoint
-from experiments.config import RunConfig
+from experiments.config import DATA_STREAM, RunConfig
 from experiments.fields import ConfigError
 from experiments.models import CORES, Core, CoreConfig
 from experiments.record import METRICS
@@ -615,6 +615,42 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(core, remedies, stop
     assert all(torch.equal(weights[key], expected[key]) for key in weights)
     metrics = [(folder_of(run, where) / METRICS).read_bytes() for where in (whole, broken)]
     assert metrics[0] == metrics[1]
+
+
+def test_a_step_of_training_goes_down_loss_and_penalty_together(tmp_path):
+    run = run_of(
+        "fused_rnn",
+        "omega",
+        precision="float64",
+        training={"steps": 1, "accumulation": 2},
+        optimizer={"name": "sgd", "learning_rate": 0.5},
+    )
+    model = run.build_model()
+    generator = torch.Generator().manual_seed(DATA_STREAM)
+    for _ in range(2):
+        x, target = _on(run, run.task.sample(B, T, generator))
+        loss = run.task.loss(model(x), target)
+        ((loss + run.remedies[0].penalty(model, x, loss)) / 2).backward()
+    after = weights_after(run, tmp_path)
+    for name, parameter in model.named_parameters():
+        moved = parameter.detach() - 0.5 * parameter.grad
+        torch.testing.assert_close(after[name], moved, rtol=1e-10, atol=1e-13)
+
+
+def test_flossing_comes_before_the_first_measurement_and_leaves_the_data(tmp_path):
+    records, data = [], []
+    for remedies in ((), ("flossing",)):
+        run = run_of(
+            "rnn",
+            *remedies,
+            options={"flossing": {"steps": 20, "learning_rate": 1e-2, "exponents": 3}},
+            probe={"lyapunov": {"exponents": 1}},
+        )
+        records.append(train(run, folder_of(run, tmp_path)))
+        data.append(checkpoint.load(folder_of(run, tmp_path))["data"])
+    plain, flossed = (r.probes["lyapunov"]["initial"]["exponents"][0] for r in records)
+    assert abs(flossed) < 0.5 * abs(plain)
+    assert torch.equal(*data)
 
 
 def test_a_remedy_is_added_with_one_file_as_the_page_says(tmp_path):
