@@ -20,7 +20,7 @@ from experiments.fields import ConfigError
 from experiments.models import CORES
 from experiments.probes import PROBES, Probe, ProbeConfig
 from experiments.record import read_metrics
-from experiments.train import _on, train
+from experiments.train import on_device, train
 from rnn_cuda.instruments import lyapunov_exponents
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -61,7 +61,7 @@ def measured(run, seed=0):
     with torch.no_grad():
         for parameter in model.core.parameters():
             parameter.mul_(2)
-    x, target = _on(run, run.task.sample(B, T, torch.Generator().manual_seed(seed)))
+    x, target = on_device(run, run.task.sample(B, T, torch.Generator().manual_seed(seed)))
     torch.manual_seed(seed)
     values = run.probes[0].measure(model.eval(), run.task, x, target)
     json.dumps(values, allow_nan=False)
@@ -123,7 +123,7 @@ def test_a_network_that_is_dead_is_measured_in_strict_json(name):
     run = run_of("rnn", name, model={"nonlinearity": "relu"})
     model = run.build_model().eval()
     model.core.bias_ih_l0.data.fill_(-100.0)
-    x, target = _on(run, run.task.sample(B, T, torch.Generator()))
+    x, target = on_device(run, run.task.sample(B, T, torch.Generator()))
     json.dumps(run.probes[0].measure(model, run.task, x, target), allow_nan=False)
 
 
@@ -253,7 +253,7 @@ def test_the_spectrum_covers_layers_directions_and_a_parametrized_u():
         remedy={"orthogonal_parametrization": {}},
     )
     model = run.build_model().eval()
-    x, target = _on(run, run.task.sample(B, T, torch.Generator()))
+    x, target = on_device(run, run.task.sample(B, T, torch.Generator()))
     values = run.probes[0].measure(model, run.task, x, target)["matrices"]
     assert list(values) == ["l0", "l0_reverse", "l1", "l1_reverse"]
     for spectrum in values.values():

@@ -22,7 +22,7 @@ from experiments.fields import ConfigError
 from experiments.models import CORES, Core, CoreConfig
 from experiments.record import METRICS
 from experiments.remedies import REMEDIES, Problem
-from experiments.train import Interrupted, _on, train
+from experiments.train import Interrupted, on_device, train
 from rnn_cuda.instruments import lyapunov_exponents
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,7 +88,7 @@ def run_of(core="fused_rnn", *remedies, task="adding", horizon=T, model=None, op
 
 def batch_of(run, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return _on(run, run.task.sample(B, run.horizon, generator))
+    return on_device(run, run.task.sample(B, run.horizon, generator))
 
 
 def folder_of(run, path):
@@ -628,7 +628,7 @@ def test_a_step_of_training_goes_down_loss_and_penalty_together(tmp_path):
     model = run.build_model()
     generator = torch.Generator().manual_seed(DATA_STREAM)
     for _ in range(2):
-        x, target = _on(run, run.task.sample(B, T, generator))
+        x, target = on_device(run, run.task.sample(B, T, generator))
         loss = run.task.loss(model(x), target)
         ((loss + run.remedies[0].penalty(model, x, loss)) / 2).backward()
     after = weights_after(run, tmp_path)
