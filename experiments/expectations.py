@@ -79,22 +79,31 @@ class Expectation:
             for measured in [measure(row, quantity)]
         }
 
-    def statement(self, rows: Sequence[Row]) -> str:
-        """Say for each of its quantities what was measured, and whether that is in the interval."""
-        mine = [row for row in rows if self.is_of(row)]
-        parts = []
-        for row in mine:
-            for quantity, met in self.is_met(row).items():
-                low, high = self.values[quantity]
-                interval = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+def statement(known: Sequence[Expectation], rows: Sequence[Row]) -> str | None:
+    """Say how many signatures are met, and what was measured where one is not.
+
+    ``None`` if there are no signatures of these rows.
+    """
+    met, others = 0, []
+    for each in known:
+        for row in rows:
+            if not each.is_signature or not each.is_of(row):
+                continue
+            for quantity, is_met in each.is_met(row).items():
+                if is_met:
+                    met += 1
+                    continue
                 measured = measure(row, quantity)
-                words = {True: "met", False: "NOT met", None: "not measured"}[met]
-                shown = "" if measured is None else f", measured {measured:.3g}"
-                parts.append(
-                    f"{row.label}, T = {row.horizon}: {QUANTITIES[quantity]} {interval}{shown}: "
-                    f"{words}"
+                shown = "not measured" if measured is None else f"measured {measured:.4g}"
+                others.append(
+                    f"{row.label}, T = {row.horizon}, {QUANTITIES[quantity]} "
+                    f"{each.cell(quantity)}: {shown}"
                 )
-        return "Signature: " + ("; ".join(parts) or f"{', '.join(self.labels)}: not run") + "."
+    if not met and not others:
+        return None
+    text = f"Signatures expected of this study: {met} of {met + len(others)} met"
+    return f"{text}; not met: {'; '.join(others)}." if others else f"{text}."
 
 
 def measure(row: Row, quantity: str) -> float | None:

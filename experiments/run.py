@@ -35,7 +35,7 @@ from rich.console import Console
 from experiments import figures, interrupts, run_folder, tables, view
 from experiments.console import new_console, say, write_printed
 from experiments.display import Display
-from experiments.execution import Outcome, execute
+from experiments.execution import Outcome, execute, worker_count
 from experiments.fields import ConfigError, nearest
 from experiments.files import write_text
 from experiments.kernel_check import compare_with_torch

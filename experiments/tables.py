@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import as_line, as_text, new_table, say, say_items
-from experiments.expectations import Expectation, expectations
+from experiments.expectations import expectations, statement
 from experiments.train import LEARNED_BELOW, SOLVED_BELOW
 from experiments.view import Row, View, decades_per_step
 
@@ -49,12 +49,16 @@ def table(view: View) -> Table:
     """Return a line per horizon and arm, with what was expected of it below."""
     known = expectations(view)
     seeds = len({record.config["seed"] for record in view.records})
-    grid = new_table(
-        f"{view.name}: {', '.join(view.tasks)}, {seeds} seed(s)", _caption(view, bool(known))
-    )
+    sizes = sorted({record.result["hidden_size"] for record in view.records})
+    title = f"{view.name}: {', '.join(view.tasks)}, {seeds} seed(s)"
+    if len(sizes) == 1:
+        title += f", H = {sizes[0]}"
+    grid = new_table(title, _caption(view, bool(known)))
     grid.add_column("\nT", justify="right")
-    grid.add_column("\narm", overflow="fold")
-    for heading in ("H", "log10 ratio\nat init", "\ntrained", f"test\n{view.metric}"):
+    grid.add_column("\narm", overflow="fold", min_width=12)
+    if len(sizes) > 1:
+        grid.add_column("\nH", justify="right", no_wrap=True)
+    for heading in ("log10 ratio\nat init", "\ntrained", f"test\n{view.metric}"):
         grid.add_column(heading, justify="right", no_wrap=True)
     grid.add_column("\nverdict", no_wrap=True)
     grid.add_column("ms per\nstep", justify="right", no_wrap=True)
@@ -67,7 +71,7 @@ def table(view: View) -> Table:
         grid.add_row(
             str(row.horizon) if first else "",
             as_text(f"{'beside: ' if row.is_contrast else ''}{row.label}"),
-            numbers(row.values("hidden_size"), "{:.0f}"),
+            *([numbers(row.values("hidden_size"), "{:.0f}")] if len(sizes) > 1 else []),
             numbers(row.log10_ratios("initial"), "{:.1f}"),
             numbers(row.log10_ratios("trained"), "{:.1f}"),
             metric_range(row),
@@ -81,7 +85,7 @@ def table(view: View) -> Table:
             grid.add_row(
                 "",
                 as_text(f"  {each.origin}", style),
-                "",
+                *([""] if len(sizes) > 1 else []),
                 *(as_text(cell, style) for cell in cells),
                 "",
                 end_section=last and number == len(expected),
@@ -157,7 +161,9 @@ def conclusions(view: View) -> list[str]:
             said += _on_smallest_ratio(ladder)
     for contrast in (row for row in rows if row.is_contrast):
         said += _on_contrast(contrast, rows)
-    said += [each.statement(rows) for each in expectations(view) if each.is_signature]
+    signatures = statement(expectations(view), rows)
+    if signatures is not None:
+        said.append(signatures)
     if view.kernel_check is not None:
         said += _on_kernel(view.kernel_check)
     return said
@@ -269,6 +275,3 @@ def _on_kernel(check: Mapping[str, Any]) -> list[str]:
             f"understood, nothing here speaks for the fused kernel."
         )
     return said
-
-
-__all__ = ["Expectation", "conclusions", "numbers", "say_failures", "say_view", "table"]
