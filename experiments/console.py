@@ -24,7 +24,8 @@ def new_console() -> Console:
     """Return a console on stdout; what its encoding lacks is printed as an escape."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=ERRORS)
-    return Console()
+    # Where nothing is wrapped by a terminal, tables need not be narrow either.
+    return Console(width=None if sys.stdout.isatty() else 110)
 
 
 def as_line(words: str) -> str:
