@@ -120,10 +120,7 @@ def sum_of(value: Tensor) -> Tensor:
 
 def parallel(model: nn.Module) -> nn.Module:
     """Return what to call for a model's output, so that all processes get the same gradient."""
-    if count() == 1:
-        return model
-    # Buffers (of spectral norm) follow from the weights: they need not be sent.
-    return DistributedDataParallel(model, broadcast_buffers=False)
+    return model if count() == 1 else DistributedDataParallel(model)
 
 
 def unsynchronised(model: nn.Module) -> AbstractContextManager:
@@ -140,10 +137,14 @@ def share(batch: Batch, task: Task) -> tuple[Batch, float]:
     if count() == 1:
         return batch, 1.0
     x_TBI, target = batch
-    sample_dim = 1 if task.reads != "last" else 0
     rank = distributed.get_rank()
     x = x_TBI.tensor_split(count(), 1)[rank]
-    y = target.tensor_split(count(), sample_dim)[rank]
+    y = target.tensor_split(count(), task.sample_dim)[rank]
     if x.shape[1] == 0:
-        return (x_TBI[:, :1], target.narrow(sample_dim, 0, 1)), 0.0
-    return (x, y), task.scored(y) / max(1, task.scored(target))
+        return (x_TBI[:, :1], target.narrow(task.sample_dim, 0, 1)), 0.0
+    return (x, y), weight(task, y, target)
+
+
+def weight(task: Task, share: Tensor, target: Tensor) -> float:
+    """Return how much the loss on a share of a target counts in that on all of it."""
+    return task.scored(share) / max(1, task.scored(target))

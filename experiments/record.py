@@ -234,9 +234,9 @@ class MetricsLog:
         Raises:
             OSError: they cannot be written; what a checkpoint vouches for is still there.
         """
-        lines = (json.dumps(_strict(row), allow_nan=False) + "\n" for row in rows)
+        lines = "".join(_one_line(_strict(row)) + "\n" for row in rows)
         with _naming(self._path):
-            self._file.write("".join(lines).encode())
+            self._file.write(lines.encode())
             self._file.flush()
 
     def commit(self) -> int:
@@ -297,6 +297,9 @@ def _naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+_one_line = json.JSONEncoder(allow_nan=False).encode
 
 
 def _strict(value: Any) -> Any:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from experiments import checkpoint, distributed
+from experiments.batches import Batches, on_device
 from experiments.config import DATA_STREAM, RunConfig
 from experiments.models import SequenceModel
 from experiments.optimizers import build_optimizer, set_rate
@@ -59,7 +60,7 @@ class Training:
     Attributes:
         model, optimizer: as built from ``run``.
         parameters: of the model, those that are trained.
-        generator: where training data is drawn from.
+        batches: the training data.
         step: updates done.
         pending: loss and gradient norm, on the device, of the last steps, not in the log yet.
         is_prepared: whether remedies and probes have done what comes before the first step.
@@ -85,8 +86,7 @@ class Training:
         self.model = run.build_model()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(run.optimizer, run.optimizer_config, self.model)
-        self.generator = torch.Generator().manual_seed(DATA_STREAM + run.seed)
-        self.same_batch = _same_batch(run)
+        self.batches = Batches(run)
         self.pending: list[tuple[Tensor, Tensor]] = []
         self.step = 0
         self.is_prepared = False
@@ -136,10 +136,7 @@ class Training:
     def _objective(self, predict: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Return what is minimised on the next batch, and the task's loss on it, detached."""
         run = self.run
-        batch = self.same_batch or _on(
-            run, run.task.sample(run.training.batch_size, run.horizon, self.generator)
-        )
-        (x_TBI, target), weight = distributed.share(batch, run.task)
+        (x_TBI, target), weight = distributed.share(self.batches.next(), run.task)
         with _autocast(run):
             prediction = predict(x_TBI)
             if weight == 0:  # the mean over no scored entry is nan
@@ -170,7 +167,7 @@ class Training:
             "identity": self.run.identity,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "data": self.generator.get_state(),
+            "data": self.batches.state(),
             "random": _random_state(self.run),
             "pending": _as_tensor(self.pending),
             **{name: getattr(self, name) for name in self._PLAIN},
@@ -185,14 +182,15 @@ class Training:
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.generator.set_state(state["data"])
+            self.batches.load(state["data"])
             self.pending = [(loss, norm) for loss, norm in state["pending"].to(self.run.device)]
             for name in self._PLAIN:
                 setattr(self, name, state[name])
             _set_random_state(self.run, state["random"])
         except (KeyError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
             raise checkpoint.CheckpointError(
-                f"the checkpoint does not fit this program ({error}); go on with the rnn_cuda that "
+                f"the checkpoint does not fit this program ({reason}); go on with the rnn_cuda that "
                 "wrote it, or delete the run's folder to make the run again from its first step"
             ) from error
 
@@ -209,8 +207,10 @@ class HeldOut:
         self._run = run
         generator = torch.Generator().manual_seed(run.evaluation.seed)
         test = run.task.test_set(run.horizon, generator)
-        self.test = _on(run, test)
-        self.probe = _on(run, run.task.sample(run.evaluation.probe_size, run.horizon, generator))
+        self.test = on_device(run, test)
+        self.probe = on_device(
+            run, run.task.sample(run.evaluation.probe_size, run.horizon, generator)
+        )
 
     def error(self, model: SequenceModel) -> float:
         """Return the test error of a model."""
@@ -336,7 +336,7 @@ def _loop(
 
     if not training.is_prepared:
         for remedy in run.remedies:
-            remedy.prepare(model, Problem(run.task, run.horizon), training.generator)
+            remedy.prepare(model, Problem(run.task, run.horizon), training.batches.generator)
         if log is not None:
             training.probes = _measure(training, held_out, log, run.probes)
         training.is_prepared = True
@@ -349,16 +349,27 @@ def _loop(
             if is_over:
                 return
             raise Interrupted
-        training.update(predict)
-        if log is None:
-            training.pending.clear()
-            continue
-        if training.step % CHECK_EVERY == 0 or training.step == run.training.steps:
-            on_progress(training.step, _log_steps(training, log))
-        _look(training, held_out, log)
+        step(training, predict, held_out, log, on_progress)
         if time.perf_counter() - saved > checkpoint_seconds:
             save()
             saved = time.perf_counter()
+
+
+def step(
+    training: Training,
+    predict: Callable[[Tensor], Tensor],
+    held_out: HeldOut,
+    log: MetricsLog | None,
+    on_progress: Progress,
+) -> None:
+    """Do one step, and what is due after it."""
+    training.update(predict)
+    if log is None:
+        training.pending.clear()
+        return
+    if training.step % CHECK_EVERY == 0 or training.step == training.run.training.steps:
+        on_progress(training.step, _log_steps(training, log))
+    _look(training, held_out, log)
 
 
 def _log_steps(training: Training, log: MetricsLog) -> float:
@@ -443,13 +454,18 @@ def _outcome(training: Training, held_out: HeldOut, log: MetricsLog) -> Record:
         log.write([{"step": training.step, "test_error": error}])
         trained = _measure(training, held_out, log, run.probes)
         generator = torch.Generator().manual_seed(run.evaluation.seed)
+        seen = training.batches.same or on_device(
+            run, task.sample(run.evaluation.train_size, horizon, generator)
+        )
         result |= {
             "test_error": error,
             "test_metric": shown_metric(task, error),
             "error_over_know_nothing": error / task.know_nothing_error(horizon),
-            "train_error": evaluate(training.model, run, _training_data(run, generator)),
+            "train_error": evaluate(training.model, run, seen),
             "test_error_at": {
-                str(other): evaluate(training.model, run, _on(run, task.test_set(other, generator)))
+                str(other): evaluate(
+                    training.model, run, on_device(run, task.test_set(other, generator))
+                )
                 for other in run.evaluation.horizons
             },
         }
@@ -484,12 +500,12 @@ def verdict(share: float) -> str:
 def evaluate(model: SequenceModel, run: RunConfig, batch: Batch) -> float:
     """Return the task's error on a batch, evaluated a piece at a time."""
     x_TBI, target = batch
-    task, sample_dim = run.task, 1 if run.task.reads != "last" else 0
+    task = run.task
     numbers = len(x_TBI) * max(model.core.hidden_size, x_TBI.shape[2])
     size = max(1, EVALUATION_NUMBERS // numbers)
     total, scored = 0.0, 0
     model.eval()
-    for x, y in zip(x_TBI.split(size, 1), target.split(size, sample_dim), strict=True):
+    for x, y in zip(x_TBI.split(size, 1), target.split(size, task.sample_dim), strict=True):
         with _autocast(run):
             error = task.error(model(x).float() if run.precision == "bfloat16" else model(x), y)
         count = task.scored(y)
@@ -499,38 +515,13 @@ def evaluate(model: SequenceModel, run: RunConfig, batch: Batch) -> float:
     return total / scored
 
 
-def _training_data(run: RunConfig, generator: torch.Generator) -> Batch:
-    """Return training data to compare the test error with: as many sequences as a test has."""
-    same = _same_batch(run)
-    if same is not None:
-        return same
-    return _on(run, run.task.sample(run.evaluation.train_size, run.horizon, generator))
-
-
-def _same_batch(run: RunConfig) -> Batch | None:
-    """Return the batch of full-batch gradient descent, the same in every step."""
-    samples = getattr(run.optimizer_config, "samples", None)
-    if samples is None:
-        return None
-    generator = torch.Generator().manual_seed(DATA_STREAM + run.seed)
-    return _on(run, run.task.sample(samples, run.horizon, generator))
-
-
 def _as_tensor(pending: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Return losses and norms ``[N, 2]`` in float64, so that every precision is kept."""
     if not pending:
         return torch.empty(0, 2, dtype=torch.float64)
-    return torch.stack([torch.stack(values).double() for values in zip(*pending)], dim=1)
-
-
-def _on(run: RunConfig, batch: Batch) -> Batch:
-    """Return a batch on the run's device, floats in its precision."""
-    dtype = torch.float64 if run.precision == "float64" else torch.float32
-    x_TBI, target = (
-        tensor.to(run.device, dtype if tensor.is_floating_point() else tensor.dtype)
-        for tensor in batch
+    return torch.stack(
+        [torch.stack(values).double() for values in zip(*pending, strict=True)], dim=1
     )
-    return x_TBI, target
 
 
 def _autocast(run: RunConfig) -> AbstractContextManager[Any]:
@@ -565,12 +556,14 @@ def _own_random_state(run: RunConfig) -> Iterator[None]:
 
 
 def _random_state(run: RunConfig) -> dict[str, Any]:
-    name, keys, *rest = np.random.get_state()
+    # Their many integers as tensors, which torch.save writes a hundred times as fast.
+    python_version, python_state, python_gauss = random.getstate()
+    numpy_name, numpy_state, *numpy_rest = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
         "cuda": [torch.cuda.get_rng_state(device) for device in _cuda_devices(run)],
-        "python": random.getstate(),
-        "numpy": (name, keys.tolist(), *rest),
+        "python": (python_version, torch.tensor(python_state), python_gauss),
+        "numpy": (numpy_name, torch.from_numpy(numpy_state.astype(np.int64)), *numpy_rest),
     }
 
 
@@ -578,8 +571,10 @@ def _set_random_state(run: RunConfig, state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     for device, value in zip(_cuda_devices(run), state["cuda"], strict=True):
         torch.cuda.set_rng_state(value, device)
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
+    version, python_state, gauss = state["python"]
+    random.setstate((version, tuple(python_state.tolist()), gauss))
+    name, numpy_state, *rest = state["numpy"]
+    np.random.set_state((name, numpy_state.numpy().astype(np.uint32), *rest))
 
 
 def _cuda_devices(run: RunConfig) -> list[int]:
