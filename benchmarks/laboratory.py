@@ -90,7 +90,7 @@ def _run(core: str = "fused_rnn", **values: Any) -> RunConfig:
 def _arithmetic(training: Training) -> Callable[[], None]:
     """Return forward, backward and optimizer alone, on one batch."""
     run = training.run
-    x_TBI, target = training.batches.next()
+    x_TBI, target = (part.contiguous() for part in training.batches.next())
 
     def work() -> None:
         for _ in range(CHECK_EVERY):

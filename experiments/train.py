@@ -190,8 +190,8 @@ class Training:
         except (KeyError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise checkpoint.CheckpointError(
-                f"the checkpoint does not fit this program ({reason}); go on with the rnn_cuda that "
-                "wrote it, or delete the run's folder to make the run again from its first step"
+                f"the checkpoint does not fit this program ({reason}); go on with the program "
+                "that wrote it, or delete the run's folder to make the run from its first step"
             ) from error
 
 
@@ -201,6 +201,7 @@ class HeldOut:
     Attributes:
         test: the test set.
         probe: the batch for probes.
+        model: the model that probes measure; its weights are those of the last measurement.
     """
 
     def __init__(self, run: RunConfig) -> None:
@@ -211,6 +212,7 @@ class HeldOut:
         self.probe = on_device(
             run, run.task.sample(run.evaluation.probe_size, run.horizon, generator)
         )
+        self.model = run.build_model()
 
     def error(self, model: SequenceModel) -> float:
         """Return the test error of a model."""
@@ -252,7 +254,7 @@ def train(
         raise ValueError(f"folder must end with the run's identity, {run.identity}; got {folder}")
     distributed.check(run)
     with ExitStack() as stack:
-        stack.enter_context(_threads(run.threads))
+        stack.enter_context(use_threads(run.threads))
         stack.enter_context(_own_random_state(run))
         record, state = distributed.from_main(lambda: _claim(stack, run, folder))
         if record is not None:
@@ -407,17 +409,19 @@ def _look(training: Training, held_out: HeldOut, log: MetricsLog) -> None:
 def _measure(
     training: Training, held_out: HeldOut, log: MetricsLog, probes: Iterable[Probe]
 ) -> dict[str, dict[str, Any]]:
-    """Take probes; log and return what each measured, by name. The model stays as it was."""
+    """Take probes; log and return what each measured, by name.
+
+    They measure another model with the same weights, so that nothing they do changes the run.
+    """
     results = {}
     for probe in probes:
-        # A forward pass in training mode moves the buffers of spectral norm.
-        buffers = [buffer.clone() for buffer in training.model.buffers()]
+        model = held_out.model
+        model.load_state_dict(training.model.state_dict())
+        model.eval()
+        model.core.training = True  # cuDNN's layers have no gradients otherwise
         with torch.random.fork_rng(devices=_cuda_devices(training.run)):
             torch.manual_seed(training.run.evaluation.seed)
-            values = probe.measure(training.model, training.run.task, *held_out.probe)
-        with torch.no_grad():
-            for buffer, kept in zip(training.model.buffers(), buffers, strict=True):
-                buffer.copy_(kept)
+            values = probe.measure(model, training.run.task, *held_out.probe)
         log.write([{"step": training.step, "probe": probe.name, **values}])
         # Plain numbers, whatever numpy made of them: a checkpoint holds no others.
         results[probe.name] = json.loads(json.dumps(values))
@@ -440,6 +444,7 @@ def _outcome(training: Training, held_out: HeldOut, log: MetricsLog) -> Record:
         "parameters": training.model.num_parameters,
         "steps": training.step,
         "solved_at": training.solved_at,
+        "task": task.name,
         "metric": task.metric,
         "know_nothing_loss": task.know_nothing_loss(horizon),
         "know_nothing_error": task.know_nothing_error(horizon),
@@ -531,7 +536,7 @@ def _autocast(run: RunConfig) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def use_threads(count: int) -> Iterator[None]:
     """Let torch use so many threads: their number can change the rounding of a sum."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -60,7 +60,7 @@ def test_a_share_counts_by_what_is_scored_of_it(tmp_path):
     """Sequences of unequal length: process 0 has the longer ones, or all that are scored."""
     task = RunConfig.parse(RUNS["masked"]).task
     generator = torch.Generator().manual_seed(0)
-    x_TBI, target = task.sample(4, 3, generator)
+    target = task.sample(4, 3, generator)[1]
     target[8:, 1:] = -100.0
     target[:, 3] = -100.0
     prediction = torch.randn(target.shape, generator=generator, dtype=torch.float64)
@@ -110,9 +110,9 @@ def test_torchrun_makes_one_run(tmp_path):
     script = tmp_path / "one_run.py"
     script.write_text(SCRIPT)
     root = Path(__file__).parents[2]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        + [str(script), str(tmp_path)],
+        [*launch, script, tmp_path],
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -120,7 +120,7 @@ def test_a_run_on_any_task_killed_at_random_moments_ends_with_the_same_bits(name
 def test_a_run_with_any_remedy_killed_at_a_random_moment_ends_with_the_same_bits(
     name, whole, tmp_path
 ):
-    options = {"clipping": {"norm": 0.5}}.get(name, {})
+    options = {"clipping": {"norm": 0.5}, "flossing": {"steps": 3}}.get(name, {})
     for core in ("rnn", "lstm"):
         values = small(model={"core": core}, remedy={name: options}, **PROBED)
         try:

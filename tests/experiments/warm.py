@@ -9,7 +9,7 @@ from pathlib import Path
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from tests.experiments.processes import make, small  # noqa: E402
+from tests.experiments.processes import make, small
 
 with tempfile.TemporaryDirectory() as root:
     make(small(), Path(root))
