@@ -20,10 +20,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.fields import ConfigError, check_keys
-from experiments.view import Row, View
+
+if TYPE_CHECKING:
+    from experiments.view import Row, View
 
 QUANTITIES = {
     "log10_ratio": "log10 of the initial gradient ratio",

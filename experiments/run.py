@@ -43,7 +43,6 @@ from experiments.record import write_json
 from experiments.study import Member, Study, parse_study
 
 CONFIGURATION = Path(__file__).resolve().parents[1] / "hydra_conf"
-FAILURE = "failure.json"
 
 
 @dataclass
@@ -98,7 +97,8 @@ def main(config: DictConfig) -> None:
         except Exception as error:
             # The others run; the comparison lists this one.
             reason = str(error) if isinstance(error, ConfigError) else _described(error)
-            write_json(folder / FAILURE, {"reason": reason, "traceback": traceback.format_exc()})
+            failure = {"reason": reason, "traceback": traceback.format_exc()}
+            write_json(folder / view.FAILURE, failure)
             print(f"error: {folder.name}: {reason}", file=sys.stderr)
         return
     run_folder.claim(folder)
@@ -125,12 +125,12 @@ def run_study(
     command = shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]])
     folder.mkdir(parents=True, exist_ok=True)
     if config is not None:
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     view.save(study, folder, command)
     # Before any worker starts: this also builds the kernels, once.
     check = compare_with_torch(_checked_run(study).run)
     view.save(study, folder, command, check)
-    runs = len({member.run.identity for member in study.members})
+    runs = len(study.runs)
     say(console, f"{study.config.name}: {runs} runs, {worker_count(study, runs)} at a time")
     failures: dict[str, Outcome] = {}
     with interrupts.noticed() as is_asked_to_end, Display(study, console) as display:

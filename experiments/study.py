@@ -20,7 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import RUN_KEYS, RunConfig
+from experiments.expectations import parse_expected
 from experiments.fields import (
+    LARGEST_SEED,
     Config,
     ConfigError,
     check_keys,
@@ -28,11 +30,13 @@ from experiments.fields import (
     flag,
     integer,
     integers,
+    nearest,
     optional,
     positive,
     text,
 )
-from experiments.record import Record, is_owned
+from experiments.record import Record
+from experiments.tasks import build_task
 
 RECORDS = "records"
 """The folder, below the output's root, that holds the folders of all runs."""
@@ -53,7 +57,7 @@ class StudyConfig(Config):
 
     name: str = text("study")
     about: str = text("-")
-    seeds: tuple[int, ...] = integers((0,), at_least=0)
+    seeds: tuple[int, ...] = integers((0,), at_least=0, at_most=LARGEST_SEED)
     horizons: tuple[int, ...] = integers((50,), at_least=1)
     contrast_horizons: tuple[int, ...] = integers(at_least=1, is_empty_allowed=True)
     budget: str = text("full")
@@ -74,6 +78,13 @@ class ExecutionConfig(Config):
     launcher: str = choice("processes", ("processes", "slurm"))
     retry: bool = flag(False)
     checkpoint_seconds: float = positive(30.0)
+
+
+@dataclass(frozen=True)
+class OutputConfig(Config):
+    """Where folders are made: ``runs`` and ``multirun`` below ``root``."""
+
+    root: str = text(".")
 
 
 @dataclass(frozen=True)
@@ -108,10 +119,6 @@ class Member:
             return Record.load(self.folder)
         return None
 
-    def is_running(self) -> bool:
-        """Return whether a process works on the run."""
-        return is_owned(self.folder)
-
 
 @dataclass(frozen=True)
 class Study:
@@ -130,6 +137,14 @@ class Study:
     members: tuple[Member, ...]
     root: Path
     expected: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> list[Member]:
+        """One member for each run; arms can have runs in common."""
+        first: dict[str, Member] = {}
+        for member in self.members:
+            first.setdefault(member.run.identity, member)
+        return list(first.values())
 
     @property
     def reference(self) -> Member:
@@ -152,12 +167,14 @@ def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study:
     Raises:
         ConfigError: names the key, what was expected and what came.
     """
+    _check_budget(config)
     values = resolved(config)
     check_keys(values, (*_STUDY, *_EXECUTION, *_OTHERS, *RUN_KEYS), "")
     study = StudyConfig.parse({key: values[key] for key in _STUDY if key in values})
     execution = ExecutionConfig.parse({key: values[key] for key in _EXECUTION if key in values})
-    check_keys(values.get("output", {}), ("root",), "output.")
-    root = Path(values.get("output", {}).get("root", "."))
+    root = Path(OutputConfig.parse(values.get("output", {}), "output.").root)
+    expected = values.get("expected") or {}
+    parse_expected(expected)
     arms = values.get("arms") or {}
     if not isinstance(arms, Mapping):
         raise ConfigError(f"arms must be a mapping from labels to overrides; got {arms!r}")
@@ -171,7 +188,10 @@ def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study:
     ]
     members = []
     for label, own, contrast_of in settings:
-        horizons = sorted(study.horizons if contrast_of is None else study.contrast_horizons)
+        key = "horizons" if contrast_of is None else "contrast_horizons"
+        horizons = sorted(getattr(study, key))
+        for horizon in horizons:
+            build_task(own.get("task")).check_horizon(key, horizon)
         first = {"horizon": horizons[0], "seed": study.seeds[0]}
         run = RunConfig.parse({**_run_values(own), **first})
         for horizon in horizons:
@@ -180,7 +200,17 @@ def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study:
                 its = run.at(seed=seed)
                 folder = root / "runs" / RECORDS / its.folder_name
                 members.append(Member(label, its, contrast_of, folder))
-    return Study(study, execution, tuple(members), root, values.get("expected") or {})
+    return Study(study, execution, tuple(members), root, expected)
+
+
+def _check_budget(config: DictConfig) -> None:
+    """Refuse a budget that the study does not have; its settings could not be resolved."""
+    budgets, budget = config.get("budgets"), config.get("budget")
+    if isinstance(budgets, DictConfig) and budgets and budget not in budgets:
+        known = [str(name) for name in budgets]
+        raise ConfigError(
+            f"budget must be one of {', '.join(known)}; got {budget!r}{nearest(budget, known)}"
+        )
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
