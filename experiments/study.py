@@ -19,18 +19,21 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.composition import explained, is_of_hydra
 from experiments.config import RUN_KEYS, RunConfig
 from experiments.expectations import parse_expected
 from experiments.fields import (
     LARGEST_SEED,
     Config,
     ConfigError,
+    check,
     check_keys,
     choice,
     flag,
     integer,
     integers,
     nearest,
+    one_of,
     optional,
     positive,
     text,
@@ -154,6 +157,7 @@ class Study:
 
 _STUDY = tuple(StudyConfig.__dataclass_fields__)
 _EXECUTION = tuple(ExecutionConfig.__dataclass_fields__)
+_SHARED = tuple(key for key in RUN_KEYS if key not in ("horizon", "seed"))
 _OTHERS = ("arms", "budgets", "expected", "output", "hydra")
 
 
@@ -169,7 +173,7 @@ def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study:
     """
     _check_budget(config)
     values = resolved(config)
-    check_keys(values, (*_STUDY, *_EXECUTION, *_OTHERS, *RUN_KEYS), "")
+    check_keys(values, (*_STUDY, *_EXECUTION, *_OTHERS, *_SHARED), "")
     study = StudyConfig.parse({key: values[key] for key in _STUDY if key in values})
     execution = ExecutionConfig.parse({key: values[key] for key in _EXECUTION if key in values})
     root = Path(OutputConfig.parse(values.get("output", {}), "output.").root)
@@ -230,8 +234,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 def _run_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a study's configuration that describes a run."""
-    others = {*_STUDY, *_EXECUTION, *_OTHERS}
-    run = {key: value for key, value in values.items() if key not in others}
+    run = {key: values[key] for key in _SHARED if key in values}
     model = dict(_model(values))
     model.pop("contrasts", None)
     return {**run, "model": model}
@@ -246,7 +249,10 @@ def _model(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _name(values: Mapping[str, Any]) -> str:
     model = _model(values)
-    return str(model.get("name", model.get("core", "model")))
+    name = model.get("name", model.get("core"))
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"model.name must be a non-empty string; got {name!r}")
+    return name
 
 
 def _contrasts(values: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -276,11 +282,15 @@ def _composed(label: Any, changes: Any, overrides: Sequence[str]) -> dict[str, A
     if not isinstance(changes, list) or not all(isinstance(change, str) for change in changes):
         raise ConfigError(f"{key} must be a list of overrides, such as model=lstm; got {changes!r}")
     set_here = {change.partition("=")[0].lstrip("+~") for change in changes}
+    for name in set_here:
+        check(f"{key}: what an override changes", name.split(".")[0], one_of(_SHARED))
     for override in overrides:
         name = override.partition("=")[0].lstrip("+~")
         if name in set_here:
             raise ConfigError(f"{name} is what the arms of this study differ in; got {override}")
     try:
         return resolved(compose("config", [*overrides, *changes]))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if not is_of_hydra(error):
+            raise
+        raise ConfigError(f"{key}: {explained(error)}") from error
