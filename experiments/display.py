@@ -42,19 +42,19 @@ class Display:
         )
         self._steps: dict[str, int] = {}
         self._running: set[str] = set()
-        self._done = self._failed = 0
+        self._done = self._failed = self._elsewhere = 0
         self._bars = {}
-        unique = {member.run.identity: member for member in study.members}
-        for member in unique.values():
+        runs = study.runs
+        for member in runs:
             title = as_line(member.title)
             if title not in self._bars:
                 self._bars[title] = self._progress.add_task(title, total=0, note="")
             bar = self._progress.tasks[self._bars[title]]
             self._progress.update(bar.id, total=(bar.total or 0) + member.run.training.steps)
-        self._total = len(unique)
-        steps = sum(member.run.training.steps for member in unique.values())
+        self._total = len(runs)
+        steps = sum(member.run.training.steps for member in runs)
         self._all = self._progress.add_task("all", total=steps, note="")
-        ended = [member for member in unique.values() if _has_ended(member)]
+        ended = [member for member in runs if _has_ended(member)]
         for member in ended:
             self._advance(member, member.run.training.steps)
             self._done += 1
@@ -84,14 +84,13 @@ class Display:
             self._done += 1
             # A run that stopped early: its bar is full all the same.
             self._advance(member, member.run.training.steps)
-        else:
+        elif outcome.state == "elsewhere":
+            self._elsewhere += 1
+        elif outcome.state == "failed":
             self._failed += 1
         self._count()
         if not self._console.is_terminal:
-            words = outcome.state
-            if outcome.state == "done":
-                record = member.record()
-                words = record.result["verdict"] if record is not None else "done"
+            words = _verdict(member) if outcome.state == "done" else outcome.state
             reason = f": {outcome.reason}" if outcome.reason else ""
             say(self._console, f"  {member.title}, seed {member.run.seed}: {words}{reason}")
 
@@ -102,11 +101,24 @@ class Display:
         self._progress.advance(self._all, advance)
 
     def _count(self) -> None:
-        left = self._total - self._done - self._failed - len(self._running)
-        note = f"done {self._done}, running {len(self._running)}, left {left}"
+        running = len(self._running)
+        left = self._total - self._done - self._failed - self._elsewhere - running
+        note = f"done {self._done}, running {running}, left {left}"
         if self._failed:
             note += f", failed {self._failed}"
+        if self._elsewhere:
+            note += f", elsewhere {self._elsewhere}"
         self._progress.update(self._all, note=note)
+
+
+def _verdict(member: Member) -> str:
+    """Return what a run has shown; a run without an error can still have failed to learn."""
+    record = member.record()
+    if record is None or record.status == "diverged":
+        return "done" if record is None else "diverged"
+    result = record.result
+    verdict = "not learned" if result["verdict"] == "failed" else result["verdict"]
+    return f"{verdict}, {result['metric']} {result['test_metric']:.3g}"
 
 
 def _has_ended(member: Member) -> bool:

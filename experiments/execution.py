@@ -17,15 +17,15 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from queue import Empty
 from typing import Any, Literal
 
 from experiments.checkpoint import CheckpointError
 from experiments.config import RunConfig
-from experiments.interrupts import SIGNALS
+from experiments.interrupts import SIGNALS, held_back
 from experiments.provenance import provenance
-from experiments.record import RECORD, Record, RecordError, RunTakenError
+from experiments.record import RECORD, Record, RecordError, RunTakenError, owned
 from experiments.study import Member, Study
 from experiments.train import Interrupted, train
 
@@ -68,12 +68,13 @@ def execute(
         study: its members and how they are executed.
         is_asked_to_end: whether to save and stop.
         on_progress: called with a member, the steps done and the last loss, now and then.
-        on_outcome: called once for each member that was not done before.
+        on_outcome: called once for each run that was not done before.
     """
-    pending: dict[str, Member] = {}
-    for member in sorted(study.members, key=lambda member: -member.run.horizon):
-        if not _has_ended(member, study.execution.retry, on_outcome):
-            pending.setdefault(member.run.identity, member)
+    pending = {
+        member.run.identity: member
+        for member in sorted(study.runs, key=lambda member: -member.run.horizon)
+        if not _has_ended(member, study.execution.retry, on_outcome)
+    }
     jobs = {
         identity: Job(
             member.run.plain(), member.label, member.folder, study.execution.checkpoint_seconds
@@ -84,9 +85,7 @@ def execute(
     if workers == 1 and study.execution.launcher == "processes":
         for identity, job in jobs.items():
             member = pending[identity]
-            outcome = make(
-                job, lambda step, loss, m=member: on_progress(m, step, loss), is_asked_to_end
-            )
+            outcome = make(job, partial(on_progress, member), is_asked_to_end)
             on_outcome(member, outcome)
             if outcome.state == "interrupted":
                 return
@@ -95,8 +94,7 @@ def execute(
         jobs, is_asked_to_end, lambda name, step, loss: on_progress(pending[name], step, loss)
     )
     for identity, outcome in pool.run(workers):
-        member = pending[identity]
-        on_outcome(member, outcome)
+        on_outcome(pending[identity], outcome)
 
 
 def worker_count(study: Study, jobs: int) -> int:
@@ -121,8 +119,9 @@ def make(
     is_asked_to_end: Callable[[], bool],
 ) -> Outcome:
     """Make one run in this process, and say what became of it."""
-    run = RunConfig.parse({**job.values, "model": {**job.values["model"], "name": job.label}})
+    run = None
     try:
+        run = RunConfig.parse({**job.values, "model": {**job.values["model"], "name": job.label}})
         train(run, job.folder, on_progress, is_asked_to_end, job.checkpoint_seconds)
     except RunTakenError as error:
         return Outcome("elsewhere", str(error))
@@ -133,8 +132,10 @@ def make(
         # again by the next command.
         return Outcome("failed", f"{type(error).__name__}: {error}")
     except Exception as error:
-        _record_failure(run, job.folder, f"{type(error).__name__}: {error}", traceback.format_exc())
-        return Outcome("failed", f"{type(error).__name__}: {error}")
+        reason = f"{type(error).__name__}: {error}"
+        if run is not None:
+            _record_failure(run, job.folder, reason, traceback.format_exc())
+        return Outcome("failed", reason)
     return Outcome("done")
 
 
@@ -143,27 +144,39 @@ def _has_ended(
 ) -> bool:
     try:
         record = member.record()
-    except RecordError as error:
+        if record is not None and record.status == "failed" and is_retried:
+            _forget_failure(member)
+            return False
+    except (OSError, RecordError) as error:
         on_outcome(member, Outcome("failed", str(error)))
         return True
-    if record is None:
-        return False
-    if record.status != "failed":
-        return True
-    if is_retried:
-        (member.folder / RECORD).unlink()
-        return False
-    on_outcome(member, Outcome("failed", f"{record.reason} (retry=true makes it again)"))
-    return True
+    if record is not None and record.status == "failed":
+        on_outcome(member, Outcome("failed", f"{record.reason} (retry=true makes it again)"))
+    return record is not None
 
 
-def _record_failure(run: RunConfig, folder: Path, reason: str, details: str = "") -> None:
+def _forget_failure(member: Member) -> None:
+    """Delete the record of a run that failed; not what another process has made of it since."""
+    with suppress(RunTakenError), owned(member.folder):
+        record = member.record()
+        if record is not None and record.status == "failed":
+            (member.folder / RECORD).unlink()
+
+
+def _record_failure(run: RunConfig, folder: Path, reason: str, details: str) -> None:
     origin = {**provenance(run.device), "traceback": details}
-    Record(run.identity, run.label, "failed", reason, run.plain(), provenance=origin).save(folder)
+    record = Record(run.identity, run.label, "failed", reason, run.plain(), provenance=origin)
+    # Without a record the run is tried again by the next command; the reason is said all the same.
+    with suppress(OSError, RunTakenError), owned(folder):
+        record.save(folder)
 
 
 class _Pool:
-    """Processes that make jobs; when one of them dies, it is found out whose job that was."""
+    """Processes that make jobs; when one of them dies, it is found out whose job that was.
+
+    What the processes tell one another goes through memory without locks, which a process that is
+    killed cannot leave locked.
+    """
 
     def __init__(
         self,
@@ -175,20 +188,27 @@ class _Pool:
         self._is_asked_to_end = is_asked_to_end
         self._on_progress = on_progress
         self._context = multiprocessing.get_context("spawn")
-        self._reports = self._context.Queue()
-        self._is_ending = self._context.Event()
-        self._begun: set[str] = set()
+        self._indices = {name: index for index, name in enumerate(jobs)}
+        # By index: -1 until the job has begun, then the steps done; the last loss.
+        self._steps = self._context.RawArray("q", [-1] * len(jobs))
+        self._losses = self._context.RawArray("d", len(jobs))
+        self._shown = dict.fromkeys(jobs, 0)
+        self._is_ending = False
 
     def run(self, workers: int) -> Iterator[tuple[str, Outcome]]:
         """Yield what became of each job, as they end."""
         todo = list(self._jobs)
-        while todo and not self._is_ending.is_set():
+        while todo and not self._is_ending:
             lost = yield from self._some(todo, workers)
             # A process died, and with it the pool. One of the jobs that had begun was the cause:
             # each is tried again by itself.
-            todo = [name for name in lost if name not in self._begun]
-            for name in lost:
-                if name in self._begun and (yield from self._some([name], 1)):
+            begun = [name for name in lost if self._steps[self._indices[name]] >= 0]
+            suspects = begun or lost
+            todo = [name for name in lost if name not in suspects]
+            for name in suspects:
+                if self._is_ending:
+                    return
+                if (yield from self._some([name], 1)) and not self._is_ending:
                     yield name, Outcome("failed", "its process died (killed, or out of memory)")
 
     def _some(
@@ -196,46 +216,63 @@ class _Pool:
     ) -> Generator[tuple[str, Outcome], None, list[str]]:
         """Make jobs; yield the outcomes that there are, return the names of the other jobs."""
         lost = []
-        with ProcessPoolExecutor(
-            workers, self._context, _begin, (self._reports, self._is_ending)
-        ) as pool:
-            names_by_future = {pool.submit(_make_job, n, self._jobs[n]): n for n in names}
+        is_stopping = self._context.RawValue("b", 0)
+        shared = (is_stopping, self._steps, self._losses)
+        with ProcessPoolExecutor(workers, self._context, _begin, shared) as pool:
+            with held_back():
+                names_by_future = {
+                    pool.submit(_make_job, self._indices[name], self._jobs[name]): name
+                    for name in names
+                }
             left = set(names_by_future)
             while left:
                 ended, left = wait(left, timeout=0.2, return_when=FIRST_COMPLETED)
-                self._hear()
-                if self._is_asked_to_end() and not self._is_ending.is_set():
-                    self._is_ending.set()
+                self._report_progress()
+                if self._is_asked_to_end() and not self._is_ending:
+                    self._is_ending = True
+                    is_stopping.value = 1
                     left -= {future for future in left if future.cancel()}
                 for future in ended:
+                    name = names_by_future[future]
                     try:
-                        yield names_by_future[future], future.result()
+                        yield name, future.result()
                     except BrokenProcessPool:
-                        lost.append(names_by_future[future])
-        self._hear()
+                        is_stopping.value = 1
+                        lost.append(name)
         return lost
 
-    def _hear(self) -> None:
-        with suppress(Empty):
-            while True:
-                name, step, loss = self._reports.get_nowait()
-                self._begun.add(name)
-                if step:
-                    self._on_progress(name, step, loss)
+    def _report_progress(self) -> None:
+        for name, index in self._indices.items():
+            step = self._steps[index]
+            if step > self._shown[name]:
+                self._shown[name] = step
+                self._on_progress(name, step, self._losses[index])
 
 
-_reports: Any = None
-_is_ending: Any = None
+_is_stopping: Any = None
+_steps: Any = None
+_losses: Any = None
+_is_working = _is_terminated = False
 
 
-def _begin(reports: Any, is_ending: Any) -> None:
+def _begin(is_stopping: Any, steps: Any, losses: Any) -> None:
     """Prepare a process of the pool."""
-    global _reports, _is_ending
-    _reports, _is_ending = reports, is_ending
-    # The parent hears the signals, and decides what becomes of the runs.
+    global _is_stopping, _steps, _losses
+    _is_stopping, _steps, _losses = is_stopping, steps, losses
+    # The parent hears the signals, and decides what becomes of the runs. But SIGTERM is also how a
+    # pool that has lost a process ends the others.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _on_sigterm(*_: object) -> None:
+    global _is_terminated
+    if not _is_working:
+        os._exit(1)
+    _is_terminated = True
 
 
 def _end_with_parent() -> None:
@@ -245,6 +282,19 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _make_job(name: str, job: Job) -> Outcome:
-    _reports.put((name, 0, 0.0))
-    return make(job, lambda step, loss: _reports.put((name, step, loss)), _is_ending.is_set)
+def _make_job(index: int, job: Job) -> Outcome:
+    global _is_working
+
+    def on_progress(step: int, loss: float) -> None:
+        _losses[index] = loss
+        _steps[index] = step
+
+    if _is_stopping.value:
+        return Outcome("interrupted", "asked to end before it began")
+    _is_working = True
+    _steps[index] = 0
+    outcome = make(job, on_progress, lambda: _is_terminated or bool(_is_stopping.value))
+    _is_working = False
+    if _is_terminated:
+        os._exit(1)
+    return outcome

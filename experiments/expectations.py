@@ -20,10 +20,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.fields import ConfigError, check_keys
-from experiments.view import Row, View
+
+if TYPE_CHECKING:
+    from experiments.view import Row, View
 
 QUANTITIES = {
     "log10_ratio": "log10 of the initial gradient ratio",
@@ -137,9 +139,15 @@ def parse_expected(expected: Mapping[str, Any]) -> list[Expectation]:
     if not isinstance(expected, Mapping):
         raise ConfigError(f"expected must be a mapping; got {expected!r}")
     check_keys(expected, ("source", "settings", "signatures", "published"), "expected.")
+    settings = expected.get("settings") or {}
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"expected.settings must be a mapping; got {settings!r}")
     found = []
     for kind in ("signatures", "published"):
-        for index, entry in enumerate(expected.get(kind) or []):
+        entries = expected.get(kind) or []
+        if not isinstance(entries, list):
+            raise ConfigError(f"expected.{kind} must be a list; got {entries!r}")
+        for index, entry in enumerate(entries):
             key = f"expected.{kind}[{index}]"
             if not isinstance(entry, Mapping) or "arm" not in entry:
                 raise ConfigError(f"{key} must be a mapping with an arm; got {entry!r}")

@@ -49,9 +49,13 @@ def integer(default: int, *, at_least: int, at_most: int | None = None) -> Any:
     )
 
 
+LARGEST_SEED = 2**32 - 1
+"""numpy's generators take 32 bits."""
+
+
 def seed(default: int) -> Any:
-    """Declare a field that seeds a random generator: numpy's take 32 bits."""
-    return integer(default, at_least=0, at_most=2**32 - 1)
+    """Declare a field that seeds a random generator."""
+    return integer(default, at_least=0, at_most=LARGEST_SEED)
 
 
 def number(default: float, *, at_least: float, at_most: float | None = None) -> Any:
@@ -122,16 +126,24 @@ def number_or_name(default: float | str, names: Iterable[str]) -> Any:
     )
 
 
-def integers(default: Iterable[int] = (), *, at_least: int, is_empty_allowed: bool = False) -> Any:
+def integers(
+    default: Iterable[int] = (),
+    *,
+    at_least: int,
+    at_most: int | None = None,
+    is_empty_allowed: bool = False,
+) -> Any:
     """Declare a field for a list of integers without repeats, held as a tuple."""
     return _field(
         tuple(default),
         Check(
-            f"a {'' if is_empty_allowed else 'non-empty '}list of integers of at least {at_least}, "
-            "without repeats",
+            f"a {'' if is_empty_allowed else 'non-empty '}list of integers "
+            f"{_range_words(at_least, at_most)}, without repeats",
             lambda value: (
                 isinstance(value, list | tuple)
-                and all(_is_number(item, int) and item >= at_least for item in value)
+                and all(
+                    _is_number(item, int) and _in_range(item, at_least, at_most) for item in value
+                )
                 and len(set(value)) == len(value)
                 and (is_empty_allowed or len(value) > 0)
             ),

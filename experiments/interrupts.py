@@ -43,3 +43,16 @@ def noticed() -> Iterator[Callable[[], bool]]:
         for number, handler in before.items():
             # None: not set from Python, so Python cannot put it back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Hold `SIGNALS` back until the end of the block; processes started in it never get them.
+
+    Until they unblock them: a process that is still importing can do nothing about a signal.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

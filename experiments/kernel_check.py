@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiments.batches import on_device
 from experiments.config import DATA_STREAM, RunConfig
@@ -23,6 +23,7 @@ from experiments.models import SequenceModel, build_core
 from experiments.probes.adjoint import Adjoint
 from experiments.tasks import Task
 from experiments.train import HeldOut, use_threads
+from rnn_cuda import FusedRNN
 
 _WARM_UP, _ROUNDS = 3, 15
 
@@ -33,8 +34,8 @@ def compare_with_torch(run: RunConfig) -> dict[str, Any] | None:
     Returns:
         Relative differences (largest absolute difference over largest absolute value) of
         predictions, parameter gradients and the adjoint profile, and the median milliseconds of one
-        forward and backward pass of each; ``None`` if the model is not on the fused kernel or
-        ``torch.nn.RNN`` lacks its nonlinearity.
+        forward and backward pass of each; ``None`` if the model is not on the fused kernel (or a
+        remedy put another layer in its place) or ``torch.nn.RNN`` lacks its nonlinearity.
     """
     options = run.plain()["model"]
     if options["core"] != "fused_rnn" or options["nonlinearity"] not in ("tanh", "relu"):
@@ -42,6 +43,8 @@ def compare_with_torch(run: RunConfig) -> dict[str, Any] | None:
     core = build_core({**options, "core": "rnn"})
     with use_threads(1):
         fused, plain = run.build_model(), replace(run, core=core).build_model()
+        if not isinstance(fused.core, FusedRNN) or not isinstance(plain.core, nn.RNN):
+            return None
         x_TBI, target = HeldOut(run).probe
         probe = Adjoint(Adjoint.Config())
         profiles = [

@@ -25,7 +25,7 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -33,17 +33,15 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from experiments import figures, interrupts, run_folder, tables, view
+from experiments.composition import CONFIGURATION, explained, is_of_hydra
 from experiments.console import new_console, say, write_printed
 from experiments.display import Display
 from experiments.execution import Outcome, execute, worker_count
-from experiments.fields import ConfigError, nearest
+from experiments.fields import ConfigError
 from experiments.files import write_text
 from experiments.kernel_check import compare_with_torch
 from experiments.record import write_json
 from experiments.study import Member, Study, parse_study
-
-CONFIGURATION = Path(__file__).resolve().parents[1] / "hydra_conf"
-FAILURE = "failure.json"
 
 
 @dataclass
@@ -98,7 +96,8 @@ def main(config: DictConfig) -> None:
         except Exception as error:
             # The others run; the comparison lists this one.
             reason = str(error) if isinstance(error, ConfigError) else _described(error)
-            write_json(folder / FAILURE, {"reason": reason, "traceback": traceback.format_exc()})
+            failure = {"reason": reason, "traceback": traceback.format_exc()}
+            write_json(folder / view.FAILURE, failure)
             print(f"error: {folder.name}: {reason}", file=sys.stderr)
         return
     run_folder.claim(folder)
@@ -125,12 +124,12 @@ def run_study(
     command = shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]])
     folder.mkdir(parents=True, exist_ok=True)
     if config is not None:
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     view.save(study, folder, command)
     # Before any worker starts: this also builds the kernels, once.
     check = compare_with_torch(_checked_run(study).run)
     view.save(study, folder, command, check)
-    runs = len({member.run.identity for member in study.members})
+    runs = len(study.runs)
     say(console, f"{study.config.name}: {runs} runs, {worker_count(study, runs)} at a time")
     failures: dict[str, Outcome] = {}
     with interrupts.noticed() as is_asked_to_end, Display(study, console) as display:
@@ -231,42 +230,16 @@ def start() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         main()
-    except (HydraException, OmegaConfBaseException) as error:
-        if wants_traceback:
-            raise
-        raise SystemExit(f"error: {explained(error)}") from None
     except (ConfigError, run_folder.FolderTakenError) as error:
         raise SystemExit(f"error: {error}") from None
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if wants_traceback or not is_of_hydra(error):
+            raise
+        raise SystemExit(f"error: {explained(error)}") from None
     except KeyboardInterrupt:
         raise SystemExit(
             "\ninterrupted; what was done is saved, and the same command goes on from here"
         ) from None
-
-
-def explained(error: BaseException) -> str:
-    """Return an error of Hydra's in one line, with the nearest right name where there is one."""
-    causes: list[BaseException] = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    words = " ".join(" ".join(str(cause).split()) for cause in causes[:1])
-    for cause in causes:
-        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
-            group, _, name = cause.missing_cfg_file.rpartition("/")
-            options = sorted(path.stem for path in (CONFIGURATION / group).glob("*.yaml"))
-            if group and options:
-                known = ", ".join(options)
-                return f"{group} must be one of {known}; got {name}{nearest(name, options)}"
-        parent = getattr(cause, "parent_node", None)
-        key = getattr(cause, "key", None)
-        if parent is not None and isinstance(key, str) and isinstance(parent, DictConfig):
-            known = [str(name) for name in parent]
-            prefix = cause.full_key.removesuffix(key)  # type: ignore[attr-defined]
-            if key not in known:
-                return (
-                    f"unknown key {cause.full_key}; known here: {', '.join(sorted(known))}"  # type: ignore[attr-defined]
-                    f"{nearest(key, tuple(known), prefix)}"
-                )
-    return words
 
 
 if __name__ == "__main__":

@@ -19,20 +19,27 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.composition import explained, is_of_hydra
 from experiments.config import RUN_KEYS, RunConfig
+from experiments.expectations import parse_expected
 from experiments.fields import (
+    LARGEST_SEED,
     Config,
     ConfigError,
+    check,
     check_keys,
     choice,
     flag,
     integer,
     integers,
+    nearest,
+    one_of,
     optional,
     positive,
     text,
 )
-from experiments.record import Record, is_owned
+from experiments.record import Record
+from experiments.tasks import build_task
 
 RECORDS = "records"
 """The folder, below the output's root, that holds the folders of all runs."""
@@ -53,7 +60,7 @@ class StudyConfig(Config):
 
     name: str = text("study")
     about: str = text("-")
-    seeds: tuple[int, ...] = integers((0,), at_least=0)
+    seeds: tuple[int, ...] = integers((0,), at_least=0, at_most=LARGEST_SEED)
     horizons: tuple[int, ...] = integers((50,), at_least=1)
     contrast_horizons: tuple[int, ...] = integers(at_least=1, is_empty_allowed=True)
     budget: str = text("full")
@@ -74,6 +81,13 @@ class ExecutionConfig(Config):
     launcher: str = choice("processes", ("processes", "slurm"))
     retry: bool = flag(False)
     checkpoint_seconds: float = positive(30.0)
+
+
+@dataclass(frozen=True)
+class OutputConfig(Config):
+    """Where folders are made: ``runs`` and ``multirun`` below ``root``."""
+
+    root: str = text(".")
 
 
 @dataclass(frozen=True)
@@ -108,10 +122,6 @@ class Member:
             return Record.load(self.folder)
         return None
 
-    def is_running(self) -> bool:
-        """Return whether a process works on the run."""
-        return is_owned(self.folder)
-
 
 @dataclass(frozen=True)
 class Study:
@@ -132,6 +142,14 @@ class Study:
     expected: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def runs(self) -> list[Member]:
+        """One member for each run; arms can have runs in common."""
+        first: dict[str, Member] = {}
+        for member in self.members:
+            first.setdefault(member.run.identity, member)
+        return list(first.values())
+
+    @property
     def reference(self) -> Member:
         """The member that stands for the study where one is enough."""
         return self.members[0]
@@ -139,6 +157,7 @@ class Study:
 
 _STUDY = tuple(StudyConfig.__dataclass_fields__)
 _EXECUTION = tuple(ExecutionConfig.__dataclass_fields__)
+_SHARED = tuple(key for key in RUN_KEYS if key not in ("horizon", "seed"))
 _OTHERS = ("arms", "budgets", "expected", "output", "hydra")
 
 
@@ -152,12 +171,14 @@ def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study:
     Raises:
         ConfigError: names the key, what was expected and what came.
     """
+    _check_budget(config)
     values = resolved(config)
-    check_keys(values, (*_STUDY, *_EXECUTION, *_OTHERS, *RUN_KEYS), "")
+    check_keys(values, (*_STUDY, *_EXECUTION, *_OTHERS, *_SHARED), "")
     study = StudyConfig.parse({key: values[key] for key in _STUDY if key in values})
     execution = ExecutionConfig.parse({key: values[key] for key in _EXECUTION if key in values})
-    check_keys(values.get("output", {}), ("root",), "output.")
-    root = Path(values.get("output", {}).get("root", "."))
+    root = Path(OutputConfig.parse(values.get("output", {}), "output.").root)
+    expected = values.get("expected") or {}
+    parse_expected(expected)
     arms = values.get("arms") or {}
     if not isinstance(arms, Mapping):
         raise ConfigError(f"arms must be a mapping from labels to overrides; got {arms!r}")
@@ -171,7 +192,10 @@ def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study:
     ]
     members = []
     for label, own, contrast_of in settings:
-        horizons = sorted(study.horizons if contrast_of is None else study.contrast_horizons)
+        key = "horizons" if contrast_of is None else "contrast_horizons"
+        horizons = sorted(getattr(study, key))
+        for horizon in horizons:
+            build_task(own.get("task")).check_horizon(key, horizon)
         first = {"horizon": horizons[0], "seed": study.seeds[0]}
         run = RunConfig.parse({**_run_values(own), **first})
         for horizon in horizons:
@@ -180,7 +204,17 @@ def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study:
                 its = run.at(seed=seed)
                 folder = root / "runs" / RECORDS / its.folder_name
                 members.append(Member(label, its, contrast_of, folder))
-    return Study(study, execution, tuple(members), root, values.get("expected") or {})
+    return Study(study, execution, tuple(members), root, expected)
+
+
+def _check_budget(config: DictConfig) -> None:
+    """Refuse a budget that the study does not have; its settings could not be resolved."""
+    budgets, budget = config.get("budgets"), config.get("budget")
+    if isinstance(budgets, DictConfig) and budgets and budget not in budgets:
+        known = [str(name) for name in budgets]
+        raise ConfigError(
+            f"budget must be one of {', '.join(known)}; got {budget!r}{nearest(budget, known)}"
+        )
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -200,8 +234,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 def _run_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a study's configuration that describes a run."""
-    others = {*_STUDY, *_EXECUTION, *_OTHERS}
-    run = {key: value for key, value in values.items() if key not in others}
+    run = {key: values[key] for key in _SHARED if key in values}
     model = dict(_model(values))
     model.pop("contrasts", None)
     return {**run, "model": model}
@@ -216,7 +249,10 @@ def _model(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _name(values: Mapping[str, Any]) -> str:
     model = _model(values)
-    return str(model.get("name", model.get("core", "model")))
+    name = model.get("name", model.get("core"))
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"model.name must be a non-empty string; got {name!r}")
+    return name
 
 
 def _contrasts(values: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -246,11 +282,15 @@ def _composed(label: Any, changes: Any, overrides: Sequence[str]) -> dict[str, A
     if not isinstance(changes, list) or not all(isinstance(change, str) for change in changes):
         raise ConfigError(f"{key} must be a list of overrides, such as model=lstm; got {changes!r}")
     set_here = {change.partition("=")[0].lstrip("+~") for change in changes}
+    for name in set_here:
+        check(f"{key}: what an override changes", name.split(".")[0], one_of(_SHARED))
     for override in overrides:
         name = override.partition("=")[0].lstrip("+~")
         if name in set_here:
             raise ConfigError(f"{name} is what the arms of this study differ in; got {override}")
     try:
         return resolved(compose("config", [*overrides, *changes]))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"{key}: {' '.join(str(error).split())}") from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if not is_of_hydra(error):
+            raise
+        raise ConfigError(f"{key}: {explained(error)}") from error

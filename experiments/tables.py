@@ -202,10 +202,10 @@ def _on_learning(ladder: Sequence[Row]) -> str:
     learned = [row for row in ladder if row.is_learned]
     failed = [row for row in ladder if not row.is_learned]
     if not failed:
-        return (
-            f"every horizon up to T = {ladder[-1].horizon} was learned by most seeds, that one "
-            f"from a ratio of {power(ladder[-1].mean_log10_ratio())}."
-        )
+        text = f"every horizon up to T = {ladder[-1].horizon} was learned by most seeds"
+        if ladder[-1].is_measured:
+            text += f", that one from a ratio of {power(ladder[-1].mean_log10_ratio())}"
+        return f"{text}."
     if not learned:
         words = ", ".join(f"T = {row.horizon}" for row in failed)
         return f"most seeds failed at every horizon ({words})."
@@ -214,7 +214,7 @@ def _on_learning(ladder: Sequence[Row]) -> str:
         f"learned: T = {', '.join(str(row.horizon) for row in failed)}"
     )
     before = [row for row in learned if row.horizon < failed[0].horizon]
-    if before:
+    if before and before[-1].is_measured and failed[0].is_measured:
         text += (
             f" (the initial ratio goes from {power(before[-1].mean_log10_ratio())} to "
             f"{power(failed[0].mean_log10_ratio())} there)"
@@ -238,25 +238,27 @@ def _on_smallest_ratio(ladder: Sequence[Row]) -> list[str]:
     above = sum(ratio >= smallest and not good for ratio, good, _ in runs)
     return [
         f"The smallest initial ratio from which a run learned is {power(smallest)} (T = "
-        f"{horizon}); all {below} runs that began below it failed, and {above} that began above it."
+        f"{horizon}). Of the others, {below} began below it and failed, {above} began above it and "
+        "failed."
     ]
 
 
 def _on_contrast(contrast: Row, rows: Sequence[Row]) -> list[str]:
-    text = (
-        f"Contrast at T = {contrast.horizon}, {contrast.label}: {verdict_text(contrast)}, "
-        f"{metric_range(contrast)}, from an initial ratio of {power(contrast.mean_log10_ratio())}"
-    )
+    text = f"Contrast at T = {contrast.horizon}, {contrast.label}: {_outcome(contrast)}"
     same = [
         row for row in rows if (row.label, row.horizon) == (contrast.contrast_of, contrast.horizon)
     ]
     if not same:
         return [f"{text}."]
     beside = same[0]
-    return [
-        f"{text}; {beside.label}: {verdict_text(beside)}, {metric_range(beside)}, from "
-        f"{power(beside.mean_log10_ratio())}."
-    ]
+    return [f"{text}; {beside.label}: {_outcome(beside)}."]
+
+
+def _outcome(row: Row) -> str:
+    text = f"{verdict_text(row)}, {row.records[0].result['metric']} {metric_range(row)}"
+    if row.is_measured:
+        text += f", from an initial ratio of {power(row.mean_log10_ratio())}"
+    return text
 
 
 def _on_kernel(check: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,8 @@
 """What a study asks of its records: rows of a table, whatever of them is there.
 
 A study's folder holds ``study.json``: the name, the command, what is expected, and a line for each
-run that says where its record is. Several studies are viewed together as one.
+run that says where its record is. Several studies are viewed together as one. ``failure.json`` says
+why a member of a sweep failed as a whole.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from experiments.record import METRICS, Record, RecordError, is_owned, read_metrics, write_json
 from experiments.study import Study
 
-STUDY = "study.json"
+STUDY, FAILURE = "study.json", "failure.json"
 VERSION = 1
 
 
@@ -93,6 +94,11 @@ class Row:
     def log10_ratios(self, stage: str) -> list[float | None]:
         """Return log10 of the adjoint's first-to-last ratio; ``None``: zero, or not measured."""
         return [_adjoint(record, stage).get("log10_ratio") for record in self.records]
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the adjoint at initialisation was; a run can be without that probe."""
+        return bool(self.profiles("initial"))
 
     def mean_log10_ratio(self, stage: str = "initial") -> float | None:
         """Return the mean over seeds; ``None`` if no seed has one."""
@@ -243,8 +249,13 @@ def load(folder: Path) -> View:
     if (folder / STUDY).exists():
         return _load_study(folder)
     studies = sorted((path.parent for path in folder.rglob(STUDY)), key=_order)
-    if studies:
-        return joined([_load_study(path) for path in studies], f"{len(studies)} studies", studies)
+    failed = {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))["reason"]
+        for path in sorted(folder.rglob(FAILURE), key=lambda path: _order(path.parent))
+    }
+    if studies or failed:
+        views = [_load_study(path) for path in studies]
+        return replace(joined(views, f"{len(studies)} studies", studies), failed=failed)
     entries = [_entry(path.parent, None, None) for path in sorted(folder.rglob("config.json"))]
     if not entries:
         raise ViewError(f"{folder} holds no {STUDY} and no runs")
@@ -317,14 +328,12 @@ def decades_per_step(rows: Iterable[Row]) -> float | None:
     That is the median over rows and seeds of the first-to-last ratio over the number of lags;
     ``None`` if no ratio has a logarithm. Negative: the gradient vanishes going back in time.
     """
-    slopes = [
-        ratio / (len(profile) - 1)
-        for row in rows
-        for ratio, profile in zip(
-            row.log10_ratios("initial"), row.profiles("initial"), strict=False
-        )
-        if ratio is not None and len(profile) > 1
-    ]
+    slopes = []
+    for record in (record for row in rows for record in row.records):
+        measured = _adjoint(record, "initial")
+        lags = len(measured.get("state_norm", ())) - 1
+        if measured.get("log10_ratio") is not None and lags > 0:
+            slopes.append(measured["log10_ratio"] / lags)
     return median(slopes) if slopes else None
 
 
