@@ -10,6 +10,7 @@ compared with the same program's unrolled recurrences, and all else with the pro
 
 import dataclasses
 import functools
+import itertools
 from typing import NamedTuple
 
 import pytest
@@ -63,12 +64,21 @@ def situation(function=None, *, kinds=MAIN, variants=("dense",), name=None, reco
 
 
 def cases():
-    return [
-        pytest.param(function, kind, variant, id=f"{name}-{kind}-{variant}")
-        for name, (function, kinds, variants) in SITUATIONS.items()
-        for kind in kinds
-        for variant in variants
-    ]
+    """Each situation with each kind of layer and with each variant, but not all pairs of these.
+
+    The pairs are others from one situation to the next; the simplest situation has all.
+    """
+    for number, (name, (function, kinds, variants)) in enumerate(SITUATIONS.items()):
+        kinds, variants = list(kinds), list(variants)
+        if function is a_plain_call:
+            pairs = list(itertools.product(kinds, variants))
+        else:
+            pairs = [
+                (kinds[k % len(kinds)], variants[(k + number) % len(variants)])
+                for k in range(max(len(kinds), len(variants)))
+            ]
+        for kind, variant in pairs:
+            yield pytest.param(function, kind, variant, id=f"{name}-{kind}-{variant}")
 
 
 # ---- nothing special -----------------------------------------------------------------------------
