@@ -755,7 +755,7 @@ for name, context in CONTEXTS.items():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.nn.utils:FutureWarning")
-@pytest.mark.parametrize(("function", "kind", "variant"), cases())
+@pytest.mark.parametrize(("function", "kind", "variant"), list(cases()))
 def test_records_are_those_of_the_unrolled_program(function, kind, variant):
     recorded_equals_unrolled(function, kind, variant)
 
