@@ -13,7 +13,9 @@ HEADER = """
 #pragma once
 #include <cstdlib>
 inline const int planted_defect = std::atoi(std::getenv("RNN_CUDA_PLANTED"));
-inline bool planted(int defect) { return planted_defect == defect; }
+constexpr bool planted(int defect) {
+  return !__builtin_is_constant_evaluated() && planted_defect == defect;
+}
 """
 
 
