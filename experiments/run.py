@@ -18,12 +18,10 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -42,42 +40,6 @@ from experiments.files import write_text
 from experiments.kernel_check import compare_with_torch
 from experiments.record import write_json
 from experiments.study import Member, Study, parse_study
-
-
-@dataclass
-class Schema:
-    """The keys of ``config.yaml``; the values are checked by the classes that they become.
-
-    Those say more than OmegaConf can: the range, the choices, the nearest right name.
-    """
-
-    name: str = "study"
-    about: str = "-"
-    model: Any = None
-    task: Any = None
-    optimizer: Any = None
-    remedy: dict[str, Any] = field(default_factory=dict)
-    probe: dict[str, Any] = field(default_factory=dict)
-    seeds: Any = None
-    horizons: Any = None
-    contrast_horizons: Any = None
-    budget: Any = None
-    budgets: dict[str, Any] = field(default_factory=dict)
-    arms: dict[str, Any] = field(default_factory=dict)
-    expected: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    evaluation: dict[str, Any] = field(default_factory=dict)
-    precision: Any = None
-    device: Any = None
-    threads: Any = None
-    workers: Any = None
-    launcher: Any = "processes"
-    retry: Any = None
-    checkpoint_seconds: Any = None
-    output: dict[str, Any] = field(default_factory=dict)
-
-
-ConfigStore.instance().store(name="schema", node=Schema)
 
 
 class SweepError(RuntimeError):

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from experiments.gradient_flow import adjoint_profile, first_to_last_ratio, log10_or_none
+from experiments.ladder import DATA_STREAM, build_arms, verdict
+from experiments.settings import ConfigError, validated
+from experiments.training import train
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
 from experiments import results
-from experiments.gradient_flow import adjoint_profile, first_to_last_ratio, log10_or_none
-from experiments.ladder import DATA_STREAM, build_arms, verdict
 from experiments.models import build_model, matched_hidden_size
 from experiments.run import CONFIGURATION, check_horizon, worker_count
-from experiments.settings import ConfigError, validated
 from experiments.tasks import build_task
-from experiments.training import train
 
 MODELS = sorted(path.stem for path in (CONFIGURATION / "model").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONFIGURATION / "experiment").glob("*.yaml"))

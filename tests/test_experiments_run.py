@@ -16,16 +16,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from experiments.compare import ComparisonError, common_horizon, compare, load_runs, main
+from experiments.expected import Expected, expected
+from experiments.settings import validated
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from rich.console import Console
 
 from experiments import figures, initialisation, report, results
-from experiments.compare import ComparisonError, common_horizon, compare, load_runs, main
-from experiments.expected import Expected, expected
 from experiments.run import CONFIGURATION, run_study
 from experiments.run_folder import OWNER, FolderTakenError, claim
-from experiments.settings import validated
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -8,7 +8,6 @@ from contextlib import suppress
 
 import pytest
 import torch
-
 from experiments.workers import WorkerError, noticed_interrupts, run_jobs
 
 

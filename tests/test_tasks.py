@@ -15,18 +15,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from experiments.ladder import held_out
+from experiments.settings import validated
+from experiments.training import evaluate, train
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from experiments import tasks as package
 from experiments.fields import Config, ConfigError, choice, fraction, integer, number
-from experiments.ladder import held_out
 from experiments.models import build_model
 from experiments.run import CONFIGURATION
-from experiments.settings import validated
 from experiments.tasks import TASKS, build_task, shown_metric
-from experiments.training import evaluate, train
 from tests.idx_files import idx_bytes, mnist_like, write_mnist
 
 CHOICES = sorted(path.stem for path in (CONFIGURATION / "task").glob("*.yaml"))
