@@ -59,7 +59,7 @@ def main(config: DictConfig) -> None:
             # The others run; the comparison lists this one.
             reason = str(error) if isinstance(error, ConfigError) else _described(error)
             failure = {"reason": reason, "traceback": traceback.format_exc()}
-            write_json(folder / view.FAILURE, failure)
+            write_json(folder / run_folder.FAILURE, failure)
             print(f"error: {folder.name}: {reason}", file=sys.stderr)
         return
     run_folder.claim(folder)

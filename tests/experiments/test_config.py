@@ -157,7 +157,8 @@ def test_every_experiment_makes_a_study_in_every_budget(name, mnist_root):
     for expectation in parse_expected(study.expected):
         assert labels & set(expectation.labels), expectation
     for budget in config["budgets"]:
-        values = resolved(composed(f"experiment={name}", f"budget={budget}", *root))
+        OmegaConf.update(config, "budget", budget)
+        values = resolved(config)
         TrainingConfig.parse(values["training"])
         horizons = StudyConfig.parse({key: values[key] for key in ("horizons", "seeds")}).horizons
         for horizon in () if budget == "mnist" else horizons:
