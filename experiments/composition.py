@@ -1,9 +1,12 @@
-"""Where the configuration lies, and what Hydra says of one that it cannot compose, in one line."""
+"""Where the configuration lies, its keys, and what is wrong with one that Hydra cannot compose."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -13,8 +16,44 @@ from experiments.fields import nearest
 CONFIGURATION = Path(__file__).resolve().parents[1] / "hydra_conf"
 
 
+@dataclass
+class Schema:
+    """The keys of ``config.yaml``; the values are checked by the classes that they become.
+
+    Those say more than OmegaConf can: the range, the choices, the nearest right name.
+    """
+
+    name: str = "study"
+    about: str = "-"
+    model: Any = None
+    task: Any = None
+    optimizer: Any = None
+    remedy: dict[str, Any] = field(default_factory=dict)
+    probe: dict[str, Any] = field(default_factory=dict)
+    seeds: Any = None
+    horizons: Any = None
+    contrast_horizons: Any = None
+    budget: Any = None
+    budgets: dict[str, Any] = field(default_factory=dict)
+    arms: dict[str, Any] = field(default_factory=dict)
+    expected: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    precision: Any = None
+    device: Any = None
+    threads: Any = None
+    workers: Any = None
+    launcher: Any = "processes"
+    retry: Any = None
+    checkpoint_seconds: Any = None
+    output: dict[str, Any] = field(default_factory=dict)
+
+
+ConfigStore.instance().store(name="schema", node=Schema)
+
+
 def is_of_hydra(error: BaseException) -> bool:
-    """Return whether Hydra could not compose a configuration; for some reasons it says ValueError."""
+    """Return whether Hydra could not compose; for some reasons it raises a ValueError."""
     return isinstance(error, HydraException | OmegaConfBaseException) or (
         str(error).startswith("Config group override")
     )

@@ -18,12 +18,10 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -44,42 +42,6 @@ from experiments.record import write_json
 from experiments.study import Member, Study, parse_study
 
 
-@dataclass
-class Schema:
-    """The keys of ``config.yaml``; the values are checked by the classes that they become.
-
-    Those say more than OmegaConf can: the range, the choices, the nearest right name.
-    """
-
-    name: str = "study"
-    about: str = "-"
-    model: Any = None
-    task: Any = None
-    optimizer: Any = None
-    remedy: dict[str, Any] = field(default_factory=dict)
-    probe: dict[str, Any] = field(default_factory=dict)
-    seeds: Any = None
-    horizons: Any = None
-    contrast_horizons: Any = None
-    budget: Any = None
-    budgets: dict[str, Any] = field(default_factory=dict)
-    arms: dict[str, Any] = field(default_factory=dict)
-    expected: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    evaluation: dict[str, Any] = field(default_factory=dict)
-    precision: Any = None
-    device: Any = None
-    threads: Any = None
-    workers: Any = None
-    launcher: Any = "processes"
-    retry: Any = None
-    checkpoint_seconds: Any = None
-    output: dict[str, Any] = field(default_factory=dict)
-
-
-ConfigStore.instance().store(name="schema", node=Schema)
-
-
 class SweepError(RuntimeError):
     """Members of a sweep without a result."""
 
@@ -97,7 +59,7 @@ def main(config: DictConfig) -> None:
             # The others run; the comparison lists this one.
             reason = str(error) if isinstance(error, ConfigError) else _described(error)
             failure = {"reason": reason, "traceback": traceback.format_exc()}
-            write_json(folder / view.FAILURE, failure)
+            write_json(folder / run_folder.FAILURE, failure)
             print(f"error: {folder.name}: {reason}", file=sys.stderr)
         return
     run_folder.claim(folder)

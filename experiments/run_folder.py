@@ -28,9 +28,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.view import STUDY
-
-OWNER = "owner.json"
+OWNER, STUDY, FAILURE = "owner.json", "study.json", "failure.json"
 
 # What runs and sweeps left behind before folders had an owner.
 _EARLIER = (".hydra", "multirun.yaml", "partial_results.json", "results.json")

@@ -17,9 +17,9 @@ from statistics import mean, median
 from typing import Any
 
 from experiments.record import METRICS, Record, RecordError, is_owned, read_metrics, write_json
+from experiments.run_folder import FAILURE, STUDY
 from experiments.study import Study
 
-STUDY, FAILURE = "study.json", "failure.json"
 VERSION = 1
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments import results, run_folder
+from experiments import run_folder
 from experiments.run_folder import OWNER, FolderTakenError, claim, claim_next, file_name, release
+from experiments.view import STUDY
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 CLAIMANT = """
 import sys
@@ -89,18 +90,18 @@ def test_a_named_folder_has_one_owner_and_others_are_told_whether_it_lives(tmp_p
     ended(processes)
     with pytest.raises(FolderTakenError, match=rf"process {owner.pid} .* has ended; .* or delete"):
         claim(folder)
-    (folder / results.RESULTS).touch()
-    with pytest.raises(FolderTakenError, match=r"already holds a run \(results\.json\)"):
+    (folder / STUDY).touch()
+    with pytest.raises(FolderTakenError, match=r"already holds a run \(study\.json\)"):
         claim(folder)
-    assert sorted(folder.iterdir()) == sorted([*before, folder / results.RESULTS])
+    assert sorted(folder.iterdir()) == sorted([*before, folder / STUDY])
 
 
 def test_a_process_keeps_its_folder_until_it_holds_a_run(tmp_path):
     (tmp_path / "slurm.out").touch()
     claim(tmp_path)
     claim(tmp_path / "." / ".." / tmp_path.name)
-    (tmp_path / results.PARTIAL).touch()
-    with pytest.raises(FolderTakenError, match=r"already holds a run \(partial_results\.json\)"):
+    (tmp_path / STUDY).touch()
+    with pytest.raises(FolderTakenError, match=r"already holds a run \(study\.json\)"):
         claim(tmp_path)
 
 
@@ -112,7 +113,9 @@ def test_a_folder_given_back_can_be_taken_again(tmp_path):
         assert not folder.exists()
 
 
-@pytest.mark.parametrize("name", [".hydra", "multirun.yaml", results.PARTIAL, results.RESULTS])
+@pytest.mark.parametrize(
+    "name", [".hydra", "multirun.yaml", "partial_results.json", "results.json", STUDY]
+)
 def test_runs_from_before_folders_had_owners_are_left_alone(name, tmp_path):
     (tmp_path / name).touch()
     with pytest.raises(FolderTakenError, match=rf"already holds a run \({name}\)"):

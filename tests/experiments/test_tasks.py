@@ -15,21 +15,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from experiments.ladder import held_out
-from experiments.settings import validated
-from experiments.training import evaluate, train
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from experiments import tasks as package
+from experiments.composition import CONFIGURATION
+from experiments.config import RunConfig
 from experiments.fields import Config, ConfigError, choice, fraction, integer, number
-from experiments.models import build_model
-from experiments.run import CONFIGURATION
 from experiments.tasks import TASKS, build_task, shown_metric
+from experiments.train import train
+from tests.experiments.studies import choices, composed, study_of
 from tests.idx_files import idx_bytes, mnist_like, write_mnist
 
-CHOICES = sorted(path.stem for path in (CONFIGURATION / "task").glob("*.yaml"))
+CHOICES = choices("task")
 UNSCORED = -100
 
 
@@ -42,11 +40,6 @@ def mnist_root(tmp_path_factory) -> str:
     root = tmp_path_factory.mktemp("mnist")
     write_mnist(root)
     return str(root)
-
-
-def configuration(*overrides: str) -> dict:
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
-        return validated(compose("config", list(overrides)))
 
 
 def task_of(options: dict, mnist_root: str):
@@ -333,32 +326,20 @@ def test_horizons_out_of_range_are_refused_and_the_bounds_are_not(case, mnist_ro
 
 
 @every_case
-def test_any_model_of_the_laboratory_trains_on_it(case, mnist_root):
+def test_any_model_of_the_laboratory_trains_on_it(case, mnist_root, tmp_path):
     task = task_of(case.options, mnist_root)
-    horizon = min(case.steps)
-    config = {
-        "core": "rnn",
-        "hidden_size": 8,
-        "match_parameters": False,
-        "nonlinearity": "tanh",
-        "recurrent_init": "default",
-        "input_std": None,
-        "zero_bias": False,
-    }
-    model = build_model(config, task, horizon, seed=0)
-    settings = {
-        "optimizer": "adam",
-        "learning_rate": 1e-3,
-        "clip_norm": 1.0,
-        "batch_size": 8,
-        "steps": 2,
-    }
-    curve = train(model, task, horizon, settings, generator())
-    assert curve.loss.isfinite().all()
-    _, test = held_out(
-        {"evaluation": {"seed": 1, "probe_size": 2}}, task, horizon, torch.device("cpu")
+    run = RunConfig.parse(
+        {
+            "model": {"core": "rnn", "hidden_size": 8},
+            "task": task.settings,
+            "horizon": min(case.steps),
+            "training": {"steps": 2, "batch_size": 8},
+            "evaluation": {"probe_size": 2, "train_size": 8},
+        }
     )
-    assert math.isfinite(evaluate(model, task, *test))
+    record = train(run, tmp_path / run.folder_name)
+    assert record.status == "finished"
+    assert math.isfinite(record.result["test_error"])
 
 
 # Each task's own traits
@@ -594,7 +575,7 @@ def test_a_match_is_of_any_direction_and_so_is_a_difference():
 
 
 def test_the_test_images_are_held_out_and_the_noise_is_noise():
-    task = build_task(configuration("experiment=noise_padded_digits")["task"])
+    task = study_of("experiment=noise_padded_digits").reference.run.task
     assert task.name == "noise_padded_digits"
     x_TBI, target = task.sample(2000, 40, generator())
     test_x, test_target = task.test_set(40, generator())
@@ -708,6 +689,7 @@ def test_a_broken_file_is_refused_by_its_name_and_its_fault(file, breaks, fault,
     write_mnist(tmp_path)
     build_task({"name": "mnist", "root": str(tmp_path)})
     breaks(tmp_path)
+    package._built.cache_clear()
     with pytest.raises(ConfigError, match=rf"^task\.root: .*{file}.*{fault}"):
         build_task({"name": "mnist", "root": str(tmp_path)})
 
@@ -731,17 +713,15 @@ def test_every_choice_composes_into_the_task_it_names(name, mnist_root):
     if name == "mnist":
         overrides.append(f"task.root={mnist_root}")
     horizon = {"digits": 8, "mnist": 28}.get(name, 20)
-    plain = configuration(*overrides, f"horizons=[{horizon}]", f"contrast_horizons=[{horizon}]")
-    task = build_task(plain["task"])
+    study = study_of(*overrides, f"horizons=[{horizon}]", f"contrast_horizons=[{horizon}]")
+    task = study.reference.run.task
     assert task.name == name
-    assert plain["task"] == task.settings
     assert build_task(task.settings).settings == task.settings
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_the_yaml_file_of_a_task_shows_every_key_with_its_default(name):
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
-        shown = dict(compose("config", [f"task={name}"])["task"])
+    shown = dict(composed(f"task={name}")["task"])
     defaults = {field.name: field.default for field in fields(TASKS[name].Config)}
     assert shown == {"name": name, **defaults}
 
@@ -823,13 +803,13 @@ def test_a_bad_option_is_refused_by_the_name_of_its_key(options, message):
 
 def test_a_run_is_refused_before_it_starts_where_its_task_cannot_be_had(tmp_path):
     with pytest.raises(ConfigError, match=r"^horizons must be 8 for task digits; got 10$"):
-        configuration("task=digits")
+        study_of("task=digits")
     with pytest.raises(ConfigError, match=r"^horizons must be from 1 to 49 for task delayed_rec"):
-        configuration("task=delayed_recall", "task.length=50")
+        study_of("task=delayed_recall", "task.length=50")
     with pytest.raises(ConfigError, match=r"^task\.root: .*: expected a folder, got nothing"):
-        configuration("task=mnist", f"task.root={tmp_path / 'nowhere'}")
+        study_of("task=mnist", f"task.root={tmp_path / 'nowhere'}")
     with pytest.raises(ConfigError, match=r"^horizons must be at least 10 for task temporal_order"):
-        configuration("experiment=noise_padded_digits", "task=temporal_order")
+        study_of("experiment=noise_padded_digits", "task=temporal_order")
 
 
 def test_a_configuration_is_checked_however_it_is_made():
