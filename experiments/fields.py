@@ -152,6 +152,16 @@ def fraction(default: float) -> Any:
     )
 
 
+def mapping() -> Any:
+    """Declare a field for a mapping from names to values; empty by default."""
+    is_named = Check(
+        "a mapping from names to values",
+        lambda value: isinstance(value, Mapping) and all(isinstance(key, str) for key in value),
+        convert=dict,
+    )
+    return field(default_factory=dict, metadata={"check": is_named})
+
+
 def choice(default: str | int, options: Iterable[str | int]) -> Any:
     """Declare a field that holds one of ``options``."""
     options = tuple(options)

@@ -19,7 +19,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -155,6 +155,10 @@ def _on_owner(folder: Path) -> str:
     return f"{folder}: {who}, is working on this run"
 
 
+Rows = list[dict[str, Any]]
+"""Lines of ``metrics.jsonl``."""
+
+
 class MetricsLog:
     """``metrics.jsonl``, written as the run goes.
 
@@ -162,12 +166,16 @@ class MetricsLog:
         path: the file.
         size: keep this many bytes of it, which a checkpoint vouches for; the rest was written by a
             process that died and is written again.
+        on_rows: called with all rows, in order: first those that are kept, then each as it is
+            written.
 
     Raises:
         RecordError: the file has fewer bytes.
     """
 
-    def __init__(self, path: Path, size: int = 0) -> None:
+    def __init__(
+        self, path: Path, size: int = 0, on_rows: Callable[[Rows], None] | None = None
+    ) -> None:
         have = path.stat().st_size if path.exists() else 0
         if have < size:
             raise RecordError(
@@ -176,11 +184,16 @@ class MetricsLog:
             )
         self._file = path.open("ab")
         self._file.truncate(size)
+        self._on_rows = on_rows
+        if on_rows is not None:
+            on_rows(read_metrics(path.parent))
 
-    def write(self, rows: list[dict[str, Any]]) -> None:
+    def write(self, rows: Rows) -> None:
         """Append rows; an infinity or nan becomes ``null``."""
         lines = (json.dumps(_strict(row), allow_nan=False) + "\n" for row in rows)
         self._file.write("".join(lines).encode())
+        if self._on_rows is not None:
+            self._on_rows(rows)
 
     def commit(self) -> int:
         """Bring everything to the disk; return the size of the file."""
@@ -193,7 +206,7 @@ class MetricsLog:
         self._file.close()
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> Rows:
     """Return the rows of ``metrics.jsonl``; a last line that is not whole is left out."""
     with (folder / METRICS).open(encoding="utf-8") as file:
         return [json.loads(line) for line in file if line.endswith("\n")]

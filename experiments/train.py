@@ -26,7 +26,7 @@ from experiments.models import SequenceModel
 from experiments.optimizers import build_optimizer
 from experiments.probes import Probe
 from experiments.provenance import provenance
-from experiments.record import CONFIG, METRICS, MetricsLog, Record, owned, write_json
+from experiments.record import CONFIG, METRICS, MetricsLog, Record, Rows, owned, write_json
 from experiments.remedies import Problem
 from experiments.tasks import Batch, shown_metric
 from rnn_cuda import backend
@@ -170,6 +170,7 @@ def train(
     on_progress: Progress = lambda step, loss: None,
     is_asked_to_end: Callable[[], bool] = lambda: False,
     checkpoint_seconds: float = 30.0,
+    on_rows: Callable[[Rows], None] | None = None,
 ) -> Record:
     """Make a run, or the rest of it, and leave its record in ``folder``.
 
@@ -179,6 +180,7 @@ def train(
         on_progress: called every ``CHECK_EVERY`` steps and at the end.
         is_asked_to_end: looked at before every step.
         checkpoint_seconds: the least time between two checkpoints; changes no number.
+        on_rows: called with all rows of the log, those of earlier processes first.
 
     Returns:
         The record; that of an earlier process if the run has ended already.
@@ -198,7 +200,7 @@ def train(
         if state is not None:
             training.load(state)
         write_json(folder / CONFIG, run.plain())
-        log = MetricsLog(folder / METRICS, training.log_size)
+        log = MetricsLog(folder / METRICS, training.log_size, on_rows)
         try:
             held_out = HeldOut(run)
             _loop(training, held_out, folder, log, on_progress, is_asked_to_end, checkpoint_seconds)
