@@ -91,7 +91,7 @@ class SlurmConfig(Config):
         max_num_timeout: how often it may.
         signal_delay_s: it is told so many seconds before its end.
         mem_gb, cpus_per_task, gpus_per_node: of one job, which is one run.
-        array_parallelism: jobs at a time; null: `workers`, else 256 on SLURM, one per core locally.
+        array_parallelism: jobs at a time; null: `workers`, else 256 on SLURM, one per core here.
         extra: other options of submitit's executor, such as account and qos; those that it lacks
             go below additional_parameters.
     """
