@@ -23,7 +23,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -195,6 +195,10 @@ def _on_owner(folder: Path) -> str:
     return f"{folder}: {who}, is working on this run"
 
 
+Rows = list[dict[str, Any]]
+"""Lines of ``metrics.jsonl``."""
+
+
 class MetricsLog:
     """``metrics.jsonl``, written as the run goes.
 
@@ -202,12 +206,16 @@ class MetricsLog:
         path: the file.
         size: keep this many bytes of it, which a checkpoint vouches for; the rest was written by a
             process that died and is written again.
+        on_rows: called with all rows, in order: first those that are kept, then each as it is
+            written.
 
     Raises:
         RecordError: the file has fewer bytes.
     """
 
-    def __init__(self, path: Path, size: int = 0) -> None:
+    def __init__(
+        self, path: Path, size: int = 0, on_rows: Callable[[Rows], None] | None = None
+    ) -> None:
         self._path = path
         self._file = path.open("a+b")
         have = self._file.seek(0, os.SEEK_END)
@@ -219,6 +227,9 @@ class MetricsLog:
                 f"lines were expected, it has {have}; delete the folder to make the run again"
             )
         self._file.truncate(size)
+        self._on_rows = on_rows
+        if on_rows is not None:
+            on_rows(read_metrics(path.parent))
 
     def __enter__(self) -> Self:
         return self
@@ -228,7 +239,7 @@ class MetricsLog:
         with suppress(OSError) if kind is not None else nullcontext():
             self._file.close()
 
-    def write(self, rows: list[dict[str, Any]]) -> None:
+    def write(self, rows: Rows) -> None:
         """Append rows; an infinity or nan becomes ``null``. Other processes see them at once.
 
         Raises:
@@ -238,6 +249,8 @@ class MetricsLog:
         with _naming(self._path):
             self._file.write(lines.encode())
             self._file.flush()
+        if self._on_rows is not None:
+            self._on_rows(rows)
 
     def commit(self) -> int:
         """Bring everything to the disk; return the size of the file."""
@@ -246,7 +259,7 @@ class MetricsLog:
         return os.fstat(self._file.fileno()).st_size
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> Rows:
     """Return the rows of ``metrics.jsonl``; a last line that is not whole is left out."""
     with (folder / METRICS).open(encoding="utf-8") as file:
         return [json.loads(line) for line in file if line.endswith("\n")]

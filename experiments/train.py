@@ -29,7 +29,7 @@ from experiments.models import SequenceModel
 from experiments.optimizers import build_optimizer, set_rate
 from experiments.probes import Probe
 from experiments.provenance import provenance
-from experiments.record import CONFIG, METRICS, MetricsLog, Record, owned, write_json
+from experiments.record import CONFIG, METRICS, MetricsLog, Record, Rows, owned, write_json
 from experiments.remedies import Problem
 from experiments.tasks import Batch, shown_metric
 from rnn_cuda import backend
@@ -225,6 +225,7 @@ def train(
     on_progress: Progress = lambda step, loss: None,
     is_asked_to_end: Callable[[], bool] = lambda: False,
     checkpoint_seconds: float = 30.0,
+    on_rows: Callable[[Rows], None] | None = None,
 ) -> Record:
     """Make a run, or the rest of it, and leave its record in ``folder``.
 
@@ -237,6 +238,7 @@ def train(
         on_progress: called every ``CHECK_EVERY`` steps and at the end.
         is_asked_to_end: looked at before every step.
         checkpoint_seconds: the least time between two checkpoints; changes no number.
+        on_rows: called with all rows of the log, those of earlier processes first.
 
     Returns:
         The record; that of an earlier process if the run has ended already.
@@ -264,7 +266,7 @@ def train(
             training.load(state)
         log = None
         if distributed.is_main():
-            log = stack.enter_context(MetricsLog(folder / METRICS, training.log_size))
+            log = stack.enter_context(MetricsLog(folder / METRICS, training.log_size, on_rows))
             write_json(folder / CONFIG, run.plain())
         _loop(training, held_out, folder, log, on_progress, is_asked_to_end, checkpoint_seconds)
         return distributed.from_main(lambda: _finish(training, held_out, folder, log))
