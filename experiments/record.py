@@ -95,10 +95,29 @@ class Record:
         if set(values) != names:
             wrong = ", ".join(sorted(set(values) ^ names))
             raise RecordError(f"{path} is damaged (missing or unknown: {wrong}); {again}")
+        for f in fields(cls):
+            allowed = _TYPES[f.name]
+            if not isinstance(values[f.name], allowed):
+                raise RecordError(
+                    f"{path} is damaged ({f.name} is {values[f.name]!r:.60}); {again}"
+                )
         record = cls(**values)
         if not folder.resolve().name.endswith(record.identity):
             raise RecordError(f"{path} is the record of another run, {record.identity}; {again}")
         return record
+
+
+_TYPES: dict[str, Any] = {
+    "identity": str,
+    "label": str,
+    "status": str,
+    "reason": str | None,
+    "config": dict,
+    "result": dict,
+    "probes": dict,
+    "provenance": dict,
+    "version": int,
+}
 
 
 @contextmanager
