@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -200,18 +201,52 @@ def curve(entry: Entry, name: str) -> tuple[list[int], list[float]]:
     Args:
         entry: of the run.
         name: ``loss``, ``gradient_norm`` or ``test_error``.
+
+    Raises:
+        ViewError: the log cannot be read.
     """
-    if not (entry.folder / METRICS).exists():
-        return [], []
-    rows = [row for row in read_metrics(entry.folder) if row.get(name) is not None]
-    return [row["step"] for row in rows], [row[name] for row in rows]
+    return _log(entry).curves.get(name, ([], []))
 
 
 def measurements(entry: Entry, probe: str) -> list[dict[str, Any]]:
-    """Return every measurement of a probe in a run, each with its training step."""
-    if not (entry.folder / METRICS).exists():
-        return []
-    return [row for row in read_metrics(entry.folder) if row.get("probe") == probe]
+    """Return every measurement of a probe in a run, each with its training step.
+
+    Raises:
+        ViewError: the log cannot be read.
+    """
+    return _log(entry).probes.get(probe, [])
+
+
+@dataclass(frozen=True)
+class _Log:
+    curves: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
+    probes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+
+def _log(entry: Entry) -> _Log:
+    path = entry.folder / METRICS
+    try:
+        status = path.stat()
+        return _read_log(entry.folder, status.st_size, status.st_mtime_ns)
+    except FileNotFoundError:
+        return _Log()
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ViewError(f"{path} cannot be read: {error}") from error
+
+
+@lru_cache(maxsize=1000)  # every figure asks again
+def _read_log(folder: Path, size: int, modified: int) -> _Log:
+    log = _Log()
+    for row in read_metrics(folder):
+        if "probe" in row:
+            log.probes.setdefault(row["probe"], []).append(row)
+            continue
+        for name in ("loss", "gradient_norm", "test_error"):
+            if row.get(name) is not None:
+                steps, values = log.curves.setdefault(name, ([], []))
+                steps.append(row["step"])
+                values.append(row[name])
+    return log
 
 
 def save(study: Study, folder: Path, command: str, kernel_check: Any = None) -> None:
