@@ -15,7 +15,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-CONFIGURATION = Path(__file__).resolve().parents[1] / "hydra_conf"
+from experiments.composition import CONFIGURATION
+
 _PLAIN_TEXT = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 _WORDS = {"true", "false", "null", "inf", "nan", "yes", "no", "on", "off"}
 

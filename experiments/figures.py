@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.train import LEARNED_BELOW, SOLVED_BELOW
-from experiments.view import Entry, Row, View, curve, measurements
+from experiments.view import Entry, Row, View, ViewError, curve, measurements
 from rnn_cuda.instruments import Saturation, plots
 
 SIZE = (4.8, 3.6)
@@ -80,13 +81,16 @@ class Group:
 
 
 def draw(view: View, folder: Path) -> list[Path]:
-    """Draw `ladder` and every figure of `FIGURES` into a folder; return the files."""
+    """Draw `ladder` and every figure of `FIGURES` into a folder; return the files.
+
+    All are PNG files, the first and the loss curves SVG files too; a report has most as drawings.
+    """
     files = []
     if any(row.records for row in view.rows):
         with mpl.rc_context(plots.STYLE):
             files += plots.save(ladder(view), folder / "ladder")
             for each in drawn(view):
-                formats = ("png",) if each.is_large else ("png", "svg")
+                formats = ("png", "svg") if each.name.startswith("loss_curves") else ("png",)
                 files += plots.save(each.figure, folder / each.name, formats)
     return files
 
@@ -166,11 +170,36 @@ def adjoint_heatmaps(view: View) -> Iterator[Drawn]:
         )
 
 
+def lag_contributions(view: View) -> Iterator[Drawn]:
+    """What every step adds to the gradient of U, by lag: the probe's own figure."""
+    probe = ("lag_contribution", "initial", "contribution")
+    groups = [group for group in _groups(view) if group.probed(*probe)]
+    for name, shown in _parts("lag_contribution", _told_apart(groups)):
+        figure, axes = _canvas()
+        initial, trained = (
+            {
+                title: _numbers(values)
+                for title, group in shown.items()
+                if (values := group.probed("lag_contribution", stage, "contribution"))
+            }
+            for stage in STAGES
+        )
+        plots.adjoint_profile(initial, trained or None, ax=axes)
+        axes.set_ylabel("norm of the step's term in dL/dU")
+        yield Drawn(
+            name,
+            figure,
+            "Frobenius norm of what each step adds to dL/dU, against the lag, the mean over the "
+            "probe batch; median and range over seeds. The first step adds exactly zero. "
+            f"{_runs(shown.values())}",
+        )
+
+
 def loss_curves(view: View) -> Iterator[Drawn]:
     """3: the training loss against the step, with the line of knowing nothing."""
     curves = {}
     for group in _groups(view):
-        losses = [values for entry in group.entries if (values := curve(entry, "loss")[1])]
+        losses = [values for entry in group.entries if (values := _logged(entry, "loss"))]
         if losses:
             curves[group.title] = (group, losses)
     for name, shown in _parts("loss_curves", curves):
@@ -376,13 +405,11 @@ def gradient_norms(view: View) -> Iterator[Drawn]:
     for index, (threshold, groups) in enumerate(by_threshold.items()):
         for name, shown in _parts(f"gradient_norms_{index + 1}", _told_apart(groups)):
             figure, axes = _canvas()
-            norms, steps = {}, 0
+            norms = {}
             for title, group in shown.items():
-                logged = [curve(entry, "gradient_norm")[1] for entry in group.entries]
+                logged = [_logged(entry, "gradient_norm") for entry in group.entries]
                 longest = max(map(len, logged))
                 norms[title] = [each for each in logged if len(each) == longest]
-                steps = max(steps, longest)
-            # Runs of other lengths share the axis, each counted over its own steps.
             plots.gradient_norms(norms, threshold, ax=axes)
             yield Drawn(
                 name,
@@ -456,6 +483,7 @@ def remedies(view: View) -> Iterator[Drawn]:
 FIGURES: tuple[Callable[[View], Iterator[Drawn]], ...] = (
     adjoint_profiles,
     adjoint_heatmaps,
+    lag_contributions,
     loss_curves,
     cliffs,
     solved_by_ratio,
@@ -569,9 +597,17 @@ def _through_training(group: Group, probe: str) -> tuple[list[int], list[list[di
     by_seed = []
     for entry in group.entries:
         # By step: a run that stopped early is measured twice at its last.
-        by_seed.append({row["step"]: row for row in measurements(entry, probe)})
+        with suppress(ViewError):
+            by_seed.append({row["step"]: row for row in measurements(entry, probe)})
     steps = max(by_seed, key=len, default={})
     return list(steps), [list(rows.values()) for rows in by_seed if list(rows) == list(steps)]
+
+
+def _logged(entry: Entry, name: str) -> list[float]:
+    """Return what a run logged; nothing where its log cannot be read."""
+    with suppress(ViewError):
+        return curve(entry, name)[1]
+    return []
 
 
 def _spectral_radius(row: Mapping[str, Any]) -> float | None:

@@ -230,7 +230,7 @@ def _log(entry: Entry) -> _Log:
         return _read_log(entry.folder, status.st_size, status.st_mtime_ns)
     except FileNotFoundError:
         return _Log()
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ViewError(f"{path} cannot be read: {error}") from error
 
 
@@ -291,7 +291,7 @@ def load(folder: Path) -> View:
     if studies or failed:
         views = [_load_study(path) for path in studies]
         return replace(joined(views, f"{len(studies)} studies", studies), failed=failed)
-    entries = [_entry(path.parent, None, None) for path in sorted(folder.rglob("config.json"))]
+    entries = [entry_of(path.parent, None, None) for path in sorted(folder.rglob("config.json"))]
     if not entries:
         raise ViewError(f"{folder} holds no {STUDY} and no runs")
     return View(folder.name, "", "", entries)
@@ -323,7 +323,7 @@ def _load_study(folder: Path) -> View:
             raise ViewError(f"{path} has version {version}, this program reads {VERSION}")
         runs = values.pop("runs")
         entries = [
-            _entry((folder / run["folder"]).resolve(), run["label"], run["contrast_of"], run)
+            entry_of((folder / run["folder"]).resolve(), run["label"], run["contrast_of"], run)
             for run in runs
         ]
         return View(entries=entries, **values)
@@ -331,9 +331,23 @@ def _load_study(folder: Path) -> View:
         raise ViewError(f"{path} cannot be read: {error}") from error
 
 
-def _entry(
-    folder: Path, label: str | None, contrast_of: str | None, run: Mapping[str, Any] | None = None
+def entry_of(
+    folder: Path,
+    label: str | None = None,
+    contrast_of: str | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> Entry:
+    """Return the run in a folder.
+
+    Args:
+        folder: of the run.
+        label: of its arm; by default the record's.
+        contrast_of: as in `Entry`.
+        run: its ``horizon`` and ``seed``; by default the record's, or those of ``config.json``.
+
+    Raises:
+        OSError, ValueError, KeyError: there is no record, and no configuration that can be read.
+    """
     record, reason = None, ""
     try:
         record = Record.load(folder)
