@@ -1,7 +1,10 @@
 """What the README promises can be run as it stands there."""
 
 import re
+import shlex
 from pathlib import Path
+
+from tests.experiments.studies import study_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -24,11 +27,20 @@ def test_every_local_link_and_figure_exists():
     assert missing == []
 
 
-def test_every_experiment_command_names_options_that_exist():
-    commands = re.findall(r"python -m experiments\.run (.*?)(?:\s+#|\n|$)", README)
-    assert len(commands) >= 4
-    for command in commands:
-        for assignment in (word for word in command.split() if "=" in word):
-            group, names = assignment.split("=")
-            for name in names.split(","):
-                assert (ROOT / "hydra_conf" / group / f"{name}.yaml").is_file(), assignment
+def test_every_experiment_command_is_a_study():
+    pages = (README, (ROOT / "docs" / "laboratory.md").read_text(encoding="utf-8"))
+    commands = [
+        shlex.split(command)
+        for page in pages
+        for command in re.findall(r"python -m experiments\.run(.*?)(?:\s+#|\n|$)", page)
+    ]
+    assert len(commands) >= 10
+    for words in commands:
+        overrides = [word for word in words if "=" in word]
+        # Of what a sweep is over, each by itself.
+        choices = [w.split(",") if "[" not in w else [w] for w in overrides]
+        for first, *others in choices:
+            key = first.partition("=")[0]
+            for choice in (first, *(f"{key}={other}" for other in others)):
+                rest = [o[0] for o in choices if o[0] != first]
+                assert study_of(*rest, choice).members

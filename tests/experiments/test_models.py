@@ -1,0 +1,113 @@
+"""Models: drawn from the seed alone, the same on both layers, of equal parameters on request."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from experiments.composition import CONFIGURATION
+from experiments.config import RunConfig
+from experiments.probes.adjoint import Adjoint
+from experiments.study import resolved
+from tests.experiments.studies import ROOT, choices, composed
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def run_of(name: str, seed: int = 0, remedy=None, **changes) -> RunConfig:
+    model = {**resolved(composed(f"model={name}"))["model"], **changes}
+    model.pop("contrasts", None)
+    task = {"name": "adding", "test_size": 8}
+    return RunConfig.parse(
+        {"model": model, "task": task, "horizon": 40, "seed": seed, "remedy": remedy}
+    )
+
+
+@pytest.mark.parametrize("name", choices("model"))
+def test_a_seed_fixes_the_weights_and_leaves_the_global_generator_alone(name):
+    before = torch.get_rng_state()
+    one, two, other = (list(run_of(name, seed).build_model().parameters()) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({}, None),
+        ({"num_layers": 2, "bidirectional": True}, None),
+        ({}, {"initialisation": {"recurrent": "orthogonal"}}),
+        ({"nonlinearity": "relu"}, {"initialisation": {"recurrent": "identity"}}),
+    ],
+)
+def test_fused_rnn_and_rnn_are_the_same_model(changes, remedy):
+    """Same seed: equal weights; predictions, gradients, adjoints equal within float32 rounding."""
+    run = run_of("fused_rnn", remedy=remedy, **changes)
+    fused = run.build_model()
+    plain = run_of("rnn", remedy=remedy, **changes).build_model()
+    assert type(fused.core) is not type(plain.core)
+    for (name, ours), (other, theirs) in zip(
+        fused.named_parameters(), plain.named_parameters(), strict=True
+    ):
+        assert name == other
+        assert torch.equal(ours, theirs)
+    x_TBI, target = run.task.sample(32, run.horizon, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(fused(x_TBI), plain(x_TBI), rtol=1e-5, atol=1e-6)
+    gradients = [
+        torch.autograd.grad(run.task.loss(model(x_TBI), target), list(model.parameters()))
+        for model in (fused, plain)
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6 * theirs.abs().max().item())
+    probe = Adjoint(Adjoint.Config())
+    profiles = [
+        torch.tensor(probe.measure(model, run.task, x_TBI, target)["state_norm"])
+        for model in (fused, plain)
+    ]
+    torch.testing.assert_close(*profiles, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", choices("model"))
+def test_matched_parameters_come_as_close_as_a_hidden_size_can(name):
+    target = run_of("rnn").build_model().num_parameters
+    model = run_of(name, match_parameters=True).build_model()
+    size = model.core.hidden_size
+    counts = {
+        n: run_of(name, hidden_size=n).build_model().num_parameters
+        for n in (size - 1, size, size + 1)
+    }
+    assert model.num_parameters == counts[size]
+    assert min(counts, key=lambda n: abs(counts[n] - target)) == size
+    assert abs(counts[size] - target) / target < 0.05
+
+
+def test_a_model_and_a_study_are_added_as_the_page_says(tmp_path):
+    page = (ROOT / "docs" / "laboratory.md").read_text(encoding="utf-8")
+    (source,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    model, study = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "cores").mkdir()
+    (tmp_path / "cores" / "slow.py").write_text(source)
+    shutil.copytree(CONFIGURATION, tmp_path / "conf")
+    (tmp_path / "conf" / "model" / "slow.yaml").write_text(model)
+    (tmp_path / "conf" / "experiment" / "slow_or_fast.yaml").write_text(study)
+    program = (  # the package is run again, with a second folder to list
+        "import experiments.models as package\n"
+        f"package.__path__.append({str(tmp_path / 'cores')!r})\n"
+        "package.__spec__.loader.exec_module(package)\n"
+        "from hydra import compose, initialize_config_dir\n"
+        "from experiments.study import parse_study\n"
+        "from experiments.train import train\n"
+        f"words = ['experiment=slow_or_fast', 'budget=smoke', 'output.root={tmp_path}']\n"
+        f"with initialize_config_dir({str(tmp_path / 'conf')!r}, version_base='1.3'):\n"
+        "    study = parse_study(compose('config', words), words)\n"
+        "for member in study.members:\n"
+        "    print(member.label, member.run.core.name, train(member.run, member.folder).status)\n"
+    )
+    made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert made.stdout == "slow slow finished\nfast slow finished\ngru gru finished\n", made.stderr

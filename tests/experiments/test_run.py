@@ -1,0 +1,202 @@
+"""The command line: what it prints, where it writes, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import run
+from experiments.record import RECORD
+from experiments.run_folder import OWNER
+from tests.experiments.studies import ROOT, TINY
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """Call the command in this process; return status, stdout and stderr."""
+
+    def call(*arguments: str):
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+        capfd.readouterr()
+        status: object = 0
+        try:
+            run.start()
+        except SystemExit as end:
+            status = end.code
+        printed = capfd.readouterr()
+        if isinstance(status, str):
+            return 1, printed.out, printed.err + status
+        return status, printed.out, printed.err
+
+    return call
+
+
+def test_help_and_configuration_are_for_a_newcomer(command):
+    status, out, _ = command("--help")
+    assert status == 0
+    assert "model: antisymmetric, fused_rnn, gru, gru_chrono, irnn" in out
+    assert out.count("python -m experiments.run ") == 6
+    assert "$" not in out
+    assert "hydra" not in out.replace("hydra_conf", "").lower()
+    status, out, _ = command("--cfg", "job", "experiment=smoke")
+    assert "\n  hidden_size: 16\n" in out
+
+
+def test_a_sweep_ends_in_one_comparison_and_lists_the_member_that_failed(command, tmp_path):
+    root = tmp_path / "a [b] c"
+    words = [*TINY, "horizons=[10]", "contrast_horizons=[]", "name='s/t [red]'"]
+    status, out, err = command(
+        "-m", *words, f"output.root='{root}'", "model=fused_rnn,rnn", "training.steps=3,0"
+    )
+    assert status == 1
+    assert "training.steps must be an integer of at least 1; got 0" in err
+    (folder,) = (root / "multirun").glob("*/*")
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [
+        f"{number}_s_t [red]_{model}"
+        for number, model in enumerate(("fused_rnn", "rnn", "fused_rnn", "rnn"))
+    ]
+    report = (folder / "report.txt").read_text()
+    assert "2 studies: adding" in report
+    assert "fused_rnn: the gradient vanishes" in report
+    assert "\n2 run(s) without a result:\n  2_s_t [red]_fused_rnn: training.steps must be" in report
+    assert (folder / "ladder.png").exists()
+    assert out.splitlines()[-1] == f"Comparison: {folder}"
+    # Given again without them: nothing is made a second time.
+    records = {path: path.stat().st_mtime_ns for path in root.rglob(RECORD)}
+    status, out, _ = command("-m", *words, f"output.root='{root}'", "model=fused_rnn,rnn")
+    assert status == 0
+    assert out.count("1 of 1 runs are on record already") == 2
+    assert records == {path: path.stat().st_mtime_ns for path in root.rglob(RECORD)}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.steps=0", "training.steps must be an integer of at least 1; got 0"),
+        ("model=lsm", "got lsm; did you mean lstm?"),
+        ("taks=adding", "unknown key taks; "),
+        ("training.step=3", "did you mean training.steps?"),
+        ("probe.spectrum.every=3", "there is no probe.spectrum in this study; +probe.spectrum="),
+        ("training=null", "field 'training' is not Optional"),
+        ("model=null", "Config group override must be a string or a list. Got NoneType"),
+        ("budget=", "budget must be one of"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_and_leaves_nothing(override, message, command, tmp_path):
+    status, out, err = command(override, f"output.root={tmp_path}")
+    assert status == 1
+    assert out == ""
+    (line,) = err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize("kind", [["hydra.run.dir"], ["-m", "hydra.sweep.dir"]])
+def test_a_named_folder_with_a_run_in_it_is_refused_before_it_is_touched(kind, command, tmp_path):
+    (tmp_path / "study.json").touch()
+    *option, key = kind
+    status, _, err = command(*option, *TINY, f"{key}={tmp_path}", f"output.root={tmp_path}/x")
+    assert status == 1
+    assert err == f"error: {tmp_path} already holds a run (study.json); choose another folder"
+    assert os.listdir(tmp_path) == ["study.json"]
+
+
+def test_what_cannot_be_drawn_costs_no_record_and_is_said(command, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(run.figures, "draw", fail)
+    status, out, _ = command(*TINY, "horizons=[10]", "contrast_horizons=[]",
+                             f"hydra.run.dir={tmp_path}/x", f"output.root={tmp_path}")  # fmt: skip
+    assert status == 1
+    assert "What was measured" in out
+    assert "not everything could be printed and drawn: ValueError: no ink" in out
+    assert len(list(tmp_path.rglob(RECORD))) == 1
+
+
+# Processes
+
+
+def started(*arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.run", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def session(leader: int) -> list[int]:
+    """Return the processes of a session that still run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its = path.read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended between the listing and the reading
+        if int(its) == leader and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def wait_for(condition, process=None, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"it ended by itself:\n{process.communicate()[0]}")
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_killed_it_leaves_no_process_asked_to_end_it_saves_and_twice_at_once_is_seen(tmp_path):
+    words = (*TINY, "horizons=[10,12]", "contrast_horizons=[]", f"output.root={tmp_path}",
+             "training.steps=1000000", "checkpoint_seconds=0.01")  # fmt: skip
+
+    def checkpoints():
+        return list(tmp_path.rglob("checkpoint.pt"))
+
+    first = started(*words, "workers=2")
+    try:
+        wait_for(lambda: len(checkpoints()) == 2, first)
+        first.kill()
+        first.communicate()
+        wait_for(lambda: not session(first.pid))
+    finally:
+        if session(first.pid):
+            os.killpg(first.pid, signal.SIGKILL)
+    before = {path: path.stat().st_mtime_ns for path in checkpoints()}
+    second = started(*words, "workers=1")
+    third = None
+    try:
+        # The longest first. A process that finds it taken says so, and goes on with the next.
+        (owner,) = tmp_path.rglob(f"*T12*/{OWNER}")
+        wait_for(lambda: json.loads(owner.read_text())["pid"] == second.pid, second)
+        third = started(*words, "workers=1")
+        (other,) = tmp_path.rglob(f"*T10*/{OWNER}")
+        wait_for(lambda: json.loads(other.read_text())["pid"] == third.pid, third)
+        for process, how in ((second, signal.SIGTERM), (third, signal.SIGINT)):
+            process.send_signal(how)
+            out, _ = process.communicate(timeout=60)
+            assert process.returncode == 1
+            assert "the same command goes on from here" in out.splitlines()[-1]
+        assert f"elsewhere: {owner.parent}: process {second.pid} on " in out
+    finally:
+        for process in (second, third):
+            if process is not None:
+                process.kill()
+    assert all(path.stat().st_mtime_ns > time for path, time in before.items())
