@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments import distributed
 from experiments.checkpoint import CheckpointError
 from experiments.config import RunConfig
 from experiments.interrupts import SIGNALS, held_back
@@ -85,11 +86,19 @@ def execute(
         on_progress: called with a member, the steps done and the last loss, now and then.
         on_outcome: called once for each run that was not done before.
     """
-    pending = {
+    runs = {
         member.run.identity: member
         for member in sorted(study.runs, key=lambda member: -member.run.horizon)
-        if not _has_ended(member, study.execution.retry, on_outcome)
     }
+    # Under torchrun the processes make every run together, so one of them says which are left.
+    left = distributed.from_main(
+        lambda: [
+            identity
+            for identity, member in runs.items()
+            if not _has_ended(member, study.execution.retry, on_outcome)
+        ]
+    )
+    pending = {identity: runs[identity] for identity in left}
     jobs = {
         identity: Job(
             member.run.plain(),
@@ -138,7 +147,12 @@ def _in_processes(
 
 
 def worker_count(study: Study, jobs: int) -> int:
-    """Return the number of processes: as configured, else one per core; one for a GPU."""
+    """Return the number of processes: as configured, else one per core; one for a GPU.
+
+    Under torchrun one: the processes that it started make a run together.
+    """
+    if distributed.count() > 1:
+        return 1
     if study.execution.workers is not None:
         return max(1, min(study.execution.workers, jobs))
     if study.reference.run.device != "cpu":
@@ -168,16 +182,24 @@ def make(
         return Outcome("elsewhere", str(error))
     except Interrupted:
         return Outcome("interrupted", "asked to end; the same command goes on from here")
-    except (OSError, RecordError, CheckpointError) as error:
-        # Nothing that the run's values would bring about again: it has no record, and is tried
-        # again by the next command.
-        return Outcome("failed", f"{type(error).__name__}: {error}")
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        if run is not None:
-            _record_failure(run, job.folder, reason, traceback.format_exc())
-        return Outcome("failed", reason)
+        if distributed.count() > 1:
+            # The others wait for this process; torchrun ends all of them when it ends.
+            raise
+        return _failed(error, run, job)
     return Outcome("done")
+
+
+def _failed(error: Exception, run: RunConfig | None, job: Job) -> Outcome:
+    """Return the outcome of a run that an error ended; record it if the run's values brought it.
+
+    What the machine brought about, such as a full disk, leaves no record: the next command tries
+    again.
+    """
+    reason = f"{type(error).__name__}: {error}"
+    if run is not None and not isinstance(error, OSError | RecordError | CheckpointError):
+        _record_failure(run, job.folder, reason, traceback.format_exc())
+    return Outcome("failed", reason)
 
 
 def _has_ended(

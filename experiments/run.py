@@ -4,6 +4,7 @@
     python -m experiments.run model=lstm model.match_parameters=true
     python -m experiments.run experiment=noise_padded_digits model=gru
     python -m experiments.run -m model=fused_rnn,rnn,lstm,gru      # one comparison over all studies
+    torchrun --nproc-per-node 2 -m experiments.run ...             # two processes make each run
     python -m experiments.run --help
 
 Every run has a folder of its own in ``runs/records`` and is made once: a command that was killed
@@ -30,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from experiments import figures, interrupts, run_folder, tables, view
+from experiments import distributed, figures, interrupts, run_folder, tables, view
 from experiments.composition import CONFIGURATION, explained, is_of_hydra
 from experiments.console import new_console, say, write_printed
 from experiments.display import Display
@@ -48,6 +49,8 @@ def main(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     overrides = list(HydraConfig.get().overrides.task)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if distributed.count() > 1:
+            raise ConfigError("-m is for one process, and torchrun starts several; leave it out")
         folder = run_folder.claim_next(folder)
         try:
             run_study(parse_study(config, overrides), folder, new_console(), config)
@@ -57,6 +60,10 @@ def main(config: DictConfig) -> None:
             failure = {"reason": reason, "traceback": traceback.format_exc()}
             write_json(folder / run_folder.FAILURE, failure)
             print(f"error: {folder.name}: {reason}", file=sys.stderr)
+        return
+    if not distributed.is_main():
+        with interrupts.noticed() as is_asked_to_end:
+            execute(parse_study(config, overrides), is_asked_to_end, _ignore, _ignore)
         return
     run_folder.claim(folder)
     try:
@@ -120,6 +127,10 @@ def run_study(
             f"could be printed and drawn: {'; '.join(problems)}",
         )
     return not seen.failures and not problems
+
+
+def _ignore(*_: object) -> None:
+    """Tell nobody: the main process does."""
 
 
 def present(*steps: Callable[[], Any]) -> list[str]:
@@ -190,7 +201,8 @@ def start() -> None:
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        main()
+        with distributed.initialised():
+            main()
     except (ConfigError, run_folder.FolderTakenError) as error:
         raise SystemExit(f"error: {error}") from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:

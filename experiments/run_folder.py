@@ -28,6 +28,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments import distributed
+
 OWNER, STUDY, FAILURE = "owner.json", "study.json", "failure.json"
 
 # What runs and sweeps left behind before folders had an owner.
@@ -144,6 +146,11 @@ class FolderCallback(Callback):
 
 
 def _take(config: DictConfig, node: Any) -> None:
+    if not distributed.is_main():
+        # Of the processes that torchrun started one has the folder; Hydra makes one for each.
+        with read_write(config.hydra):
+            node.dir = str(config.output.root)
+        return
     folder = Path(node.dir)
     is_named_by_clock = "${now:" in OmegaConf.to_container(node, resolve=False)["dir"]
     # Hydra turns any other exception of a callback into a warning, and goes on.
