@@ -42,10 +42,6 @@ from experiments.record import write_json
 from experiments.study import Member, Study, parse_study
 
 
-class SweepError(RuntimeError):
-    """Members of a sweep without a result."""
-
-
 @hydra.main(version_base="1.3", config_path=str(CONFIGURATION), config_name="config")
 def main(config: DictConfig) -> None:
     """Check the configuration, and run it in a folder of its own."""
@@ -62,11 +58,17 @@ def main(config: DictConfig) -> None:
             write_json(folder / run_folder.FAILURE, failure)
             print(f"error: {folder.name}: {reason}", file=sys.stderr)
         return
-    run_folder.claim(folder)
+    # SystemExit: of any other exception Hydra prints a line of its own.
+    try:
+        run_folder.claim(folder)
+    except run_folder.FolderTakenError as error:
+        raise SystemExit(f"error: {error}") from None
     try:
         study = parse_study(config, overrides)
-    except BaseException:
+    except BaseException as error:
         run_folder.release(folder)
+        if isinstance(error, ConfigError):
+            raise SystemExit(f"error: {error}") from None
         raise
     if not run_study(study, folder, new_console(), config):
         raise SystemExit(1)
@@ -192,8 +194,6 @@ def start() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         main()
-    except (ConfigError, run_folder.FolderTakenError) as error:
-        raise SystemExit(f"error: {error}") from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if wants_traceback or not is_of_hydra(error):
             raise
