@@ -46,6 +46,8 @@ class Schema:
     launcher: Any = "processes"
     retry: Any = None
     checkpoint_seconds: Any = None
+    tensorboard: Any = None
+    slurm: dict[str, Any] = field(default_factory=dict)
     output: dict[str, Any] = field(default_factory=dict)
 
 

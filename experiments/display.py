@@ -74,7 +74,8 @@ class Display:
         self._running.add(member.run.identity)
         self._advance(member, step)
         bar = self._bars[as_line(member.title)]
-        self._progress.update(bar, note=f"loss {loss:.4f}")
+        if step:
+            self._progress.update(bar, note=f"loss {loss:.4f}")
         self._count()
 
     def outcome(self, member: Member, outcome: Outcome) -> None:

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from experiments.interrupts import SIGNALS, held_back
 from experiments.provenance import provenance
 from experiments.record import RECORD, Record, RecordError, RunTakenError, owned
 from experiments.study import Member, Study
+from experiments.tensorboard import EventWriter
 from experiments.train import Interrupted, train
 
 State = Literal["done", "failed", "elsewhere", "interrupted"]
@@ -54,6 +55,20 @@ class Job:
     label: str
     folder: Path
     checkpoint_seconds: float
+    tensorboard: bool
+
+
+Progress = Callable[[str, int, float], None]
+"""Called with the identity of a run, the steps done and the last loss."""
+
+Launcher = Callable[
+    [Study, Mapping[str, Job], Callable[[], bool], Progress], Iterator[tuple[str, Outcome]]
+]
+"""Makes jobs, by the identities of their runs, and yields what became of each that ended.
+
+Of a study it reads how it is executed. It is told whether to save and stop, and whom to tell of
+progress.
+"""
 
 
 def execute(
@@ -77,24 +92,49 @@ def execute(
     }
     jobs = {
         identity: Job(
-            member.run.plain(), member.label, member.folder, study.execution.checkpoint_seconds
+            member.run.plain(),
+            member.label,
+            member.folder,
+            study.execution.checkpoint_seconds,
+            study.execution.tensorboard,
         )
         for identity, member in pending.items()
     }
+
+    def progress(identity: str, step: int, loss: float) -> None:
+        on_progress(pending[identity], step, loss)
+
+    launch = _launcher(study)
+    if jobs:
+        for identity, outcome in launch(study, jobs, is_asked_to_end, progress):
+            on_outcome(pending[identity], outcome)
+
+
+def _launcher(study: Study) -> Launcher:
+    if study.execution.launcher == "processes":
+        return _in_processes
+    # Only here: submitit is not installed everywhere.
+    from experiments.slurm import in_jobs
+
+    return in_jobs
+
+
+def _in_processes(
+    study: Study,
+    jobs: Mapping[str, Job],
+    is_asked_to_end: Callable[[], bool],
+    on_progress: Progress,
+) -> Iterator[tuple[str, Outcome]]:
+    """Make jobs in this process, or in several others."""
     workers = worker_count(study, len(jobs))
-    if workers == 1 and study.execution.launcher == "processes":
-        for identity, job in jobs.items():
-            member = pending[identity]
-            outcome = make(job, partial(on_progress, member), is_asked_to_end)
-            on_outcome(member, outcome)
-            if outcome.state == "interrupted":
-                return
+    if workers > 1:
+        yield from _Pool(jobs, is_asked_to_end, on_progress).run(workers)
         return
-    pool = _Pool(
-        jobs, is_asked_to_end, lambda name, step, loss: on_progress(pending[name], step, loss)
-    )
-    for identity, outcome in pool.run(workers):
-        on_outcome(pending[identity], outcome)
+    for identity, job in jobs.items():
+        outcome = make(job, partial(on_progress, identity), is_asked_to_end)
+        yield identity, outcome
+        if outcome.state == "interrupted":
+            return
 
 
 def worker_count(study: Study, jobs: int) -> int:
@@ -122,7 +162,8 @@ def make(
     run = None
     try:
         run = RunConfig.parse({**job.values, "model": {**job.values["model"], "name": job.label}})
-        train(run, job.folder, on_progress, is_asked_to_end, job.checkpoint_seconds)
+        with EventWriter(job.folder) if job.tensorboard else nullcontext() as on_rows:
+            train(run, job.folder, on_progress, is_asked_to_end, job.checkpoint_seconds, on_rows)
     except RunTakenError as error:
         return Outcome("elsewhere", str(error))
     except Interrupted:

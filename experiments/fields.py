@@ -164,6 +164,22 @@ def fraction(default: float) -> Any:
     )
 
 
+def mapping() -> Any:
+    """Declare a field for a mapping from names to values; empty by default, and for null.
+
+    Its default in YAML is null: Hydra lets the command line replace that, but not ``{}``.
+    """
+    is_named = Check(
+        "a mapping from names to values",
+        lambda value: (
+            value is None
+            or (isinstance(value, Mapping) and all(isinstance(key, str) for key in value))
+        ),
+        convert=lambda value: dict(value or {}),
+    )
+    return field(default_factory=dict, metadata={"check": is_named})
+
+
 def choice(default: str | int, options: Iterable[str | int]) -> Any:
     """Declare a field that holds one of ``options``."""
     options = tuple(options)

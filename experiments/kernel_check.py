@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiments.batches import on_device
 from experiments.config import DATA_STREAM, RunConfig
 from experiments.models import SequenceModel, build_core
 from experiments.probes.adjoint import Adjoint
 from experiments.tasks import Task
-from experiments.train import HeldOut, on_device, use_threads
+from experiments.train import HeldOut, use_threads
 from rnn_cuda import FusedRNN
 
 _WARM_UP, _ROUNDS = 3, 15

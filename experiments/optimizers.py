@@ -115,20 +115,27 @@ def parse_optimizer(config: Mapping[str, Any]) -> tuple[str, OptimizerConfig]:
     return name, options
 
 
-def build_optimizer(
-    name: str, config: OptimizerConfig, model: nn.Module, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """Return an optimizer for all parameters of a model, and its schedule.
+def build_optimizer(name: str, config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Return an optimizer for all parameters of a model.
 
     Args:
         name: one of `CONFIGS`.
         config: its options.
         model: what is trained.
-        steps: of the whole run; the schedule is stepped after each.
     """
     groups = parameter_groups(model, config.learning_rate, config.orthogonal_factor)
-    optimizer = _BUILD[name](groups, config)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: rate(config, s, steps))
+    for group in groups:
+        group["highest_lr"] = group["lr"]
+    return _BUILD[name](groups, config)
+
+
+def set_rate(
+    optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, steps: int
+) -> None:
+    """Set the learning rates of a step, counted from 0, of a run of so many."""
+    factor = rate(config, step, steps)
+    for group in optimizer.param_groups:
+        group["lr"] = group["highest_lr"] * factor
 
 
 def rate(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -4,11 +4,14 @@
 |---|---|
 | ``config.json`` | every value that affects numbers, resolved |
 | ``metrics.jsonl`` | a line per training step, evaluation and measurement of a probe, in order |
-| ``checkpoint.pt`` | where training stands (`experiments.checkpoint`) |
+| ``checkpoint.pt`` | where training stands; at the end, the trained weights |
 | ``record.json`` | the outcome; only there once the run has ended |
-| ``owner.json`` | the process that works on it, locked as long as that lives |
+| ``owner.json`` | the process that works on it or was the last to; locked while that lives |
 
 A folder's name ends with the run's identity, so it never holds a run of other values.
+
+The lock is the kernel's, so it ends with the process, however that ends. On a network file system
+with locks it holds between hosts too: ``owner.json`` says on which host the owner is.
 """
 
 from __future__ import annotations
@@ -19,15 +22,20 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from types import UnionType
+from typing import Any, Literal, Self, get_args
 
 RECORD, CONFIG, METRICS, OWNER = "record.json", "config.json", "metrics.jsonl", "owner.json"
 VERSION = 1
+
+_LOCK_TRIES, _LOCK_PAUSE = 20, 0.05
+"""How often, and after how many seconds each, a lock is asked for: `is_owned` holds one briefly."""
 
 Status = Literal["finished", "diverged", "failed"]
 
@@ -91,37 +99,50 @@ class Record:
                 f"{path} has version {version!r}, this program reads {VERSION}; read it with the "
                 f"rnn_cuda that wrote it, or {again}"
             )
-        names = {f.name for f in fields(cls)}
-        if set(values) != names:
-            wrong = ", ".join(sorted(set(values) ^ names))
-            raise RecordError(f"{path} is damaged (missing or unknown: {wrong}); {again}")
+        wrong = sorted(set(values) ^ {f.name for f in fields(cls)})
+        if wrong:
+            raise RecordError(
+                f"{path} is damaged (missing or unknown: {', '.join(wrong)}); {again}"
+            )
         record = cls(**values)
+        wrong = [name for name, kinds in _KINDS.items() if not isinstance(values[name], kinds)]
+        if wrong or record.status not in get_args(Status):
+            wrong = ", ".join(wrong) or "status"
+            raise RecordError(f"{path} is damaged (impossible values: {wrong}); {again}")
         if not folder.resolve().name.endswith(record.identity):
             raise RecordError(f"{path} is the record of another run, {record.identity}; {again}")
         return record
+
+
+_KINDS: dict[str, type | UnionType] = {
+    "identity": str,
+    "label": str,
+    "status": str,
+    "reason": str | None,
+    "config": dict,
+    "result": dict,
+    "probes": dict,
+    "provenance": dict,
+}
+"""What each entry of ``record.json`` holds."""
 
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Work on a run's folder, made if it is missing, as the only process that does.
 
-    What a process left that died is taken over.
+    What a process left that died is taken over; its unfinished files are deleted.
 
     Raises:
-        RunTakenError: a live process works on it.
+        RunTakenError: a live process works on it; names it, its host and when it started.
+        OSError: the folder cannot be written to, or its file system has no locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = os.open(folder / OWNER, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunTakenError(_on_owner(folder)) from None
-        except OSError as error:
-            raise RunTakenError(
-                f"{folder}: its file system has no locks ({error}), so two processes could not "
-                f"be kept apart; choose another output.root"
-            ) from error
+        _lock(file, folder)
+        for leftover in folder.glob(f".*{_UNFINISHED}"):
+            leftover.unlink(missing_ok=True)
         owner = {
             "pid": os.getpid(),
             "host": platform.node(),
@@ -129,10 +150,29 @@ def owned(folder: Path) -> Iterator[None]:
             "command": sys.argv,
         }
         os.ftruncate(file, 0)
-        os.write(file, (json.dumps(owner, indent=1) + "\n").encode())
+        with _naming(folder / OWNER):
+            os.write(file, (json.dumps(owner, indent=1) + "\n").encode())
         yield
     finally:
         os.close(file)
+
+
+def _lock(file: int, folder: Path) -> None:
+    for tries_left in reversed(range(_LOCK_TRIES)):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not tries_left:
+                raise RunTakenError(_on_owner(folder)) from None
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"the file system has no locks ({error.strerror}), so two processes on one run "
+                "could not be kept apart; choose another output.root",
+                str(folder),
+            ) from error
+        time.sleep(_LOCK_PAUSE)
 
 
 def is_owned(folder: Path) -> bool:
@@ -155,6 +195,10 @@ def _on_owner(folder: Path) -> str:
     return f"{folder}: {who}, is working on this run"
 
 
+Rows = list[dict[str, Any]]
+"""Lines of ``metrics.jsonl``."""
+
+
 class MetricsLog:
     """``metrics.jsonl``, written as the run goes.
 
@@ -162,38 +206,60 @@ class MetricsLog:
         path: the file.
         size: keep this many bytes of it, which a checkpoint vouches for; the rest was written by a
             process that died and is written again.
+        on_rows: called with all rows, in order: first those that are kept, then each as it is
+            written.
 
     Raises:
         RecordError: the file has fewer bytes.
     """
 
-    def __init__(self, path: Path, size: int = 0) -> None:
-        have = path.stat().st_size if path.exists() else 0
-        if have < size:
+    def __init__(
+        self, path: Path, size: int = 0, on_rows: Callable[[Rows], None] | None = None
+    ) -> None:
+        self._path = path
+        self._file = path.open("a+b")
+        have = self._file.seek(0, os.SEEK_END)
+        self._file.seek(max(0, size - 1))
+        if have < size or (size > 0 and self._file.read(1) != b"\n"):
+            self._file.close()
             raise RecordError(
-                f"{path} has {have} bytes, its checkpoint was made after {size}; delete the folder "
-                "to make the run again"
+                f"{path} is not the log that its checkpoint was made with: {size} bytes of whole "
+                f"lines were expected, it has {have}; delete the folder to make the run again"
             )
-        self._file = path.open("ab")
         self._file.truncate(size)
+        self._on_rows = on_rows
+        if on_rows is not None:
+            on_rows(read_metrics(path.parent))
 
-    def write(self, rows: list[dict[str, Any]]) -> None:
-        """Append rows; an infinity or nan becomes ``null``."""
-        lines = (json.dumps(_strict(row), allow_nan=False) + "\n" for row in rows)
-        self._file.write("".join(lines).encode())
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After an error, a disk that is full must not raise once more.
+        with suppress(OSError) if kind is not None else nullcontext():
+            self._file.close()
+
+    def write(self, rows: Rows) -> None:
+        """Append rows; an infinity or nan becomes ``null``. Other processes see them at once.
+
+        Raises:
+            OSError: they cannot be written; what a checkpoint vouches for is still there.
+        """
+        lines = "".join(_one_line(_strict(row)) + "\n" for row in rows)
+        with _naming(self._path):
+            self._file.write(lines.encode())
+            self._file.flush()
+        if self._on_rows is not None:
+            self._on_rows(rows)
 
     def commit(self) -> int:
         """Bring everything to the disk; return the size of the file."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with _naming(self._path):
+            os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> Rows:
     """Return the rows of ``metrics.jsonl``; a last line that is not whole is left out."""
     with (folder / METRICS).open(encoding="utf-8") as file:
         return [json.loads(line) for line in file if line.endswith("\n")]
@@ -203,6 +269,10 @@ def write_json(path: Path, value: Any) -> None:
     """Write strict JSON, whole or not at all; nan and infinities become null."""
     content = (json.dumps(_strict(value), indent=1, allow_nan=False) + "\n").encode()
     os.replace(written(path, content), path)
+    sync_names(path.parent)
+
+
+_UNFINISHED = ".unfinished"
 
 
 def written(path: Path, content: bytes) -> Path:
@@ -211,9 +281,9 @@ def written(path: Path, content: bytes) -> Path:
     Raises:
         OSError: it cannot be written; nothing of it is left.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
     try:
-        with temporary.open("wb") as file:
+        with _naming(path), temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -221,6 +291,28 @@ def written(path: Path, content: bytes) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
+
+
+def sync_names(folder: Path) -> None:
+    """Bring what was renamed in a folder to the disk, so that it outlives a power failure."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Have an error of the operating system say which file it is about."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+_one_line = json.JSONEncoder(allow_nan=False).encode
 
 
 def _strict(value: Any) -> Any:

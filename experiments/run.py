@@ -94,7 +94,10 @@ def run_study(
     check = compare_with_torch(_checked_run(study).run)
     view.save(study, folder, command, check)
     runs = len(study.runs)
-    say(console, f"{study.config.name}: {runs} runs, {worker_count(study, runs)} at a time")
+    how = f"{worker_count(study, runs)} at a time"
+    if study.execution.launcher != "processes":
+        how = f"as jobs ({study.execution.launcher})"
+    say(console, f"{study.config.name}: {runs} runs, {how}")
     failures: dict[str, Outcome] = {}
     with interrupts.noticed() as is_asked_to_end, Display(study, console) as display:
 

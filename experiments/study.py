@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments import extras
 from experiments.composition import explained, is_of_hydra
 from experiments.config import RUN_KEYS, RunConfig
 from experiments.expectations import parse_expected
@@ -32,6 +33,7 @@ from experiments.fields import (
     flag,
     integer,
     integers,
+    mapping,
     nearest,
     one_of,
     optional,
@@ -72,15 +74,44 @@ class ExecutionConfig(Config):
 
     Attributes:
         workers: processes; null: one per core, and one for a GPU.
-        launcher: ``processes`` of this machine, or jobs of ``slurm``.
+        launcher: ``processes`` of this machine, jobs of ``slurm``, or ``submitit_local``: the same
+            jobs, as processes of this machine.
         retry: make runs again whose record says that they failed.
         checkpoint_seconds: the least time between two checkpoints of a run.
+        tensorboard: write what is logged for TensorBoard too, in the folder of each run.
     """
 
     workers: int | None = optional(integer(1, at_least=1))
-    launcher: str = choice("processes", ("processes", "slurm"))
+    launcher: str = choice("processes", ("processes", "slurm", "submitit_local"))
     retry: bool = flag(False)
     checkpoint_seconds: float = positive(30.0)
+    tensorboard: bool = flag(False)
+
+
+@dataclass(frozen=True)
+class SlurmConfig(Config):
+    """What each job asks SLURM for; null: the cluster's default.
+
+    Attributes:
+        partition: where jobs run.
+        timeout_min: after so many minutes a job is saved, and waits for its next turn.
+        max_num_timeout: how often it may.
+        signal_delay_s: it is told so many seconds before its end.
+        mem_gb, cpus_per_task, gpus_per_node: of one job, which is one run.
+        array_parallelism: jobs at a time; null: `workers`, else 256 on SLURM, one per core here.
+        extra: other options of submitit's executor, such as account and qos; those that it lacks
+            go below additional_parameters.
+    """
+
+    partition: str | None = optional(text("main"))
+    timeout_min: int = integer(60, at_least=1)
+    max_num_timeout: int = integer(100, at_least=0)
+    signal_delay_s: int = integer(90, at_least=1)
+    mem_gb: float | None = optional(positive(4.0))
+    cpus_per_task: int | None = optional(integer(1, at_least=1))
+    gpus_per_node: int | None = optional(integer(1, at_least=0))
+    array_parallelism: int | None = optional(integer(256, at_least=1))
+    extra: Mapping[str, Any] = mapping()
 
 
 @dataclass(frozen=True)
@@ -131,8 +162,9 @@ class Study:
         config: name and axes.
         execution: how its runs are made.
         members: its runs, arm by arm; ladder first, contrasts last.
-        expected: what is known of it beforehand, as the study's YAML has it.
         root: where folders of runs are.
+        expected: what is known of it beforehand, as the study's YAML has it.
+        slurm: what jobs ask for, where the launcher makes jobs.
     """
 
     config: StudyConfig
@@ -140,6 +172,7 @@ class Study:
     members: tuple[Member, ...]
     root: Path
     expected: Mapping[str, Any] = field(default_factory=dict)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
     @property
     def runs(self) -> list[Member]:
@@ -158,7 +191,7 @@ class Study:
 _STUDY = tuple(StudyConfig.__dataclass_fields__)
 _EXECUTION = tuple(ExecutionConfig.__dataclass_fields__)
 _SHARED = tuple(key for key in RUN_KEYS if key not in ("horizon", "seed"))
-_OTHERS = ("arms", "budgets", "expected", "output", "hydra")
+_OTHERS = ("arms", "budgets", "expected", "output", "hydra", "slurm")
 
 
 def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study:
@@ -176,6 +209,11 @@ def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study:
     check_keys(values, (*_STUDY, *_EXECUTION, *_OTHERS, *_SHARED), "")
     study = StudyConfig.parse({key: values[key] for key in _STUDY if key in values})
     execution = ExecutionConfig.parse({key: values[key] for key in _EXECUTION if key in values})
+    slurm = SlurmConfig.parse(values.get("slurm") or {}, "slurm.")
+    if execution.launcher != "processes":
+        extras.require("submitit", f"launcher={execution.launcher}")
+    if execution.tensorboard:
+        extras.require("tensorboard", "tensorboard=true")
     root = Path(OutputConfig.parse(values.get("output", {}), "output.").root)
     expected = values.get("expected") or {}
     parse_expected(expected)
@@ -204,7 +242,7 @@ def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study:
                 its = run.at(seed=seed)
                 folder = root / "runs" / RECORDS / its.folder_name
                 members.append(Member(label, its, contrast_of, folder))
-    return Study(study, execution, tuple(members), root, expected)
+    return Study(study, execution, tuple(members), root, expected, slurm)
 
 
 def _check_budget(config: DictConfig) -> None:

@@ -8,25 +8,28 @@ was killed goes on and ends with the same bits as one that was not.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils import get_total_norm
+from torch import Tensor
+from torch.linalg import vector_norm
 
-from experiments import checkpoint
+from experiments import checkpoint, distributed
+from experiments.batches import Batches, on_device
 from experiments.config import DATA_STREAM, RunConfig
 from experiments.models import SequenceModel
-from experiments.optimizers import build_optimizer
+from experiments.optimizers import build_optimizer, set_rate
 from experiments.probes import Probe
 from experiments.provenance import provenance
-from experiments.record import CONFIG, METRICS, MetricsLog, Record, owned, write_json
+from experiments.record import CONFIG, METRICS, MetricsLog, Record, Rows, owned, write_json
 from experiments.remedies import Problem
 from experiments.tasks import Batch, shown_metric
 from rnn_cuda import backend
@@ -55,23 +58,22 @@ class Training:
         run: what is trained.
 
     Attributes:
-        model, optimizer, schedule: as built from ``run``.
-        generator: where training data is drawn from.
-        is_prepared: whether what comes before the first step is done.
+        model, optimizer: as built from ``run``.
+        parameters: of the model, those that are trained.
+        batches: the training data.
         step: updates done.
-        logged: steps whose loss and gradient norm are in the log; those since are in ``buffer``.
+        pending: loss and gradient norm, on the device, of the last steps, not in the log yet.
+        is_prepared: whether remedies and probes have done what comes before the first step.
         diverged_at: first step, counted from 1, whose loss or gradient was not finite.
         solved_at: first step at which an evaluation found the task solved.
-        test_error: of the last evaluation, and the step it was made at.
         probes: by name, the first measurement.
         seconds: wall-clock time spent, in all processes that worked on the run.
         log_size: bytes of the log that go with this state.
     """
 
     _PLAIN = (
-        "is_prepared",
         "step",
-        "logged",
+        "is_prepared",
         "diverged_at",
         "solved_at",
         "probes",
@@ -83,14 +85,11 @@ class Training:
         self.run = run
         self.model = run.build_model()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer, self.schedule = build_optimizer(
-            run.optimizer, run.optimizer_config, self.model, run.training.steps
-        )
-        self.generator = torch.Generator().manual_seed(DATA_STREAM + run.seed)
-        self.buffer = torch.zeros(CHECK_EVERY, 2, device=run.device)
-        self.is_prepared = False
+        self.optimizer = build_optimizer(run.optimizer, run.optimizer_config, self.model)
+        self.batches = Batches(run)
+        self.pending: list[tuple[Tensor, Tensor]] = []
         self.step = 0
-        self.logged = 0
+        self.is_prepared = False
         self.diverged_at: int | None = None
         self.solved_at: int | None = None
         self.probes: dict[str, dict[str, Any]] = {}
@@ -107,16 +106,70 @@ class Training:
             or (settings.stop_when_solved and self.solved_at is not None)
         )
 
+    def update(self, predict: Callable[[Tensor], Tensor]) -> None:
+        """Do one step. Nothing here waits for the device.
+
+        Args:
+            predict: the model, or what `distributed.parallel` made of it.
+        """
+        run, accumulation = self.run, self.run.training.accumulation
+        set_rate(self.optimizer, run.optimizer_config, self.step, run.training.steps)
+        for parameter in self.parameters:
+            parameter.grad = None
+        losses = []
+        for index in range(accumulation):
+            is_last = index == accumulation - 1
+            with nullcontext() if is_last else distributed.unsynchronised(predict):
+                objective, loss = self._objective(predict)
+                (objective if accumulation == 1 else objective / accumulation).backward()
+            losses.append(loss)
+        loss = losses[0] if accumulation == 1 else torch.stack(losses).mean()
+        # In one call on all gradients; torch's get_total_norm takes three times as long.
+        gradients = [p.grad.flatten() for p in self.parameters if p.grad is not None]
+        norm = vector_norm(torch.cat(gradients))
+        for remedy in run.remedies:
+            remedy.clip(self.parameters, norm)
+        self.optimizer.step()
+        self.pending.append((loss, norm))
+        self.step += 1
+
+    def _objective(self, predict: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Return what is minimised on the next batch, and the task's loss on it, detached."""
+        run = self.run
+        (x_TBI, target), weight = distributed.share(self.batches.next(), run.task)
+        with _autocast(run):
+            prediction = predict(x_TBI)
+            if weight == 0:  # the mean over no scored entry is nan
+                objective = loss = prediction.sum() * 0
+            else:
+                objective = loss = run.task.loss(prediction, target)
+            for remedy in run.remedies:
+                penalty = remedy.penalty(self.model, x_TBI, loss)
+                objective = objective if penalty is None else objective + penalty
+        if distributed.count() == 1:
+            return objective, loss.detach()
+        # The gradients' mean over the processes is taken, and their weighted sum is wanted.
+        return (
+            objective * (weight * distributed.count()),
+            distributed.sum_of(loss.detach() * weight),
+        )
+
+    def take_pending(self) -> list[tuple[int, float, float]]:
+        """Return step, loss and gradient norm of the steps that wait to be logged."""
+        first = self.step - len(self.pending) + 1
+        rows = _as_tensor(self.pending).tolist()
+        self.pending = []
+        return [(first + index, loss, norm) for index, (loss, norm) in enumerate(rows)]
+
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds."""
         return {
             "identity": self.run.identity,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "data": self.generator.get_state(),
-            "random": _random_state(),
-            "buffer": self.buffer,
+            "data": self.batches.state(),
+            "random": _random_state(self.run),
+            "pending": _as_tensor(self.pending),
             **{name: getattr(self, name) for name in self._PLAIN},
         }
 
@@ -124,20 +177,22 @@ class Training:
         """Go back to where a checkpoint was made.
 
         Raises:
-            experiments.checkpoint.CheckpointError: it belongs to another run.
+            experiments.checkpoint.CheckpointError: another program wrote it.
         """
-        if state.get("identity") != self.run.identity:
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.batches.load(state["data"])
+            self.pending = [(loss, norm) for loss, norm in state["pending"].to(self.run.device)]
+            for name in self._PLAIN:
+                setattr(self, name, state[name])
+            _set_random_state(self.run, state["random"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
             raise checkpoint.CheckpointError(
-                f"the checkpoint is that of run {state.get('identity')}, not {self.run.identity}"
-            )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.generator.set_state(state["data"])
-        self.buffer.copy_(state["buffer"])
-        _set_random_state(state["random"])
-        for name in self._PLAIN:
-            setattr(self, name, state[name])
+                f"the checkpoint does not fit this program ({reason}); go on with the program "
+                "that wrote it, or delete the run's folder to make the run from its first step"
+            ) from error
 
 
 class HeldOut:
@@ -170,8 +225,12 @@ def train(
     on_progress: Progress = lambda step, loss: None,
     is_asked_to_end: Callable[[], bool] = lambda: False,
     checkpoint_seconds: float = 30.0,
+    on_rows: Callable[[Rows], None] | None = None,
 ) -> Record:
     """Make a run, or the rest of it, and leave its record in ``folder``.
+
+    Within `experiments.distributed.initialised` all processes call this together, each gets the
+    record, and the main one alone uses ``folder`` and ``on_progress``.
 
     Args:
         run: what to do.
@@ -179,131 +238,174 @@ def train(
         on_progress: called every ``CHECK_EVERY`` steps and at the end.
         is_asked_to_end: looked at before every step.
         checkpoint_seconds: the least time between two checkpoints; changes no number.
+        on_rows: called with all rows of the log, those of earlier processes first.
 
     Returns:
         The record; that of an earlier process if the run has ended already.
 
     Raises:
+        ValueError: the folder has another run's name.
+        experiments.fields.ConfigError: several processes cannot make this run as one does.
         experiments.record.RunTakenError: another process works on it.
         experiments.record.RecordError, experiments.checkpoint.CheckpointError: what an earlier
             process left cannot be read; nothing was changed.
         Interrupted: ``is_asked_to_end`` said so; a checkpoint is saved.
         OSError: something cannot be written; the last checkpoint stands.
     """
-    with owned(folder), use_threads(run.threads), _own_random_state(run):
-        with suppress(FileNotFoundError):
-            return Record.load(folder)
-        state = checkpoint.load(folder)
-        training = Training(run)
+    if not folder.resolve().name.endswith(run.identity):
+        raise ValueError(f"folder must end with the run's identity, {run.identity}; got {folder}")
+    distributed.check(run)
+    with ExitStack() as stack:
+        stack.enter_context(use_threads(run.threads))
+        stack.enter_context(_own_random_state(run))
+        record, state = distributed.from_main(lambda: _claim(stack, run, folder))
+        if record is not None:
+            return record
+        training, held_out = Training(run), HeldOut(run)
         if state is not None:
             training.load(state)
-        write_json(folder / CONFIG, run.plain())
-        log = MetricsLog(folder / METRICS, training.log_size)
-        try:
-            held_out = HeldOut(run)
-            _loop(training, held_out, folder, log, on_progress, is_asked_to_end, checkpoint_seconds)
-            record = _outcome(training, held_out, log)
-            log.commit()
-        finally:
-            log.close()
-        record.save(folder)
-        return record
+        log = None
+        if distributed.is_main():
+            log = stack.enter_context(MetricsLog(folder / METRICS, training.log_size, on_rows))
+            write_json(folder / CONFIG, run.plain())
+        _loop(training, held_out, folder, log, on_progress, is_asked_to_end, checkpoint_seconds)
+        return distributed.from_main(lambda: _finish(training, held_out, folder, log))
+
+
+def load_model(folder: Path, device: str = "cpu") -> SequenceModel:
+    """Return the model of a run's folder, with the weights of its newest checkpoint.
+
+    Of a run that has ended, the newest checkpoint holds the trained weights.
+
+    Args:
+        folder: of a run that has ended, or of one that has a checkpoint.
+        device: where the model is to be; the run may have been made on another one.
+
+    Raises:
+        FileNotFoundError: there is no configuration or no checkpoint.
+        experiments.fields.ConfigError: no run can be made of the configuration here.
+        experiments.checkpoint.CheckpointError: no checkpoint can be read, or it is another run's.
+    """
+    state = checkpoint.load(folder)
+    if state is None:
+        raise FileNotFoundError(f"there is no checkpoint in {folder}")
+    _check_identity(state, folder, folder.resolve().name[-len(state["identity"]) :])
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    model = RunConfig.parse({**config, "device": device}).build_model()
+    model.load_state_dict(state["model"])
+    return model
+
+
+def _claim(
+    stack: ExitStack, run: RunConfig, folder: Path
+) -> tuple[Record | None, dict[str, Any] | None]:
+    """Return the record of a run that has ended; else own its folder, return its checkpoint."""
+    with suppress(FileNotFoundError):
+        return Record.load(folder), None
+    stack.enter_context(owned(folder))
+    with suppress(FileNotFoundError):  # its owner may have ended just now
+        return Record.load(folder), None
+    state = checkpoint.load(folder)
+    if state is not None:
+        _check_identity(state, folder, run.identity)
+    return None, state
+
+
+def _check_identity(state: dict[str, Any], folder: Path, identity: str) -> None:
+    if state["identity"] != identity:
+        raise checkpoint.CheckpointError(
+            f"the checkpoint in {folder} is that of another run, {state['identity']}; delete the "
+            "folder to make the run from its first step"
+        )
 
 
 def _loop(
     training: Training,
     held_out: HeldOut,
     folder: Path,
-    log: MetricsLog,
+    log: MetricsLog | None,
     on_progress: Progress,
     is_asked_to_end: Callable[[], bool],
     checkpoint_seconds: float,
 ) -> None:
-    run, task, model = training.run, training.run.task, training.model
-    settings, remedies = run.training, run.remedies
+    """Train to the end, and leave a checkpoint there; ``log`` is the main process's."""
+    run, model = training.run, training.model
     start, seconds_before = time.perf_counter(), training.seconds
 
     def save() -> None:
-        training.seconds = seconds_before + time.perf_counter() - start
-        training.log_size = log.commit()
-        checkpoint.save(folder, training.state())
+        if log is not None:
+            training.seconds = seconds_before + time.perf_counter() - start
+            training.log_size = log.commit()
+            checkpoint.save(folder, training.state())
 
     if not training.is_prepared:
-        for remedy in remedies:
-            remedy.prepare(model, Problem(task, run.horizon), training.generator)
-        training.probes = _measure(training, held_out, log, run.probes)
+        for remedy in run.remedies:
+            remedy.prepare(model, Problem(run.task, run.horizon), training.batches.generator)
+        if log is not None:
+            training.probes = _measure(training, held_out, log, run.probes)
         training.is_prepared = True
-    same_batch = _same_batch(run)
+    predict = distributed.parallel(model)
     saved = time.perf_counter()
-    while not training.is_over:
-        if is_asked_to_end():
-            save()
+    while True:
+        is_over, is_asked = distributed.any_of(training.is_over, is_asked_to_end())
+        if is_over or is_asked:
+            distributed.from_main(save)
+            if is_over:
+                return
             raise Interrupted
-        training.optimizer.zero_grad(set_to_none=True)
-        loss = None
-        for _ in range(settings.accumulation):
-            x_TBI, target = same_batch or on_device(
-                run, task.sample(settings.batch_size, run.horizon, training.generator)
-            )
-            with _autocast(run):
-                part = task.loss(model(x_TBI), target)
-                objective = part
-                for remedy in remedies:
-                    penalty = remedy.penalty(model, x_TBI, part)
-                    objective = objective if penalty is None else objective + penalty
-            (objective / settings.accumulation).backward()
-            loss = part.detach() if loss is None else loss + part.detach()
-        norm = get_total_norm([p.grad for p in training.parameters], foreach=True)
-        for remedy in remedies:
-            remedy.clip(training.parameters, norm)
-        training.optimizer.step()
-        training.schedule.step()
-        row = training.buffer[training.step % CHECK_EVERY]
-        row[0], row[1] = loss / settings.accumulation, norm
-        training.step += 1
-
-        if training.step % CHECK_EVERY == 0 or training.step == settings.steps:
-            on_progress(training.step, _log_steps(training, log))
-        _look(training, held_out, log)
-        if training.step % CHECK_EVERY == 0 and time.perf_counter() - saved > checkpoint_seconds:
+        step(training, predict, held_out, log, on_progress)
+        if time.perf_counter() - saved > checkpoint_seconds:
             save()
             saved = time.perf_counter()
-    save()
+
+
+def step(
+    training: Training,
+    predict: Callable[[Tensor], Tensor],
+    held_out: HeldOut,
+    log: MetricsLog | None,
+    on_progress: Progress,
+) -> None:
+    """Do one step, and what is due after it."""
+    training.update(predict)
+    if log is None:
+        training.pending.clear()
+        return
+    if training.step % CHECK_EVERY == 0 or training.step == training.run.training.steps:
+        on_progress(training.step, _log_steps(training, log))
+    _look(training, held_out, log)
 
 
 def _log_steps(training: Training, log: MetricsLog) -> float:
-    """Log the steps since the last look; notice divergence. Return the last loss."""
-    steps = range(training.logged, training.step)
-    rows = training.buffer[[step % CHECK_EVERY for step in steps]].tolist()
-    for step, (loss, norm) in zip(steps, rows, strict=True):
-        log.write([{"step": step + 1, "loss": loss, "gradient_norm": norm}])
+    """Log the steps that wait for it; notice divergence. Return the last loss."""
+    rows = training.take_pending()
+    for index, (step, loss, norm) in enumerate(rows):
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            training.diverged_at = step + 1
+            training.diverged_at = step
+            rows = rows[: index + 1]
             break
-    training.logged = training.step
-    return rows[-1][0]
+    log.write([{"step": step, "loss": loss, "gradient_norm": norm} for step, loss, norm in rows])
+    return rows[-1][1]
 
 
 def _look(training: Training, held_out: HeldOut, log: MetricsLog) -> None:
     """Evaluate and probe, where this step is one for that; the end is not."""
     run, step = training.run, training.step
-    if step == run.training.steps:
-        return
     is_evaluation = run.evaluation.every is not None and step % run.evaluation.every == 0
     due = [p for p in run.probes if p.config.every is not None and step % p.config.every == 0]
-    if not (is_evaluation or due):
+    if training.is_over or not (is_evaluation or due):
         return
-    if training.logged < step:
+    if training.pending:
         _log_steps(training, log)
-    if training.diverged_at is not None:
-        return
-    if is_evaluation:
+    if is_evaluation and training.diverged_at is None:
         error = held_out.error(training.model)
-        log.write([{"step": step, "test_error": error}])
         is_solved = error < SOLVED_BELOW * run.task.know_nothing_error(run.horizon)
         if is_solved and training.solved_at is None:
             training.solved_at = step
-    _measure(training, held_out, log, due)
+        if not training.is_over:  # at the end everything is measured again
+            log.write([{"step": step, "test_error": error}])
+    if not training.is_over:
+        _measure(training, held_out, log, due)
 
 
 def _measure(
@@ -323,8 +425,17 @@ def _measure(
             torch.manual_seed(training.run.evaluation.seed)
             values = probe.measure(model, training.run.task, *held_out.probe)
         log.write([{"step": training.step, "probe": probe.name, **values}])
-        results[probe.name] = values
+        # Plain numbers, whatever numpy made of them: a checkpoint holds no others.
+        results[probe.name] = json.loads(json.dumps(values))
     return results
+
+
+def _finish(training: Training, held_out: HeldOut, folder: Path, log: MetricsLog | None) -> Record:
+    assert log is not None
+    record = _outcome(training, held_out, log)
+    log.commit()
+    record.save(folder)
+    return record
 
 
 def _outcome(training: Training, held_out: HeldOut, log: MetricsLog) -> Record:
@@ -350,11 +461,14 @@ def _outcome(training: Training, held_out: HeldOut, log: MetricsLog) -> Record:
         log.write([{"step": training.step, "test_error": error}])
         trained = _measure(training, held_out, log, run.probes)
         generator = torch.Generator().manual_seed(run.evaluation.seed)
+        seen = training.batches.same or on_device(
+            run, task.sample(run.evaluation.train_size, horizon, generator)
+        )
         result |= {
             "test_error": error,
             "test_metric": shown_metric(task, error),
             "error_over_know_nothing": error / task.know_nothing_error(horizon),
-            "train_error": evaluate(training.model, run, _training_data(run, generator)),
+            "train_error": evaluate(training.model, run, seen),
             "test_error_at": {
                 str(other): evaluate(
                     training.model, run, on_device(run, task.test_set(other, generator))
@@ -393,12 +507,12 @@ def verdict(share: float) -> str:
 def evaluate(model: SequenceModel, run: RunConfig, batch: Batch) -> float:
     """Return the task's error on a batch, evaluated a piece at a time."""
     x_TBI, target = batch
-    task, sample_dim = run.task, 1 if run.task.reads != "last" else 0
+    task = run.task
     numbers = len(x_TBI) * max(model.core.hidden_size, x_TBI.shape[2])
     size = max(1, EVALUATION_NUMBERS // numbers)
     total, scored = 0.0, 0
     model.eval()
-    for x, y in zip(x_TBI.split(size, 1), target.split(size, sample_dim), strict=True):
+    for x, y in zip(x_TBI.split(size, 1), target.split(size, task.sample_dim), strict=True):
         with _autocast(run):
             error = task.error(model(x).float() if run.precision == "bfloat16" else model(x), y)
         count = task.scored(y)
@@ -408,31 +522,13 @@ def evaluate(model: SequenceModel, run: RunConfig, batch: Batch) -> float:
     return total / scored
 
 
-def _training_data(run: RunConfig, generator: torch.Generator) -> Batch:
-    """Return training data to compare the test error with: as many sequences as a test has."""
-    same = _same_batch(run)
-    if same is not None:
-        return same
-    return on_device(run, run.task.sample(run.evaluation.train_size, run.horizon, generator))
-
-
-def _same_batch(run: RunConfig) -> Batch | None:
-    """Return the batch of full-batch gradient descent, the same in every step."""
-    samples = getattr(run.optimizer_config, "samples", None)
-    if samples is None:
-        return None
-    generator = torch.Generator().manual_seed(DATA_STREAM + run.seed)
-    return on_device(run, run.task.sample(samples, run.horizon, generator))
-
-
-def on_device(run: RunConfig, batch: Batch) -> Batch:
-    """Return a batch on the run's device, floats in its precision."""
-    dtype = torch.float64 if run.precision == "float64" else torch.float32
-    x_TBI, target = (
-        tensor.to(run.device, dtype if tensor.is_floating_point() else tensor.dtype)
-        for tensor in batch
+def _as_tensor(pending: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return losses and norms ``[N, 2]`` in float64, so that every precision is kept."""
+    if not pending:
+        return torch.empty(0, 2, dtype=torch.float64)
+    return torch.stack(
+        [torch.stack(values).double() for values in zip(*pending, strict=True)], dim=1
     )
-    return x_TBI, target
 
 
 def _autocast(run: RunConfig) -> AbstractContextManager[Any]:
@@ -455,7 +551,7 @@ def use_threads(count: int) -> Iterator[None]:
 @contextmanager
 def _own_random_state(run: RunConfig) -> Iterator[None]:
     """Seed every generator for a run (dropout draws from torch's), and put them back after it."""
-    before = _random_state()
+    before = _random_state(run)
     seed = 2 * DATA_STREAM + run.seed
     torch.manual_seed(seed)
     random.seed(seed)
@@ -463,27 +559,33 @@ def _own_random_state(run: RunConfig) -> Iterator[None]:
     try:
         yield
     finally:
-        _set_random_state(before)
+        _set_random_state(run, before)
 
 
-def _random_state() -> dict[str, Any]:
-    name, keys, *rest = np.random.get_state()
+def _random_state(run: RunConfig) -> dict[str, Any]:
+    # Their many integers as tensors, which torch.save writes a hundred times as fast.
+    python_version, python_state, python_gauss = random.getstate()
+    numpy_name, numpy_state, *numpy_rest = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        "python": random.getstate(),
-        "numpy": (name, keys.tolist(), *rest),
+        "cuda": [torch.cuda.get_rng_state(device) for device in _cuda_devices(run)],
+        "python": (python_version, torch.tensor(python_state), python_gauss),
+        "numpy": (numpy_name, torch.from_numpy(numpy_state.astype(np.int64)), *numpy_rest),
     }
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def _set_random_state(run: RunConfig, state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
+    for device, value in zip(_cuda_devices(run), state["cuda"], strict=True):
+        torch.cuda.set_rng_state(value, device)
+    version, python_state, gauss = state["python"]
+    random.setstate((version, tuple(python_state.tolist()), gauss))
+    name, numpy_state, *rest = state["numpy"]
+    np.random.set_state((name, numpy_state.numpy().astype(np.uint32), *rest))
 
 
 def _cuda_devices(run: RunConfig) -> list[int]:
     device = torch.device(run.device)
-    return [device.index or 0] if device.type == "cuda" else []
+    if device.type != "cuda":
+        return []
+    return [torch.cuda.current_device() if device.index is None else device.index]

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -200,18 +201,52 @@ def curve(entry: Entry, name: str) -> tuple[list[int], list[float]]:
     Args:
         entry: of the run.
         name: ``loss``, ``gradient_norm`` or ``test_error``.
+
+    Raises:
+        ViewError: the log cannot be read.
     """
-    if not (entry.folder / METRICS).exists():
-        return [], []
-    rows = [row for row in read_metrics(entry.folder) if row.get(name) is not None]
-    return [row["step"] for row in rows], [row[name] for row in rows]
+    return _log(entry).curves.get(name, ([], []))
 
 
 def measurements(entry: Entry, probe: str) -> list[dict[str, Any]]:
-    """Return every measurement of a probe in a run, each with its training step."""
-    if not (entry.folder / METRICS).exists():
-        return []
-    return [row for row in read_metrics(entry.folder) if row.get("probe") == probe]
+    """Return every measurement of a probe in a run, each with its training step.
+
+    Raises:
+        ViewError: the log cannot be read.
+    """
+    return _log(entry).probes.get(probe, [])
+
+
+@dataclass(frozen=True)
+class _Log:
+    curves: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
+    probes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+
+def _log(entry: Entry) -> _Log:
+    path = entry.folder / METRICS
+    try:
+        status = path.stat()
+        return _read_log(entry.folder, status.st_size, status.st_mtime_ns)
+    except FileNotFoundError:
+        return _Log()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ViewError(f"{path} cannot be read: {error}") from error
+
+
+@lru_cache(maxsize=1000)  # every figure asks again
+def _read_log(folder: Path, size: int, modified: int) -> _Log:
+    log = _Log()
+    for row in read_metrics(folder):
+        if "probe" in row:
+            log.probes.setdefault(row["probe"], []).append(row)
+            continue
+        for name in ("loss", "gradient_norm", "test_error"):
+            if row.get(name) is not None:
+                steps, values = log.curves.setdefault(name, ([], []))
+                steps.append(row["step"])
+                values.append(row[name])
+    return log
 
 
 def save(study: Study, folder: Path, command: str, kernel_check: Any = None) -> None:
@@ -256,7 +291,7 @@ def load(folder: Path) -> View:
     if studies or failed:
         views = [_load_study(path) for path in studies]
         return replace(joined(views, f"{len(studies)} studies", studies), failed=failed)
-    entries = [_entry(path.parent, None, None) for path in sorted(folder.rglob("config.json"))]
+    entries = [entry_of(path.parent, None, None) for path in sorted(folder.rglob("config.json"))]
     if not entries:
         raise ViewError(f"{folder} holds no {STUDY} and no runs")
     return View(folder.name, "", "", entries)
@@ -288,7 +323,7 @@ def _load_study(folder: Path) -> View:
             raise ViewError(f"{path} has version {version}, this program reads {VERSION}")
         runs = values.pop("runs")
         entries = [
-            _entry((folder / run["folder"]).resolve(), run["label"], run["contrast_of"], run)
+            entry_of((folder / run["folder"]).resolve(), run["label"], run["contrast_of"], run)
             for run in runs
         ]
         return View(entries=entries, **values)
@@ -296,9 +331,23 @@ def _load_study(folder: Path) -> View:
         raise ViewError(f"{path} cannot be read: {error}") from error
 
 
-def _entry(
-    folder: Path, label: str | None, contrast_of: str | None, run: Mapping[str, Any] | None = None
+def entry_of(
+    folder: Path,
+    label: str | None = None,
+    contrast_of: str | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> Entry:
+    """Return the run in a folder.
+
+    Args:
+        folder: of the run.
+        label: of its arm; by default the record's.
+        contrast_of: as in `Entry`.
+        run: its ``horizon`` and ``seed``; by default the record's, or those of ``config.json``.
+
+    Raises:
+        OSError, ValueError, KeyError: there is no record, and no configuration that can be read.
+    """
     record, reason = None, ""
     try:
         record = Record.load(folder)

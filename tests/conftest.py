@@ -9,6 +9,14 @@ import torch
 from rnn_cuda._toolchain import CompilerNotFoundError, find_cxx
 from tests.emulated_programs import Workshop
 
+# What compiles most comes first, so that of several processes none is left with it at the end.
+LONGEST = ("test_cuda_defects", "test_sanitizers", "test_emulated", "test_compile", "test_emulator")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))
+
 
 @pytest.fixture
 def restored_threads() -> Iterator[None]:

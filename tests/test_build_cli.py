@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,19 @@ def run_cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.fixture
+def main(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """The same in this process: exit status, output and errors."""
+
+    def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
+        monkeypatch.delenv("RNN_CUDA_BACKEND", raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        return _build_cli.main([*arguments]), *capsys.readouterr()
+
+    return run
+
+
 def test_info_says_what_was_found(tmp_path):
     done = run_cli("--info", RNN_CUDA_CACHE_DIR=str(tmp_path / "my cache"))
     assert done.returncode == 0, done.stderr
@@ -67,14 +81,14 @@ def test_info_says_what_was_found(tmp_path):
     assert not (tmp_path / "my cache").exists()  # looking makes nothing
 
 
-def test_info_and_build_without_a_compiler(tmp_path):
+def test_info_and_build_without_a_compiler(main, tmp_path):
     environment = {"CXX": "no-such-compiler", "RNN_CUDA_CACHE_DIR": str(tmp_path)}
-    info = run_cli("--info", **environment)
-    assert info.returncode == 0
-    assert "CPU tensors use   reference (CXX='no-such-compiler' is not a program" in info.stdout
-    built = run_cli(**environment)
-    assert built.returncode == 1
-    assert "rnn_cuda: CXX='no-such-compiler' is not a program" in built.stderr
+    status, printed, _ = main("--info", **environment)
+    assert status == 0
+    assert "CPU tensors use   reference (CXX='no-such-compiler' is not a program" in printed
+    status, _, errors = main(**environment)
+    assert status == 1
+    assert "rnn_cuda: CXX='no-such-compiler' is not a program" in errors
 
 
 def test_a_bad_backend_is_an_error_without_a_traceback():
@@ -84,44 +98,41 @@ def test_a_bad_backend_is_an_error_without_a_traceback():
     assert "Traceback" not in done.stderr
 
 
-def test_info_names_the_architectures_that_are_left_out(tmp_path):
+def test_info_names_the_architectures_that_are_left_out(main, tmp_path):
     environment = {"RNN_CUDA_CACHE_DIR": str(tmp_path), "TORCH_CUDA_ARCH_LIST": "7.5;8.0"}
     if _toolchain._find_nvcc() is None:
         pytest.skip("nvcc is not installed")
-    rows = dict(
-        line.split("  ", 1) for line in run_cli("--info", **environment).stdout.splitlines()
-    )
+    rows = dict(line.split("  ", 1) for line in main("--info", **environment)[1].splitlines())
     assert rows["CUDA targets"].strip() == "sm_80"
     assert "TORCH_CUDA_ARCH_LIST: the kernels and this nvcc do not support 7.5." in rows["left out"]
     assert rows["CUDA tensors use"].strip() == "native"
 
     environment["TORCH_CUDA_ARCH_LIST"] = "7.5"
-    info = run_cli("--info", **environment).stdout
+    info = main("--info", **environment)[1]
     assert "CPU tensors use   native\n" in info
     assert "CUDA tensors use  reference (TORCH_CUDA_ARCH_LIST: the kernels and this nvcc do" in info
 
 
-def test_info_tells_a_damaged_library_from_a_missing_one(tmp_path):
+def test_info_tells_a_damaged_library_from_a_missing_one(main, tmp_path):
     environment = {"RNN_CUDA_CACHE_DIR": str(tmp_path)}
-    line = next(s for s in run_cli("--info", **environment).stdout.splitlines() if "(not comp" in s)
+    line = next(s for s in main("--info", **environment)[1].splitlines() if "(not comp" in s)
     library = Path(line.split("  ", 1)[1].strip().removesuffix(" (not compiled yet)"))
     library.parent.mkdir()
     library.touch()
-    assert f"{library} (damaged (" in run_cli("--info", **environment).stdout
+    assert f"{library} (damaged (" in main("--info", **environment)[1]
 
 
-def test_clean_lists_what_it_removes(tmp_path):
+def test_clean_lists_what_it_removes(main, tmp_path):
     cache = tmp_path / "cache"
     library = build(BuildPlan.create(write_sources(tmp_path / "csrc"), cache))
-    done = run_cli("--clean", RNN_CUDA_CACHE_DIR=str(cache))
-    assert (done.returncode, done.stdout) == (0, f"removed {library.parent}\n")
+    status, printed, _ = main("--clean", RNN_CUDA_CACHE_DIR=str(cache))
+    assert (status, printed) == (0, f"removed {library.parent}\n")
     assert not library.exists()
 
 
-def test_clean_of_an_empty_cache(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("RNN_CUDA_CACHE_DIR", str(tmp_path / "none"))
-    assert _build_cli.main(["--clean"]) == 0
-    assert capsys.readouterr().out == f"nothing to remove in {tmp_path / 'none'}\n"
+def test_clean_of_an_empty_cache(main, tmp_path):
+    status, printed, _ = main("--clean", RNN_CUDA_CACHE_DIR=str(tmp_path / "none"))
+    assert (status, printed) == (0, f"nothing to remove in {tmp_path / 'none'}\n")
 
 
 @pytest.mark.parametrize(

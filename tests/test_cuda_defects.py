@@ -9,6 +9,7 @@ import pytest
 
 from rnn_cuda._plan import default_source_dir
 from tests.emulated_programs import KERNEL_OPTIONS, NATIVE, SANITIZERS, run
+from tests.planted_defects import plant
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,7 @@ PROBLEMS["thread"] = ("--small", "--problems", "100")
 
 
 class Defect(NamedTuple):
-    """An edit of a kernel's source, what finds it, and with what words."""
+    """An edit of a kernel's source, see planted_defects.py, what finds it, and with what words."""
 
     file: str
     right: str
@@ -42,9 +43,6 @@ WRONG_VALUE = r"output\[\d+, \d+\] is|output differs when"
 RACE = "ThreadSanitizer: data race"
 OVERRUN = "AddressSanitizer: "
 
-# Where a kernel is compiled for each residency.
-RESIDENCY_CASES = {"one_sm": "OneSM", "cluster": "Cluster", "grid": "Grid"}
-
 DEFECTS = {
     "a block does not wait for its own states": Defect(
         "exchanges.cuh",
@@ -55,8 +53,8 @@ DEFECTS = {
     ),
     "a block's states have one buffer": Defect(
         "exchanges.cuh",
-        "uint32_t* states(int step) { return states_ + (step & 1) * size_; }",
-        "uint32_t* states(int) { return states_; }",
+        "uint32_t* states(int step) { «return states_ + (step & 1) * size_;» }",
+        "return states_;",
         "one_sm",
         RACE,
         "thread",
@@ -88,8 +86,8 @@ DEFECTS = {
     ),
     "blocks do not wait until their cluster is ready": Defect(
         "exchanges.cuh",
-        "device::cluster_sync();  // every block runs and is ready",
-        "device::sync_block();  // every block runs and is ready",
+        "«device::cluster_sync();»  // every block runs and is ready",
+        "device::sync_block();",
         "cluster",
         "not yet carved its shared memory|not initialised",
     ),
@@ -109,8 +107,8 @@ DEFECTS = {
     ),
     "a block leaves its cluster without a word": Defect(
         "exchanges.cuh",
-        "void end() { device::cluster_sync(); }",
-        "void end() {}",
+        "void end() { «device::cluster_sync();» }",
+        "",
         "cluster",
         "returns with no cluster_sync after a store into it",
     ),
@@ -123,15 +121,15 @@ DEFECTS = {
     ),
     "a block sends to the others alone": Defect(
         "exchanges.cuh",
-        "int rank = first_rank_; rank < blocks_",
-        "int rank = first_rank_ + 1; rank < blocks_",
+        "int rank = «first_rank_»; rank < blocks_",
+        "first_rank_ + 1",
         "cluster",
         "a deadlock|returns while",
     ),
     "a column's vectors are counted once too few": Defect(
         "exchanges.cuh",
-        "while (vector >= per_column)",
-        "if (vector >= per_column)",
+        "«++column;»\n    }",
+        "++column; break;",
         "cluster",
         "a deadlock|output|asynchronous store",
     ),
@@ -151,8 +149,8 @@ DEFECTS = {
     ),
     "states are staged before all blocks have published": Defect(
         "exchanges.cuh",
-        "device::sync_block();\n      stage(",
-        "stage(",
+        "«device::sync_block();»\n      stage(",
+        "",
         "grid",
         WRONG_VALUE,
     ),
@@ -166,8 +164,8 @@ DEFECTS = {
     ),
     "the states of two teams overlap": Defect(
         "exchanges.cuh",
-        "place * Workspace::kStateBuffers * p.columns * p.state_words",
-        "place * p.columns * p.state_words",
+        "place * «Workspace::kStateBuffers» * p.columns * p.state_words",
+        "1",
         "grid",
         WRONG_VALUE,
     ),
@@ -181,8 +179,8 @@ DEFECTS = {
     ),
     "two directions share a counter": Defect(
         "exchanges.cuh",
-        "const int64_t place = static_cast<int64_t>(blockIdx.y) * p.batch_tiles + tile;",
-        "const int64_t place = tile;",
+        "const int64_t place = «static_cast<int64_t>(blockIdx.y) * p.batch_tiles + tile»;",
+        "tile",
         "grid",
         WRONG_VALUE,
     ),
@@ -203,8 +201,8 @@ DEFECTS = {
     ),
     "samples past the batch are stored": Defect(
         "share.cuh",
-        "const bool active = sample_[j] < moment_.active;",
-        "const bool active = true;",
+        "const bool active = «sample_[j] < moment_.active»;",
+        "true",
         "one_sm",
         OVERRUN,
         "address",
@@ -219,16 +217,16 @@ DEFECTS = {
     ),
     "a packed step is looked for one row late": Defect(
         "parameters.cuh",
-        "row_starts_[t] :",
-        "row_starts_[t] + (t > 0) :",
+        "«row_starts_[t]» :",
+        "row_starts_[t] + (t > 0)",
         "one_sm",
         OVERRUN + "|output",
         "address",
     ),
     "a sample that has not begun, in reverse, forgets its initial state": Defect(
         "share.cuh",
-        "const bool keeps = r_.reverse && r_.initial != nullptr;",
-        "const bool keeps = false;",
+        "const bool keeps = «r_.reverse && r_.initial != nullptr»;",
+        "false",
         "cluster",
         WRONG_VALUE,
     ),
@@ -244,8 +242,8 @@ DEFECTS = {
     ),
     "the layout forgets the second buffer of partial sums": Defect(
         "layout.h",
-        "int64_t{4} * kPartialBuffers * shape.row_warps",
-        "int64_t{4} * shape.row_warps",
+        "int64_t{4} * «kPartialBuffers» * shape.row_warps",
+        "1",
         "one_sm",
         "AddressSanitizer: use-after-poison",
         "address",
@@ -253,8 +251,8 @@ DEFECTS = {
     ),
     "the input has one buffer": Defect(
         "input_stage.cuh",
-        "words_ + (step & 1) * p_.columns",
-        "words_ + (step & 0) * p_.columns",
+        "words_ + «(step & 1)» * p_.columns",
+        "0",
         "one_sm",
         WRONG_VALUE,
     ),
@@ -288,8 +286,8 @@ DEFECTS = {
     ),
     "padding is summed into a norm": Defect(
         "share.cuh",
-        "inside(u) ? double(z[j][u]) * double(z[j][u]) : 0.0;",
-        "double(z[j][u]) * double(z[j][u]);",
+        "«inside(u) ? double(z[j][u]) * double(z[j][u]) : 0.0»;",
+        "double(z[j][u]) * double(z[j][u])",
         "one_sm",
         r"norms\[\d+, 0\] is -?nan",
     ),
@@ -303,8 +301,8 @@ DEFECTS = {
     ),
     "tiles that a warp does not have are multiplied": Defect(
         "weights.cuh",
-        "if (end <= state_count_) {",
-        "if (first < state_count_) {",
+        "if («end <= state_count_») {",
+        "first < state_count_",
         "one_sm",
         WRONG_VALUE,
     ),
@@ -343,8 +341,8 @@ DEFECTS = {
     ),
     "a norm is written for the first direction only": Defect(
         "launch.cu",
-        "workspace.norm_parts) + i * norm_parts * total_rows",
-        "workspace.norm_parts)",
+        "workspace.norm_parts) + «i * norm_parts * total_rows»",
+        "0",
         "one_sm",
         r"norms\[",
         kernel="launch",
@@ -369,8 +367,8 @@ DEFECTS = {
     ),
     "a fragment's halves are swapped": Defect(
         "engines.cuh",
-        "mine[n * 8 * pitch], mine[n * 8 * pitch + 4]};",
-        "mine[n * 8 * pitch + 4], mine[n * 8 * pitch]};",
+        "mine[«n * 8 * pitch»], mine[n * 8 * pitch + 4]};",
+        "n * 8 * pitch + 4",
         "one_sm",
         WRONG_VALUE,
         kernel="walk_bfloat16",
@@ -382,7 +380,7 @@ DEFECTS = {
 class CudaPrograms:
     """Checkers of the kernels as they are, and with one defect each.
 
-    A defect is compiled for one kernel; the others are taken as they are.
+    Defects are compiled for one kernel; the others are taken as they are.
     """
 
     def __init__(self, workshop):
@@ -395,8 +393,8 @@ class CudaPrograms:
             for sanitizer, objects in self.right.items()
         }
         self.defective = {
-            name: self._defective(f"defect{i}", defect)
-            for i, (name, defect) in enumerate(DEFECTS.items())
+            program: self._defective(*program)
+            for program in {(d.kernel, d.sanitizer): None for d in DEFECTS.values()}
         }
 
     def _compile(self, path, sanitizer, name, *options, sources=None):
@@ -415,34 +413,24 @@ class CudaPrograms:
         }
         return objects if sanitizer == "none" else {**self.right["none"], **objects}
 
-    def _defective(self, name, defect):
+    def _defective(self, kernel, sanitizer):
+        """Compile a kernel with all defects that this sanitizer finds in it."""
+        name = f"{kernel}-{sanitizer}-defects"
         sources = self.workshop.folder / f"{name}-csrc"
         unused = shutil.ignore_patterns("cpu", "*.cpp")
         shutil.copytree(default_source_dir(), sources, ignore=unused)
-        edited = sources / "cuda" / defect.file
-        text = edited.read_text()
-        assert text.count(defect.right) == 1, defect
-        edited.write_text(text.replace(defect.right, defect.wrong))
-        self._keep_residency(sources / "cuda" / "launch_engine.cuh", defect.residency)
-        kernel = sources / "cuda" / f"{defect.kernel}.cu"
-        objects = dict(self.right[defect.sanitizer])
+        edits = {
+            number: defect
+            for number, defect in enumerate(DEFECTS.values())
+            if (defect.kernel, defect.sanitizer) == (kernel, sanitizer)
+        }
+        options = plant(sources / "cuda", edits)
         # A defect that shows without a sanitizer shows in the first problems: not worth optimising.
-        options = ["-O0"] if defect.sanitizer == "none" else []
-        objects[defect.kernel] = self._compile(
-            kernel, defect.sanitizer, name, *options, sources=sources
-        )
-        return self.workshop.link(name, list(objects.values()), defect.sanitizer)
-
-    @staticmethod
-    def _keep_residency(switch, residency):
-        """Leave the other residencies' kernels out: they cost twice as much again to compile."""
-        text = switch.read_text()
-        for other, name in RESIDENCY_CASES.items():
-            if other != residency:
-                case = rf" +case Residency::{name}:\n +return .*\n"
-                text, found = re.subn(case, f"    case Residency::{name}: break;\n", text)
-                assert found == 1
-        switch.write_text(text)
+        options += ["-O0"] if sanitizer == "none" else []
+        objects = dict(self.right[sanitizer])
+        path = sources / "cuda" / f"{kernel}.cu"
+        objects[kernel] = self._compile(path, sanitizer, name, *options, sources=sources)
+        return self.workshop.link(name, list(objects.values()), sanitizer)
 
 
 @pytest.fixture(scope="module")
@@ -471,10 +459,18 @@ def test_clusters_are_no_larger_than_the_device_has_room_for(programs):
 def test_a_planted_defect_is_found(programs, name):
     defect = DEFECTS[name]
     arguments = ["--residency", defect.residency, "--dtype", defect.dtype]
-    program = programs.defective[name].result()
-    done = run(program, *arguments, *PROBLEMS[defect.sanitizer])
+    program = programs.defective[defect.kernel, defect.sanitizer].result()
+    number = str(list(DEFECTS).index(name))
+    done = run(program, *arguments, *PROBLEMS[defect.sanitizer], RNN_CUDA_PLANTED=number)
     assert done.returncode != 0
     assert re.search(defect.symptom, done.stdout + done.stderr), done.stdout + done.stderr
+
+
+def test_nothing_is_found_where_no_defect_is_chosen(programs):
+    for (kernel, sanitizer), program in programs.defective.items():
+        problems = [*PROBLEMS[sanitizer][:-1], "3"]
+        done = run(program.result(), *problems, RNN_CUDA_PLANTED="-1")
+        assert done.stdout == "ok: 3 problems\n", (kernel, sanitizer, done.stdout + done.stderr)
 
 
 def test_a_problem_can_be_run_again(programs):

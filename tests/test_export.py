@@ -346,10 +346,11 @@ def assert_exports(rnn, with_state, *, dynamo):
 
 
 @OPTIONS
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-def test_a_layer_exports_as_onnx_operators_from_a_trace(nonlinearity, dtype, options):
-    rnn = layer(FusedRNN, nonlinearity, options, dtype)
+def test_a_layer_exports_as_onnx_operators_from_a_trace(nonlinearity, options):
+    dtypes = torch.float32, torch.float16
+    k = NONLINEARITIES.index(nonlinearity) + (options is BOTH_DIRECTIONS)
+    rnn = layer(FusedRNN, nonlinearity, options, dtypes[k % 2])
     for with_state in (False, True):
         found = assert_exports(rnn, with_state, dynamo=False)
         assert found.count("RNN") == rnn.num_layers
@@ -380,10 +381,10 @@ def test_a_layer_exports_as_onnx_operators_with_dynamo(nonlinearity, dtype, opti
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [FusedRNN, LeakyRNN])
-def test_what_onnx_runtime_has_no_operator_for_exports_as_loops_with_dynamo(kind):
-    rnn = layer(kind, "sigmoid", {"bidirectional": True})
-    assert assert_exports(rnn, True, dynamo=True).count("Scan") == 2
+@pytest.mark.parametrize(("kind", "directions"), [(FusedRNN, 2), (LeakyRNN, 1)])
+def test_what_onnx_runtime_has_no_operator_for_exports_as_loops_with_dynamo(kind, directions):
+    rnn = layer(kind, "sigmoid", {"bidirectional": directions == 2})
+    assert assert_exports(rnn, True, dynamo=True).count("Scan") == directions
 
 
 @pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -403,13 +404,14 @@ def test_a_cell_exports(dynamo):
     assert_runtime_computes(exported, model, [arguments, other])
 
 
-@pytest.mark.parametrize("enforce_sorted", [True, False])
-@pytest.mark.parametrize("with_state", [True, False])
 @OPTIONS
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-def test_packed_sequences_export_from_a_trace(nonlinearity, options, with_state, enforce_sorted):
-    # Half of the cases in float16.
-    dtype = torch.float32 if with_state == enforce_sorted else torch.float16
+def test_packed_sequences_export_from_a_trace(nonlinearity, options):
+    # Each value of everything with each of everything else.
+    high, low = divmod(NONLINEARITIES.index(nonlinearity), 2)
+    both = int(options is BOTH_DIRECTIONS)
+    with_state, enforce_sorted = bool(low ^ both), bool(high ^ both)
+    dtype = torch.float16 if high ^ low ^ both else torch.float32
     rnn = layer(FusedRNN, nonlinearity, options, dtype)
     model = Packed(rnn, enforce_sorted).eval()
 

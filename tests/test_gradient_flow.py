@@ -150,11 +150,11 @@ def assert_flow_is(flow, hidden, cell, tolerance=1e-12):
 
 @every_model
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("vectors", [False, True], ids=["norms", "vectors"])
-def test_adjoints_are_those_of_the_unrolled_cell(make, layout, vectors):
+def test_adjoints_are_those_of_the_unrolled_cell(make, layout):
     problem = Problem(make, layout)
     expected = problem.expected()
-    assert_flow_is(problem.record(vectors=vectors), expected.hidden, expected.cell)
+    for vectors in (False, True):
+        assert_flow_is(problem.record(vectors=vectors), expected.hidden, expected.cell)
 
 
 @every_model
@@ -230,13 +230,13 @@ def test_the_reference_backend_records_the_same(make, layout):
 
 @every_model
 @pytest.mark.parametrize("layout", ["dense", "packed"])
-@pytest.mark.parametrize("rows", [1, 5, 8])
-def test_a_sweep_in_several_blocks_is_right(make, layout, rows, monkeypatch):
+def test_a_sweep_in_several_blocks_is_right(make, layout, monkeypatch):
     problem = Problem(make, layout)
     gates = problem.module.weight_hh_l0.shape[0]
-    monkeypatch.setattr(rnn_cuda.instruments._sweep, "_BLOCK_VALUES", rows * gates)
     expected = problem.expected()
-    assert_flow_is(problem.record(vectors=True), expected.hidden, expected.cell)
+    for rows in (1, 5, 8):
+        monkeypatch.setattr(rnn_cuda.instruments._sweep, "_BLOCK_VALUES", rows * gates)
+        assert_flow_is(problem.record(vectors=True), expected.hidden, expected.cell)
 
 
 @main_models

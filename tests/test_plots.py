@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
+from rnn_cuda import instruments
 from rnn_cuda.instruments import plots
 from rnn_cuda.instruments.plots._series import median, quantile
 
@@ -340,6 +342,9 @@ DRAWN_WITH_LABELS = {
     "share_solved": lambda: plots.horizon_cliff(
         labelled([0.1, 1.0]), [1, 2], share_solved=True, title=TITLE
     ),
+    "solved_by_ratio": lambda: plots.solved_by_ratio(
+        labelled([-2.5, -np.inf]), labelled([0.1, 1.0]), title=TITLE
+    ),
     "lyapunov_spectrum": lambda: plots.lyapunov_spectrum(labelled([-0.1, -np.inf]), title=TITLE),
     "jacobian_singular_values": lambda: plots.jacobian_singular_values([[0.0]], [1], title=TITLE),
     "recurrent_weights": lambda: plots.recurrent_weights(
@@ -406,6 +411,37 @@ def test_control_characters_are_drawn_as_escapes(tmp_path):
     ElementTree.parse(plots.save(figure, tmp_path / "figure", ["svg"])[0])
 
 
+def test_runs_are_taken_together_by_the_decade_of_their_initial_ratio():
+    ratios = {"a": [-0.5, -0.9, -3.1, np.nan, -np.inf], "b": [-1.5]}
+    errors = {"a": [0.01, 0.5, np.inf, 0.01, 1.0], "b": [np.nan]}
+    axes = axes_of(plots.solved_by_ratio(ratios, errors))
+    assert line(axes, "a").get_xydata().tolist() == [[-3.5, 0.0], [-0.5, 0.5]]
+    assert line(axes, "b").get_xydata().tolist() == []
+    assert zeros(axes) == [[-4.5]]
+    assert legend(axes) == ["a", "b", "exactly 0"]
+
+
+def test_histograms_that_were_counted_before_are_drawn_as_they_are():
+    values = torch.linspace(-1, 1, 101, dtype=torch.float64)
+    counted = instruments.saturation(values, "tanh", bins=8)
+    axes = axes_of(plots.saturation_histograms({"a": counted}))
+    stairs = [patch for patch in axes.patches if patch.get_label().startswith("a")]
+    (drawn,) = stairs
+    assert np.allclose(drawn.get_data().edges, np.linspace(-1, 1, 9))
+    assert np.allclose(drawn.get_data().values * 101 * 0.25, counted.counts)
+    assert drawn.get_label() == f"a: {counted.share:.0%}"
+    gate = instruments.saturation(values.abs(), "sigmoid", bins=8)._replace(share=math.nan)
+    _, right = plots.saturation_histograms({"a": counted}, {"gate": gate}).axes
+    assert legend(right) == ["gate"]
+
+
+def test_singular_values_can_be_some_of_all():
+    axes = axes_of(plots.jacobian_singular_values([[0.0, -1.0]], [3], indices=[1, 64]))
+    assert line(axes, "lag 3").get_xdata().tolist() == [1, 64]
+    with pytest.raises(ValueError, match=r"indices: expected shape \(2,\)"):
+        plots.jacobian_singular_values([[0.0, -1.0]], [3], indices=[1])
+
+
 # All of them
 
 EVERY = {
@@ -414,6 +450,7 @@ EVERY = {
     "loss_curves": lambda ax: plots.loss_curves({"a": FALLING}, ax=ax),
     "gradient_norms": lambda ax: plots.gradient_norms({"a": FALLING}, 1.0, ax=ax),
     "horizon_cliff": lambda ax: plots.horizon_cliff({"a": [0.1, 1.0]}, [1, 2], ax=ax),
+    "solved_by_ratio": lambda ax: plots.solved_by_ratio({"a": [-1.0]}, {"a": [0.0]}, ax=ax),
     "lyapunov_spectrum": lambda ax: plots.lyapunov_spectrum({"a": [-0.1, -0.2]}, ax=ax),
     "jacobian_singular_values": lambda ax: plots.jacobian_singular_values([[-1, -2.0]], [1], ax=ax),
     "saturation_histograms": lambda ax: plots.saturation_histograms({"a": [0.1]}, ax=ax),
@@ -493,6 +530,12 @@ def test_saving_writes_bitmap_and_vector_that_repeat_to_the_byte(tmp_path):
         ),
         (lambda: plots.gradient_norms({"a": FALLING}, 0), ValueError, "threshold: .*got 0"),
         (
+            lambda: plots.solved_by_ratio({"a": [1.0]}, {"b": [1.0]}),
+            ValueError,
+            r"errors: .*\['a', 'b'\]",
+        ),
+        (lambda: plots.solved_by_ratio({"a": [1]}, {"a": [1]}, decades=0), ValueError, "decades: "),
+        (
             lambda: plots.horizon_cliff({"a": [1.0]}, [1, 2]),
             ValueError,
             r"errors\['a'\]: expected 2 points, got 1",
@@ -531,6 +574,7 @@ def test_without_matplotlib_the_module_loads_and_says_what_is_missing():
 import sys
 sys.modules["matplotlib"] = None  # as if it were not installed
 import rnn_cuda
+from rnn_cuda import instruments
 from rnn_cuda.instruments import plots
 try:
     plots.adjoint_profile({"a": [1.0]})

@@ -14,6 +14,7 @@ from rnn_cuda._toolchain import CompilerNotFoundError, Toolchain, find_cxx, torc
 from rnn_cuda._toolchain import torch_include_dirs as torch_includes
 from tests.emulated_programs import NATIVE, RUN_ENVIRONMENT
 from tests.emulated_programs import SANITIZERS as ALL_SANITIZERS
+from tests.planted_defects import plant
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,7 @@ SANITIZERS = {"address": ALL_SANITIZERS["address"]}
 
 
 class Defect(NamedTuple):
-    """An edit of the kernels' source, and what has to come of it.
+    """An edit of the kernels' source, see planted_defects.py, and what has to come of it.
 
     One that shows in the results is compiled without sanitizers, in a fraction of the time.
     """
@@ -44,40 +45,40 @@ DEFECTS = {
         "recurrence",
         "address",
         "vector.h",
-        "std::memcpy(to, &v, count * sizeof(float));",
-        "std::memcpy(to, &v, sizeof v);",
+        "std::memcpy(to, &v, «count * sizeof(float)»);",
+        "sizeof v",
         "AddressSanitizer",
     ),
     "a new sample of a packed batch does not get its initial state": Defect(
         "recurrence",
         "none",
         "walker.h",
-        "for (int64_t i = rows(s - 1); i < rows(s); ++i)",
-        "for (int64_t i = rows(s); i < rows(s); ++i)",
+        "for (int64_t i = «rows(s - 1)»; i < rows(s); ++i)",
+        "rows(s)",
         "output[",
     ),
     "a chunk does not begin with the last states of the one before": Defect(
         "gradients",
         "none",
         "walker.h",
-        "n < end_column_ && start > 0;",
-        "n < end_column_ && start < 0;",
+        "n < end_column_ && «start > 0»;",
+        "start < 0",
         ", not ",  # whichever result is looked at first
     ),
     "the last inputs of a chunk are not projected": Defect(
         "recurrence",
         "none",
         "walker.h",
-        "const int64_t chunk_rows = input_row_[steps];",
-        "const int64_t chunk_rows = input_row_[steps - 1];",
+        "const int64_t chunk_rows = input_row_[«steps»];",
+        "steps - 1",
         "output[",
     ),
     "a team smaller than asked for is not noticed": Defect(
         "recurrence",
         "none",
         "recurrence.cpp",
-        "if (threads == plan.threads) {",
-        "{",
+        "if («threads == plan.threads») {",
+        "true",
         "output[",
     ),
     "the empty rows of a chunk's last slot are counted": Defect(
@@ -108,32 +109,32 @@ DEFECTS = {
         "gradients",
         "address",
         "gradients.cpp",
-        "load(sums + n), columns - first - n);",
-        "load(sums + n), kLanes<T>);",
+        "load(sums + n), «columns - first - n»);",
+        "kLanes<T>",
         "AddressSanitizer",
     ),
     "samples that end before the sequence get no initial gradient": Defect(
         "gradients",
         "none",
         "gradients.cpp",
-        "for (int64_t s = 0; s < steps; ++s)\n        if (walker_.rows(s + 1)",
-        "for (int64_t s = steps - 1; s < steps; ++s)\n        if (walker_.rows(s + 1)",
+        "for (int64_t s = «0»; s < steps; ++s)\n        if (walker_.rows(s + 1)",
+        "steps - 1",
         "grad_initial[",
     ),
     "the adjoints of a tile's rows are all kept as its first row's": Defect(
         "gradients",
         "none",
         "walker.h",
-        "step.z.row(region.first + i, region.column)",
-        "step.z.row(region.first, region.column)",
+        "step.z.row(«region.first + i», region.column)",
+        "region.first",
         "adjoint_norm[",
     ),
     "all blocks of a panel are multiplied with a row's first states": Defect(
         "recurrence",
         "none",
         "walker.h",
-        "k / kLanes<E> * buffers_.states.stride",
-        "0 * buffers_.states.stride",
+        "«k / kLanes<E>» * buffers_.states.stride",
+        "0",
         "output[",
     ),
     "an initial state that was given is not multiplied": Defect(
@@ -148,56 +149,56 @@ DEFECTS = {
         "recurrence",
         "none",
         "walker.h",
-        "const E* state = buffers_.states.at(step.row + i, first_column_);",
-        "const E* state = buffers_.states.at(step.row + i, 0);",
+        "const E* state = buffers_.states.at(step.row + i, «first_column_»);",
+        "0",
         "output[",
     ),
     "threads that share all samples each leave a row out": Defect(
         "gradients",
         "none",
         "gradients.cpp",
-        "count * (share_.part + 1) / share_.parts}",
-        "count * (share_.part + 1) / share_.parts - (share_.parts > 1)}",
+        "«count * (share_.part + 1) / share_.parts»}",
+        "count * (share_.part + 1) / share_.parts - (share_.parts > 1)",
         ", not ",  # a norm, or a row of the input's gradient
     ),
     "threads that share all samples each leave an input out": Defect(
         "recurrence",
         "none",
         "walker.h",
-        "const int64_t end = count * (share_.part + 1) / share_.parts;",
-        "const int64_t end = count * (share_.part + 1) / share_.parts - (share_.parts > 1);",
+        "const int64_t end = «count * (share_.part + 1) / share_.parts»;",
+        "count * (share_.part + 1) / share_.parts - (share_.parts > 1)",
         "output[",
     ),
     "a matrix used where it lies is read from its first block only": Defect(
         "recurrence",
         "none",
         "streamed.h",
-        "k * (matrix.transposed ? matrix.stride : 1)",
-        "0 * (matrix.transposed ? matrix.stride : 1)",
+        "«k» * (matrix.transposed ? matrix.stride : 1)",
+        "0",
         "output[",
     ),
     "all squares of a streamed matrix are multiplied with a row's first values": Defect(
         "recurrence",
         "none",
         "streamed.h",
-        "const T* const values = left.at(0, k);",
-        "const T* const values = left.at(0, 0);",
+        "const T* const values = left.at(0, «k»);",
+        "0",
         "output[",
     ),
     "a streamed matrix's last row is read beyond its end": Defect(
         "gradients",
         "address",
         "streamed.h",
-        "load_converted(from[j] + n, columns - n)",
-        "load_converted(from[j] + n, kLanes<T>)",
+        "load_converted(from[j] + n, «columns - n»)",
+        "kLanes<T>",
         "AddressSanitizer",
     ),
     "the gradient of a flat W is cut as that of a wide one": Defect(
         "gradients",
         "none",
         "gradient_pieces.h",
-        "input_is_left(!uses_input_in_place &&",
-        "input_is_left(",
+        "input_is_left(«!uses_input_in_place» &&",
+        "true",
         "grad_weight_input[",
     ),
     "an empty row of a chunk is taken for the next one": Defect(
@@ -212,8 +213,8 @@ DEFECTS = {
         "gradients",
         "none",
         "gradients.cpp",
-        "std::min(columns, lines.end * kLine)};",
-        "std::min(columns, (lines.end - 1) * kLine)};",
+        "std::min(columns, «lines.end * kLine»)};",
+        "(lines.end - 1) * kLine",
         "grad_input[",
     ),
     "of two outer products one is written": Defect(
@@ -248,8 +249,9 @@ class Workshop:
             kernel: pool.submit(self._vectorised_checker, kernel) for kernel in KERNELS
         }
         self.defective = {
-            name: pool.submit(self._defective_checker, f"defect{i}", defect)
-            for i, (name, defect) in enumerate(DEFECTS.items())
+            (kernel, sanitizer): pool.submit(self._defective_checker, kernel, sanitizer)
+            for kernel in KERNELS
+            for sanitizer in ("none", "address")
         }
 
     def _compile(self, source, name, options, headers=None):
@@ -262,12 +264,12 @@ class Workshop:
         )
         return target
 
-    def _checker(self, kernel, sanitizer, *, sources=None, name=None):
+    def _checker(self, kernel, sanitizer, *, sources=None, name=None, planted=()):
         sources = sources or default_source_dir()
         name = name or f"{kernel}-{sanitizer}"
         flags = ALL_SANITIZERS[sanitizer]
         # No SIMD flags: the narrowest vectors have the most tails. -O0 compiles fastest.
-        options = ["-O0", "-g1", "-fopenmp", *flags]
+        options = ["-O0", "-g1", "-fopenmp", *flags, *planted]
         compiled = self._compile(sources / "cpu" / f"{kernel}.cpp", name, options, sources)
         return self._linked(kernel, compiled, name, flags)
 
@@ -285,26 +287,30 @@ class Workshop:
         )
         return binary
 
-    def _defective_checker(self, name, defect):
+    def _defective_checker(self, kernel, sanitizer):
+        """Compile a kernel with all defects that this sanitizer finds in it."""
+        name = f"{kernel}-{sanitizer}-defects"
         sources = self.folder / f"{name}-csrc"
         shutil.copytree(default_source_dir(), sources)
-        edited = sources / "cpu" / defect.file
-        text = edited.read_text()
-        assert text.count(defect.right) == 1, defect
-        edited.write_text(text.replace(defect.right, defect.wrong))
+        edits = {
+            number: defect
+            for number, defect in enumerate(DEFECTS.values())
+            if (defect.kernel, defect.sanitizer) == (kernel, sanitizer)
+        }
+        planted = plant(sources / "cpu", edits)
         # Of one type: compiles in half the time.
-        kernel = sources / "cpu" / f"{defect.kernel}.cpp"
+        file = sources / "cpu" / f"{kernel}.cpp"
         other_types = r" +case ScalarType::(?!Float32).*\n"
-        text, removed = re.subn(other_types, "", kernel.read_text())
+        text, removed = re.subn(other_types, "", file.read_text())
         assert removed == 3
-        kernel.write_text(text)
-        return self._checker(defect.kernel, defect.sanitizer, sources=sources, name=name)
+        file.write_text(text)
+        return self._checker(kernel, sanitizer, sources=sources, name=name, planted=planted)
 
 
-def run(*command, problems=PROBLEMS, options=()):
+def run(*command, problems=PROBLEMS, options=(), **environment):
     return subprocess.run(
         [*command, str(problems), *options],
-        env=os.environ | RUN_ENVIRONMENT,
+        env=os.environ | RUN_ENVIRONMENT | environment,
         capture_output=True,
         text=True,
         errors="replace",
@@ -363,6 +369,17 @@ def test_a_kernel_keeps_its_contract_on_arm64(kernel, tmp_path):
 
 @pytest.mark.parametrize("name", DEFECTS)
 def test_a_planted_defect_is_found(workshop, name):
-    done = run(workshop.defective[name].result(), options=["float32"])
+    defect = DEFECTS[name]
+    number = str(list(DEFECTS).index(name))
+    program = workshop.defective[defect.kernel, defect.sanitizer].result()
+    done = run(program, options=["float32"], RNN_CUDA_PLANTED=number)
     assert done.returncode != 0
-    assert DEFECTS[name].symptom in done.stdout + done.stderr
+    assert defect.symptom in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("sanitizer", ["none", "address"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_nothing_is_found_where_no_defect_is_chosen(workshop, kernel, sanitizer):
+    program = workshop.defective[kernel, sanitizer].result()
+    done = run(program, options=["float32"], problems=PROBLEMS // 10, RNN_CUDA_PLANTED="-1")
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -148,6 +148,11 @@ class Task(ABC):
         """What makes two tasks the same: their settings, and the data itself, not where it lies."""
         return self.settings
 
+    @property
+    def sample_dim(self) -> int:
+        """The dimension of a target along which the samples of a batch lie; 1 in the input."""
+        return 0 if self.reads == "last" else 1
+
     def scored(self, target: Tensor) -> int:
         """Return how many entries of a target count; means are over these."""
         if self.answer is NUMBERS:

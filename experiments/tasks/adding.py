@@ -36,13 +36,11 @@ class AddingTask(Task):
         """Draw input ``[T, B, 2]`` and target ``[B, 1]``."""
         values_TB = torch.rand(horizon, batch_size, generator=generator)
         half = horizon // 2
-        first = torch.randint(0, half, (batch_size,), generator=generator)
-        second = torch.randint(half, horizon, (batch_size,), generator=generator)
-        sample = torch.arange(batch_size)
-        marks_TB = torch.zeros(horizon, batch_size)
-        marks_TB[first, sample] = 1.0
-        marks_TB[second, sample] = 1.0
-        target = values_TB[first, sample] + values_TB[second, sample]
+        first = torch.randint(0, half, (1, batch_size), generator=generator)
+        second = torch.randint(half, horizon, (1, batch_size), generator=generator)
+        marked = torch.cat((first, second))
+        marks_TB = torch.zeros(horizon, batch_size).scatter_(0, marked, 1.0)
+        target = values_TB.gather(0, marked).sum(0)
         return torch.stack((values_TB, marks_TB), dim=-1), target.unsqueeze(-1)
 
     def know_nothing_loss(self, horizon: int) -> float:

@@ -17,12 +17,13 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from experiments import checkpoint
-from experiments.config import DATA_STREAM, RunConfig
+from experiments.batches import Batches, on_device
+from experiments.config import RunConfig
 from experiments.fields import ConfigError
 from experiments.models import CORES, Core, CoreConfig
 from experiments.record import METRICS
 from experiments.remedies import REMEDIES, Problem
-from experiments.train import Interrupted, on_device, train
+from experiments.train import Interrupted, train
 from rnn_cuda.instruments import lyapunov_exponents
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -626,9 +627,9 @@ def test_a_step_of_training_goes_down_loss_and_penalty_together(tmp_path):
         optimizer={"name": "sgd", "learning_rate": 0.5},
     )
     model = run.build_model()
-    generator = torch.Generator().manual_seed(DATA_STREAM)
+    batches = Batches(run)
     for _ in range(2):
-        x, target = on_device(run, run.task.sample(B, T, generator))
+        x, target = batches.next()
         loss = run.task.loss(model(x), target)
         ((loss + run.remedies[0].penalty(model, x, loss)) / 2).backward()
     after = weights_after(run, tmp_path)
@@ -647,7 +648,7 @@ def test_flossing_comes_before_the_first_measurement_and_leaves_the_data(tmp_pat
             probe={"lyapunov": {"exponents": 1}},
         )
         records.append(train(run, folder_of(run, tmp_path)))
-        data.append(checkpoint.load(folder_of(run, tmp_path))["data"])
+        data.append(checkpoint.load(folder_of(run, tmp_path))["data"]["generator"])
     plain, flossed = (r.probes["lyapunov"]["initial"]["exponents"][0] for r in records)
     assert abs(flossed) < 0.5 * abs(plain)
     assert torch.equal(*data)

@@ -32,6 +32,7 @@ from rnn_cuda.instruments.plots._training import (
     horizon_cliff,
     loss_curves,
     recurrent_weights,
+    solved_by_ratio,
 )
 
 __all__ = [
@@ -51,5 +52,6 @@ __all__ = [
     "remedy_bars",
     "saturation_histograms",
     "save",
+    "solved_by_ratio",
     "speed_against_accuracy",
 ]

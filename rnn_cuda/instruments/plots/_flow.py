@@ -227,6 +227,7 @@ def jacobian_singular_values(
     log10_values: Any,
     lags: Sequence[int],
     *,
+    indices: Sequence[int] | None = None,
     band: Band | None = (0.0, 1.0),
     title: str | None = None,
     ax: Axes | None = None,
@@ -237,6 +238,7 @@ def jacobian_singular_values(
         log10_values: ``(L, n)``, or ``(L, S, n)`` with samples or seeds, log10 of the values, as
             ``instruments.jacobian_singular_values`` returns them; -inf is an exact zero.
         lags: k, ``(L,)``.
+        indices: i of each value, ``(n,)``, 1 for the largest; 1 to n by default.
         band: as in :func:`adjoint_profile`.
         title: of the axes.
         ax: axes to draw in; a new figure by default.
@@ -263,7 +265,7 @@ def jacobian_singular_values(
             shade = mpl.colormaps["Blues"](0.35 + 0.65 * rank / max(1, len(lags) - 1))
             shape = {"color": shade, "marker": look(rank)["marker"], "markersize": 4}
             rows = np.atleast_2d(values)
-            x = np.arange(1.0, rows.shape[1] + 1)
+            x = check_points("indices", indices, rows.shape[1])
             draw_seeds(axes, x, rows, label=f"lag {lag}", band=band, log=False, **shape)
         axes.axhline(0, color="black", linewidth=0.8)
         return finish(

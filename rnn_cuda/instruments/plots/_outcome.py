@@ -21,6 +21,7 @@ from rnn_cuda.instruments.plots._canvas import (
     mark_zeros,
 )
 from rnn_cuda.instruments.plots._series import Array, Series, as_array, check_series, median
+from rnn_cuda.instruments.saturation import Saturation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,8 +39,10 @@ def saturation_histograms(
     """Draw histograms of hidden states and of gates, with the share that is saturated.
 
     Args:
-        states: by label, values of h (or tanh of the cell), any shape.
-        gates: by label, values of gates in [0, 1], any shape; a second panel.
+        states: by label, values of h (or tanh of the cell), any shape; or their
+            `rnn_cuda.instruments.Saturation`, whose bins and share are drawn as they are.
+        gates: by label, values of gates in [0, 1], any shape, or their ``Saturation``; a second
+            panel.
         saturated_above: a state with ``|h|`` above it is saturated; so is a gate above it (open) or
             below one minus it (shut).
         bins: number of bins over [-1, 1] and over [0, 1]; states beyond, as of a relu, widen
@@ -61,15 +64,27 @@ def saturation_histograms(
     with canvases(ax, panels, (5.4 * panels, 3.8)) as grid:
         for axes in grid:
             axes.margins(y=0.25)  # room for the legend
-        values = {label: _finite(f"states[{label!r}]", v) for label, v in states.items()}
-        reach = max(1.0, *(np.abs(v).max(initial=0) for v in values.values()))
+        binned = [v for series in (states, gates or {}) for v in series.values() if _is_binned(v)]
+        values = {
+            label: v if _is_binned(v) else _finite(f"states[{label!r}]", v)
+            for label, v in states.items()
+        }
+        reach = max(
+            [1.0, *(np.abs(v).max(initial=0) for v in values.values() if not _is_binned(v))]
+        )
         for index, (label, v) in enumerate(values.items()):
+            if _is_binned(v):
+                _draw_binned(grid[0], v, index, label)
+                continue
             share = (np.abs(v) > saturated_above).mean()
             _histogram(grid[0], v, (-reach, reach), bins, index, f"{label}: {share:.0%}")
-        legend = f"share with $|h|$ > {saturated_above:g}"
+        legend = "share saturated" if binned else f"share with $|h|$ > {saturated_above:g}"
         finish(grid[0], None, legend_title=legend, xlabel="hidden state $h$", ylabel="density")
         if gates is not None:
             for index, (label, raw) in enumerate(gates.items()):
+                if _is_binned(raw):
+                    _draw_binned(grid[1], raw, index, label)
+                    continue
                 v = _finite(f"gates[{label!r}]", raw)
                 if v.min() < 0 or v.max() > 1:
                     raise ValueError(
@@ -79,7 +94,8 @@ def saturation_histograms(
                 words = f"{label}: {shut:.0%}, {opened:.0%}"
                 _histogram(grid[1], v, (0.0, 1.0), bins, index, words)
             low = f"{1 - saturated_above:.3g}"
-            legend = f"share < {low} (shut), > {saturated_above:g} (open)"
+            if not binned:
+                legend = f"share < {low} (shut), > {saturated_above:g} (open)"
             finish(grid[1], None, legend_title=legend, xlabel="gate", ylabel="density")
         return figure_of(grid[0])
 
@@ -95,6 +111,21 @@ def _histogram(
     axes: Axes, values: Array, reach: tuple[float, float], bins: int, index: int, label: str
 ) -> None:
     density, edges = np.histogram(values, bins=bins, range=reach, density=True)
+    _draw_density(axes, density, edges, index, label)
+
+
+def _is_binned(values: Any) -> bool:
+    return isinstance(values, Saturation)
+
+
+def _draw_binned(axes: Axes, values: Saturation, index: int, label: str) -> None:
+    counts, edges = as_array("counts", values.counts), as_array("edges", values.edges)
+    density = counts / (counts.sum() * np.diff(edges))
+    words = label if np.isnan(values.share) else f"{label}: {values.share:.0%}"
+    _draw_density(axes, density, edges, index, words)
+
+
+def _draw_density(axes: Axes, density: Array, edges: Array, index: int, label: str) -> None:
     colour = look(index)["color"]
     dashes = ("-", "--", "-.", ":")[index % 4]
     axes.stairs(density, edges, color=colour, label=as_text(label), linewidth=1.6, linestyle=dashes)

@@ -17,6 +17,7 @@ from rnn_cuda.instruments.plots._canvas import (
     figure_of,
     finish,
     look,
+    mark_zeros,
 )
 from rnn_cuda.instruments.plots._series import (
     Band,
@@ -232,6 +233,67 @@ def horizon_cliff(
         for bound, words in ((learned_below, "learned, solved"), (solved_below, None)):
             axes.axhline(bound, color="0.5", linewidth=0.8, linestyle=":", label=words)
         return finish(axes, title, xlabel=horizon, ylabel="error / error of knowing nothing")
+
+
+def solved_by_ratio(
+    log10_ratios: Series,
+    errors: Series,
+    *,
+    solved_below: float = 0.1,
+    decades: float = 1.0,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draw the share of runs that solve their task against the gradient that they began with.
+
+    Args:
+        log10_ratios: by label, one number per run, ``(R,)``: log10 of the adjoint's norm at the
+            first step over that at the last, at initialisation. -inf for an exact zero; what is nan
+            is left out.
+        errors: the same labels: test error over that of knowing nothing. inf (diverged) counts as
+            not solved; what is nan is left out.
+        solved_below: what counts as solved.
+        decades: runs are taken together whose ratios lie in the same interval of this width.
+        title: of the axes.
+        ax: axes to draw in; a new figure by default.
+
+    Returns:
+        The figure: a point at the middle of every interval that has runs, with a line per label.
+        Crosses at the foot say that a label has runs with a ratio of exactly zero; these are not in
+        any share.
+
+    Raises:
+        TypeError, ValueError, ImportError: as in :func:`adjoint_profile`.
+
+    """
+    check_series("log10_ratios", log10_ratios)
+    check_series("errors", errors)
+    if not decades > 0:
+        raise ValueError(f"decades: expected a number above 0, got {decades}")
+    if set(log10_ratios) != set(errors):
+        odd = sorted(set(log10_ratios) ^ set(errors))
+        raise ValueError(f"errors: expected the labels of log10_ratios, but these differ: {odd}")
+    with canvas(ax) as axes:
+        smallest = 0.0
+        for index, (label, values) in enumerate(log10_ratios.items()):
+            ratios = as_seeds(f"log10_ratios[{label!r}]", values)[0]
+            error = as_seeds(f"errors[{label!r}]", errors[label], len(ratios))[0]
+            known = np.isfinite(ratios) & ~np.isnan(error)
+            bins = np.floor(ratios[known] / decades)
+            middles = np.unique(bins)
+            share = [(error[known][bins == each] < solved_below).mean() for each in middles]
+            x = (middles + 0.5) * decades
+            smallest = min([smallest, *x])
+            axes.plot(x, share, label=as_text(label), **look(index))
+            if np.isneginf(ratios).any():
+                mark_zeros(axes, np.array([smallest - decades]), look(index)["color"])
+        axes.set_ylim(-0.05, 1.05)
+        return finish(
+            axes,
+            title,
+            xlabel=rf"$\log_{{10}}$ of the initial ratio (by {decades:g} decades)",
+            ylabel=f"share of runs with error below {solved_below:g}",
+        )
 
 
 def _draw_over_training(

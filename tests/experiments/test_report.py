@@ -1,0 +1,829 @@
+"""Reports: what the page says is what the records hold; nothing damaged or foreign stops it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from experiments import report, view
+from experiments.command import as_value, command, overrides
+from experiments.composition import CONFIGURATION
+from experiments.config import RunConfig
+from experiments.expectations import QUANTITIES
+from experiments.probes import PROBES
+from experiments.record import Record
+from experiments.study import ExecutionConfig, Member, Study, StudyConfig, parse_study
+from experiments.train import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROOT = Path(__file__).parents[2]
+EVIL = "<script>alert('label')</script> & \"co\""
+VOID = {"meta", "link", "img", "br"}
+
+
+class Node:
+    """An element: its tag, attributes, children and text."""
+
+    def __init__(self, tag="", attributes=()):
+        self.tag, self.attributes, self.children = tag, dict(attributes), []
+
+    @property
+    def text(self):
+        words = (c if isinstance(c, str) else c.text for c in self.children)
+        return " ".join(" ".join(words).split())
+
+    def all(self, tag):
+        for child in self.children:
+            if isinstance(child, Node):
+                if child.tag == tag:
+                    yield child
+                yield from child.all(tag)
+
+
+class Page(HTMLParser):
+    """Reads a page into nodes; an element that is not closed in order fails."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.stack = [Node()]
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert len(self.stack) == 1
+
+    def handle_starttag(self, tag, attrs):
+        node = Node(tag, attrs)
+        self.stack[-1].children.append(node)
+        if tag not in VOID:
+            self.stack.append(node)
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop().tag == tag
+
+    def handle_data(self, data):
+        self.stack[-1].children.append(data)
+
+    @property
+    def root(self):
+        return self.stack[0]
+
+    def table(self, title):
+        """Return the lines of every table of a title, as mappings from heading to text."""
+        lines = []
+        for box in self.root.all("div"):
+            if box.attributes.get("aria-label") != title:
+                continue
+            headings = [th.text for th in box.all("th")]
+            for body in box.all("tbody"):
+                row = next(body.all("tr"))
+                lines.append(dict(zip(headings, [td.text for td in row.all("td")], strict=True)))
+        return lines
+
+    def problems(self):
+        for section in self.root.all("section"):
+            if section.attributes.get("id") == "problems":
+                names = [dt.text for dt in section.all("dt")]
+                return dict(zip(names, [dd.text for dd in section.all("dd")], strict=True))
+        return {}
+
+
+def run_of(core="rnn", seed=0, horizon=8, *, label=None, probes=(), **changes):
+    every = {name: {"every": 10} for name in probes}
+    values = {
+        "model": {"core": core, "hidden_size": 8},
+        "task": {"name": "adding", "test_size": 32},
+        "remedy": {"clipping": {"norm": 1.0}},
+        "optimizer": {"name": "adam"},
+        "probe": {**every, **({"lyapunov": {"every": 10, "exponents": 4}} if probes else {})},
+        "training": {"steps": 20, "batch_size": 8},
+        "evaluation": {"probe_size": 4, "train_size": 16, "horizons": [5]},
+        "horizon": horizon,
+        "seed": seed,
+        **changes,
+    }
+    run = RunConfig.parse(values)
+    return run if label is None else replace(run, label=label)
+
+
+def record_of(run, error=0.01, ratio=-1.0, seconds=2.0, **changes):
+    """Return a record as a run of the adding task leaves it, with these numbers."""
+    result = {
+        "hidden_size": 8,
+        "parameters": 100,
+        "steps": run.training.steps,
+        "solved_at": None,
+        "task": "adding",
+        "metric": "MSE",
+        "know_nothing_loss": 1 / 6,
+        "know_nothing_error": 1 / 6,
+        "dependency": run.horizon - 1,
+        "test_error": error,
+        "test_metric": error,
+        "error_over_know_nothing": 6 * error,
+        "train_error": error,
+        "test_error_at": {},
+        "verdict": "solved" if error < 1 / 60 else "failed",
+    }
+    adjoint = {"state_norm": [10**ratio, 1.0], "hidden_norm": [1, 1], "log10_ratio": ratio}
+    record = Record(
+        run.identity,
+        run.label,
+        "finished",
+        None,
+        run.plain(),
+        result,
+        {"adjoint": {"initial": adjoint, "trained": adjoint}},
+        {"seconds": seconds, "started": "2026-01-02T03:04:05+00:00", "torch": "9.9"},
+    )
+    return replace(record, **changes)
+
+
+def save(root, *records):
+    folders = []
+    for record in records:
+        folder = root / "records" / f"run-{record.identity}"
+        folder.mkdir(parents=True)
+        record.save(folder)
+        folders.append(folder)
+    return folders
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    monkeypatch.setattr(report, "pictures", lambda seen, problems: [])
+
+
+def made(*folders, output=None):
+    html, table = report.write([Path(folder) for folder in folders], output)
+    with table.open(newline="", encoding="utf-8") as file:
+        return Page(html), list(csv.DictReader(file))
+
+
+# ---- a study that was run ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The folder of a study whose runs were made, one arm with a hostile label."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("study")
+    members = []
+    for core, label in (("fused_rnn", EVIL), ("rnn", "rnn"), ("gru", "gru")):
+        for horizon in (8, 12):
+            for seed in (0, 1) if core != "gru" else (0,):
+                run = run_of(core, seed, horizon, label=label, probes=sorted(PROBES))
+                folder = root / "runs" / "records" / run.folder_name
+                train(run, folder)
+                members.append(Member(label, run, None, folder))
+    torch.set_num_threads(threads)
+    expected = {
+        "source": "a page",
+        "signatures": [
+            {"arm": "rnn", "horizon": 8, "log10_ratio": [-9, 0], "test_metric": [5, 6]},
+            {"arm": "nobody", "learned": [0, 1]},
+        ],
+        "published": [
+            {"arm": "gru", "test_metric": 0.164, "source": "Bai 2018", "settings": "equal size"}
+        ],
+    }
+    config = StudyConfig(name=EVIL, about="Does it work?")
+    folder = root / "study"
+    folder.mkdir()
+    view.save(
+        Study(config, ExecutionConfig(), tuple(members), root, expected), folder, "python <it>"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(study):
+    return made(study)
+
+
+def test_the_page_says_what_was_asked_where_and_with_what(page):
+    root = page[0].root
+    assert next(root.all("title")).text == next(root.all("h1")).text == EVIL
+    assert "Does it work?" in root.text
+    assert "python <it>" in root.text
+    named = {dt.text: dd.text for dt, dd in zip(root.all("dt"), root.all("dd"), strict=True)}
+    assert named["PyTorch"] == torch.__version__
+    assert {"machine", "backend", "Python", "device", "threads", "precision"} <= named.keys()
+
+
+def test_what_a_label_holds_is_text(page):
+    root = page[0].root
+    assert len(list(root.all("script"))) == 1
+    assert "alert" not in next(root.all("script")).text
+    assert EVIL in {line["arm"] for line in page[0].table("Results")}
+
+
+def test_the_table_has_the_mean_and_its_interval_over_seeds(page, study):
+    lines = page[0].table("Results")
+    assert len(lines) == 6
+    for row in view.load(study).rows:
+        (line,) = (e for e in lines if (e["arm"], e["T"]) == (row.label, str(row.horizon)))
+        values = torch.tensor(row.values("test_metric"), dtype=torch.float64)
+        assert line["test MSE, mean"] == f"{float(values.mean()):.3g}"
+        assert line["seeds"] == str(len(values))
+        assert line["log10 ratio, initial"] == f"{row.mean_log10_ratio():.1f}"
+        if len(values) == 1:
+            assert line["95 % interval"] == ""
+        else:  # Student's t of one degree of freedom: 12.7062
+            half = 12.7062 * float(values.std()) / math.sqrt(2)
+            low, high = map(float, line["95 % interval"].split(" to "))
+            assert [low, high] == pytest.approx(
+                [float(values.mean()) - half, float(values.mean()) + half], 1e-2
+            )
+
+
+def test_every_figure_that_the_records_allow_is_there_and_says_of_which_runs(page):
+    figures = list(page[0].root.all("figure"))
+    names = {re.sub(r"(_\d+)+$", "", figure.attributes["data-name"]) for figure in figures}
+    assert names == {
+        "adjoint_profile",
+        "adjoint_heatmap",
+        "lag_contribution",
+        "loss_curves",
+        "cliff",
+        "share_solved",
+        "solved_by_ratio",
+        "recurrent_weights",
+        "lyapunov_spectrum",
+        "jacobian",
+        "saturation",
+        "gradient_norms",
+        "remedy_bars",
+        "speed_against_accuracy",
+    }
+    for figure in figures:
+        (image,) = figure.all("img")
+        caption = next(figure.all("figcaption")).text
+        assert image.attributes["alt"] == caption
+        assert "T = " in caption
+        assert "seed" in caption
+    assert page[0].problems() == {}
+
+
+def test_nothing_is_loaded_from_outside(page):
+    for node in ("img", "link", "a", "script", "iframe"):
+        for each in page[0].root.all(node):
+            for name in ("src", "href"):
+                assert each.attributes.get(name, "#").startswith(("data:", "#"))
+    assert "url(" not in next(page[0].root.all("style")).text
+
+
+def test_expected_and_published_numbers_stand_beside_those_measured(page, study):
+    lines = page[0].table("Expected and published")
+    short = {(e["arm"], e["quantity"]): (e["expected"], e["verdict"]) for e in lines}
+    assert short == {
+        ("rnn", QUANTITIES["log10_ratio"]): ("-9..0", "met"),
+        ("rnn", QUANTITIES["test_metric"]): ("5..6", "not met"),
+        ("nobody", QUANTITIES["learned"]): ("0..1", "not measured"),
+        ("gru", QUANTITIES["test_metric"]): ("0.164", "published"),
+    }
+    published = [line for line in lines if line["arm"] == "gru"]
+    assert {line["T"] for line in published} == {"8", "12"}
+    for line in published:
+        assert (line["source"], line["settings"]) == ("Bai 2018", "equal size")
+        assert float(line["measured"]) > 0
+
+
+def test_the_command_under_a_row_makes_its_runs(page, study):
+    boxes = (d for d in page[0].root.all("div") if d.attributes.get("aria-label") == "Results")
+    commands = [body for box in boxes for body in box.all("code")]
+    assert len(commands) == 6
+    known = {entry.record.identity for entry in view.load(study).entries}
+    found = set()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGURATION)):
+        for each in commands:
+            words = shlex.split(each.text)
+            assert words[:3] == ["python", "-m", "experiments.run"]
+            study_of = parse_study(compose("config", words[3:]), words[3:])
+            found |= {member.run.identity for member in study_of.members}
+    assert found == known
+
+
+def test_the_csv_has_a_line_per_run_with_every_value(page, study):
+    _, lines = page
+    entries = {entry.record.identity: entry for entry in view.load(study).entries}
+    assert {line["identity"] for line in lines} == set(entries)
+    assert len(lines) == len(entries)
+    for line in lines:
+        entry = entries[line["identity"]]
+        for key, value in report.flat(entry.record.config).items():
+            shown = line[f"config.{key}"]
+            if isinstance(value, str):
+                assert shown == value
+            else:
+                assert json.loads(shown or "null") == value
+        assert float(line["result.test_error"]) == entry.record.result["test_error"]
+        for stage in ("initial", "trained"):
+            ratio = entry.record.probes["adjoint"][stage]["log10_ratio"]
+            assert float(line[f"log10_ratio.{stage}"]) == ratio
+        assert (line["label"], line["folder"]) == (entry.label, str(entry.folder))
+
+
+def test_other_lengths_and_the_gap_to_training_are_tables_of_their_own(page, study):
+    lines = page[0].table("Trained at one length, tested at others")
+    assert {(line["trained at T"], line["tested at T"]) for line in lines} == {
+        ("8", "5"),
+        ("8", "8"),
+        ("12", "5"),
+        ("12", "12"),
+    }
+    assert len(page[0].table("Training and test error")) == 6
+
+
+def test_speed_of_fused_rnn_is_put_beside_that_of_rnn(page):
+    said = [li.text for li in page[0].root.all("li") if "times as fast as rnn" in li.text]
+    assert len(said) == 2
+    assert all("end to end" in each and "median over 2 seed(s)" in each for each in said)
+
+
+# ---- sets of records -----------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_any_folder_will_do_and_a_run_in_several_counts_once(study, tmp_path):
+    records = study.parent / "runs" / "records"
+    copy = tmp_path / "copy"
+    shutil.copytree(records, copy)
+    (one,) = list(copy.iterdir())[:1]
+    for folders, count in (
+        ([records], 10),
+        ([study.parent], 10),
+        ([copy, study, records], 10),
+        ([one], 1),
+    ):
+        page, lines = made(*folders, output=tmp_path / "page.html")
+        assert len(lines) == count
+        assert f"{count} runs, {count} with a record" in page.root.text
+    assert not list(copy.rglob("*.html"))
+    made(one)
+    assert {path.name for path in one.glob("report.*")} == {"report.html", "report.csv"}
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_runs_of_one_label_and_other_settings_are_not_taken_together(tmp_path):
+    long = {"steps": 40, "batch_size": 8}
+    save(
+        tmp_path,
+        record_of(run_of(seed=0), 0.01),
+        record_of(run_of(seed=1), 0.03),
+        record_of(run_of(seed=0, training=long), 0.1),
+        record_of(run_of(seed=0, remedy={}), 0.2),
+    )
+    page, _ = made(tmp_path)
+    lines = {line["arm"]: line for line in page.table("Results")}
+    clip = "remedy.clipping.norm=1.0, remedy.clipping.value=null"
+    steps = "training.steps"
+    assert {name: line["test MSE, mean"] for name, line in lines.items()} == {
+        f"rnn ({clip}, {steps}=20)": "0.02",
+        f"rnn ({clip}, {steps}=40)": "0.1",
+        f"rnn ({steps}=20, remedy={{}})": "0.2",
+    }
+    assert lines[f"rnn ({clip}, {steps}=20)"]["verdicts"] == "solved 1, failed 1"
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_diverged_and_failed_runs_are_counted_and_listed(tmp_path):
+    good = record_of(run_of(seed=0))
+    lost = record_of(run_of(seed=1), status="diverged", reason="step 3 is not finite")
+    keep = ("hidden_size", "parameters", "steps", "task", "metric")
+    keep += ("know_nothing_loss", "know_nothing_error")
+    lost = replace(lost, result={k: lost.result[k] for k in keep} | {"verdict": "diverged"})
+    bad = replace(record_of(run_of(seed=2)), status="failed", reason=EVIL, result={}, probes={})
+    save(tmp_path, good, lost, bad)
+    page, lines = made(tmp_path)
+    (row,) = page.table("Results")
+    assert (row["seeds"], row["verdicts"]) == ("3", "solved 1, diverged 1, error 1")
+    assert (row["test MSE, mean"], row["95 % interval"]) == ("0.01", "")
+    (problem,) = page.problems().items()
+    assert problem[0].startswith("rnn, T=8, seed 2")
+    assert problem[1] == EVIL
+    assert sorted((line["status"], line["reason"]) for line in lines) == [
+        ("diverged", "step 3 is not finite"),
+        ("failed", EVIL),
+        ("finished", ""),
+    ]
+
+
+def test_an_interval_is_students_t():
+    # 1, 2, 3, 4: mean 2.5, s 1.29099, t(3) 3.18245
+    low, high = report.interval([1.0, 2.0, 3.0, 4.0])
+    assert (low, high) == pytest.approx((2.5 - 2.054260, 2.5 + 2.054260), abs=1e-5)
+    assert report.interval([1.0]) is None
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_ratio_that_is_exactly_zero_is_not_called_missing(tmp_path):
+    zero = {"state_norm": [0.0, 1.0], "hidden_norm": [0.0, 1.0], "log10_ratio": None}
+    record = record_of(run_of())
+    save(tmp_path, replace(record, probes={"adjoint": {"initial": zero, "trained": None}}))
+    (row,) = made(tmp_path)[0].table("Results")
+    assert (row["log10 ratio, initial"], row["trained"]) == ("exactly 0", "")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_speed_is_compared_between_runs_that_are_otherwise_equal(tmp_path):
+    def both(seconds, **changes):
+        cores = ("fused_rnn", "rnn")
+        return [
+            record_of(run_of(c, **changes), seconds=s) for c, s in zip(cores, seconds, strict=False)
+        ]
+
+    other = record_of(run_of("rnn", horizon=12), seconds=9.0)
+    elsewhere = record_of(run_of("fused_rnn", horizon=12), seconds=1.0)
+    elsewhere.provenance["torch"] = "1.0"
+    save(tmp_path, *both((1, 3)), *both((2, 4), seed=1), other, elsewhere)
+    found = report.gather([tmp_path])
+    (said,) = report.speeds(found.entries)
+    # Medians of 1, 2 and of 3, 4 seconds for 20 steps.
+    assert "T = 8, H = 8: fused_rnn trains 2.33 times" in said
+    assert "(75.00 against 175.00 ms per step, median over 2 seed(s)" in said
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_signatures_of_other_settings_are_not_compared(study, tmp_path):
+    folder = tmp_path / "study"
+    shutil.copytree(study, folder)
+    values = json.loads((folder / "study.json").read_text())
+    values["expected"]["settings"] = {"training.steps": 1500}
+    records = study.parent / "runs" / "records"
+    for run in values["runs"]:
+        run["folder"] = str(records / Path(run["folder"]).name)
+    (folder / "study.json").write_text(json.dumps(values))
+    lines = made(folder)[0].table("Expected and published")
+    verdicts = {line["arm"]: line["verdict"] for line in lines}
+    assert verdicts["rnn"] == "not measured: these runs have other settings"
+    assert verdicts["gru"] == "published"
+
+
+# ---- what is damaged or foreign ------------------------------------------------------------------
+
+DAMAGES = {
+    "not JSON": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+    "a list": lambda text: "[]",
+    "bytes": lambda text: "\udcff\udcfe",
+    "another version": lambda text: text.replace('"version": 1', '"version": 7'),
+    "no steps": lambda text: text.replace('"steps": 20,\n  "solved_at"', '"solved_at"'),
+    "steps 0": lambda text: text.replace('"steps": 20,\n  "solved_at"', '"steps":0,\n"solved_at"'),
+    "identity": lambda text: re.sub(r'"identity": "\w+"', '"identity": 5', text),
+    "config": lambda text: text.replace('"config": {', '"config": 3, "other": {'),
+    "model": lambda text: text.replace('"core": "rnn"', '"core": null'),
+    "horizon": lambda text: text.replace('"horizon": 8,', '"horizon": "long",'),
+    "metric": lambda text: text.replace('"metric": "MSE"', '"metric": 3'),
+    "status": lambda text: text.replace('"status": "finished"', '"status": "well"'),
+    "seconds": lambda text: text.replace('"seconds": 2.0', '"seconds": "two"'),
+}
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_is_listed_with_its_reason_and_the_others_are_shown(
+    damage, tmp_path, capsys
+):
+    good, bad = record_of(run_of(seed=0)), record_of(run_of(seed=1))
+    _, folder = save(tmp_path, good, bad)
+    path = folder / "record.json"
+    before = path.read_text()
+    changed = DAMAGES[damage](before)
+    assert changed != before
+    path.write_bytes(changed.encode("utf-8", "surrogateescape"))
+    assert report.main([str(tmp_path)]) == 0
+    page = Page(tmp_path / "report.html")
+    assert len(page.table("Results")) == 1
+    (problem,) = page.problems().items()
+    assert folder.name in "".join(problem)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_foreign_folder_and_a_damaged_study_are_listed(tmp_path):
+    save(tmp_path, record_of(run_of()))
+    for name, content in (
+        ("other/config.json", "{}"),
+        ("text/config.json", "["),
+        ("study/study.json", '{"version": 1, "runs": 3}'),
+        ("list/study.json", "[]"),
+        ("failed/failure.json", '{"reason": "model must be one of"}'),
+        ("strange/failure.json", "3"),
+    ):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(content)
+    problems = made(tmp_path)[0].problems()
+    assert len(problems) == 6
+    assert problems[str(tmp_path / "failed")] == "model must be one of"
+
+
+def test_a_damaged_log_costs_its_curves_alone(study, tmp_path):
+    records = tmp_path / "records"
+    for folder in sorted((study.parent / "runs" / "records").glob("*T8-rnn*")):
+        shutil.copytree(folder, records / folder.name)
+    log = next(iter(records.iterdir())) / "metrics.jsonl"
+    log.write_text("{}\n[1]\n3\nnot JSON\n")
+    page, _ = made(tmp_path)
+    (problem,) = page.problems().items()
+    assert problem[0].startswith("log of rnn")
+    names = {figure.attributes["data-name"] for figure in page.root.all("figure")}
+    assert {"loss_curves", "adjoint_profile", "adjoint_heatmap_1"} <= names
+
+
+def test_a_figure_that_cannot_be_drawn_is_listed(tmp_path):
+    foreign = {"adjoint": {"initial": {"state_norm": "many", "log10_ratio": -1.0}}}
+    save(tmp_path, replace(record_of(run_of()), probes=foreign))
+    problems = made(tmp_path)[0].problems()
+    assert any("figure adjoint_profiles of adding" in name for name in problems)
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+def test_errors_are_one_line_and_exit_status_1(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    save(tmp_path / "good", record_of(run_of()))
+    good = str(tmp_path / "good")
+    for arguments, words in (
+        ([str(tmp_path / "empty")], "no records in"),
+        ([good, str(tmp_path / "absent")], "absent is missing"),
+        ([str(tmp_path / "file")], "file is not a folder"),
+        ([good, "--output", str(tmp_path / "absent" / "page.html")], "absent"),
+        ([good, "--output", str(tmp_path / "empty")], "empty"),
+        ([good, "--output", str(tmp_path / "page.csv")], "must not be called"),
+    ):
+        code = "import sys; from experiments import report; report.pictures = lambda *_: []\n"
+        if words == "no records in":  # once as a user calls it
+            whole = ["-m", "experiments.report", *arguments]
+            done = subprocess.run(
+                [sys.executable, *whole], capture_output=True, text=True, cwd=ROOT
+            )
+            status, printed = done.returncode, done.stderr
+        else:
+            status, printed = run_main(code, arguments)
+        assert status == 1
+        assert printed.startswith("error: ")
+        assert words in printed
+        assert printed.count("\n") == 1
+
+
+def run_main(_, arguments):
+    import contextlib
+    import io
+
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "pictures", lambda *_: [])
+        status = report.main(arguments)
+    return status, told.getvalue()
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+CONFIGS = {
+    "plain": {},
+    "ReLU": {"model": {"core": "fused_rnn", "nonlinearity": "relu", "num_layers": 2}},
+    "matched": {"model": {"core": "lstm", "match_parameters": True, "bidirectional": True}},
+    "residual": {"model": {"core": "leaky", "leak": 0.25}, "remedy": {}},
+    "two remedies": {
+        "remedy": {"gate_bias": {"value": "chrono"}, "clipping": {"norm": None, "value": 0.5}},
+        "model": {"core": "gru"},
+    },
+    "initialisation": {
+        "remedy": {"initialisation": {"recurrent": "gaussian", "gain": 1.25, "input_std": 1e-5}}
+    },
+    "omega": {
+        "remedy": {"clipping": {"norm": 1}, "omega": {"form": "code"}},
+        "model": {"core": "rnn"},
+    },
+    "optimizer": {
+        "optimizer": {"name": "sgd", "momentum": 0.9, "samples": 100, "schedule": "cosine"}
+    },
+    "Nesterov": {"optimizer": {"name": "sgd", "momentum": 0.5, "nesterov": True}},
+    "RMSprop": {"optimizer": {"name": "rmsprop", "smoothing": 0.9}},
+    "task": {
+        "task": {"name": "temporal_order", "symbols": 3},
+        "evaluation": {},
+        "horizon": 30,
+    },
+    "digits": {
+        "task": {"name": "digits", "form": "noise_padded"},
+        "evaluation": {},
+        "horizon": 20,
+    },
+    "latch": {"task": {"name": "latch", "noise": 1e-7}},
+    "numerics": {"precision": "float64", "threads": 2},
+    "stop": {
+        "evaluation": {"every": 5, "horizons": [4, 6]},
+        "training": {"stop_when_solved": True, "accumulation": 2},
+    },
+    "probes": {
+        "probe": {"jacobian": {"lags": [1, 2]}, "saturation": {"every": 3}, "spectrum": {}},
+    },
+    "no probe": {"probe": {}},
+}
+
+
+@pytest.fixture(scope="module")
+def hydra():
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGURATION)):
+        yield
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_command_of_a_record_makes_the_same_run(name, hydra):
+    run = run_of(seed=3, **{"horizon": 9, **CONFIGS[name]})
+    for config in (run.plain(), json.loads(json.dumps(run.plain()))):
+        words = shlex.split(command(config, [run.horizon, 31], [3, 5]))[3:]
+        study = parse_study(compose("config", words), words)
+        assert next(member.run.identity for member in study.members) == run.identity
+        assert [(m.run.horizon, m.run.seed) for m in study.members] == [
+            (run.horizon, 3),
+            (run.horizon, 5),
+            (31, 3),
+            (31, 5),
+        ]
+
+
+def test_the_command_says_only_what_differs(hydra):
+    standard = ["experiment=single", "model=gru", "task=adding", "horizons=[50]", "seeds=[0,1]"]
+    (member, *_) = parse_study(compose("config", standard), standard).members
+    assert overrides(member.run.plain(), [50], [0, 1]) == standard
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a b",
+        "it's",
+        "\\",
+        "a\\'b",
+        "x\\",
+        "${oc.env:HOME}",
+        "\\${a}",
+        "1",
+        "true",
+        "null",
+        "a,b",
+        "[x]",
+        "{y}",
+        "=",
+        "é",
+        "$",
+        "a:b",
+        "~/x",
+        "%",
+        "/data/mnist",
+        "\t",
+        "1e5",
+        "'",
+        '"',
+        ".",
+    ],
+)
+def test_a_value_passes_hydra_unchanged(value, hydra):
+    config = compose("config", ["experiment=single", "task=mnist", f"task.root={as_value(value)}"])
+    assert config.task.root == value
+
+
+# ---- the browser ---------------------------------------------------------------------------------
+
+CHECK = """
+<script>
+addEventListener("load", () => {
+  const table = document.querySelector("table");
+  const column = (index) => [...table.tBodies].map((b) => b.rows[0].cells[index].textContent);
+  const names = [...table.tHead.rows[0].cells].map((cell) => cell.textContent);
+  const found = { names, before: column(0), states: [], sorted: {} };
+  for (const name of ["test MSE, mean", "arm", "T"]) {
+    const index = names.indexOf(name), heading = table.tHead.rows[0].cells[index];
+    found.sorted[name] = [1, 2].map(() => {
+      heading.querySelector("button").click();
+      found.states.push(table.querySelectorAll("[aria-sort]").length, heading.ariaSort);
+      return column(index);
+    });
+  }
+  found.images = [...document.images].map((i) => [i.complete, i.naturalWidth, i.clientHeight]);
+  found.loaded = performance.getEntriesByType("resource").map((entry) => entry.name.slice(0, 5));
+  found.violations = window.violations;
+  const frames = [...document.querySelectorAll(".box")];
+  found.wide = document.documentElement.scrollWidth > innerWidth;
+  found.commands = [...table.tBodies].every((b) => b.querySelector("details code"));
+  const result = document.createElement("pre");
+  result.id = "found";
+  result.textContent = JSON.stringify(found);
+  document.body.append(result);
+});
+</script>
+"""
+LISTEN = """
+<script>
+window.violations = [];
+addEventListener("securitypolicyviolation", (e) => window.violations.push(e.blockedURI));
+addEventListener("error", (e) => window.violations.push(String(e.message)), true);
+</script>
+"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("no Chromium (Debian: apt-get install chromium)")
+    return found
+
+
+def seen_by(browser, path, width, tmp_path):
+    """Return what the script found in a page of a width."""
+    done = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},900",
+            "--virtual-time-budget=10000",
+            "--dump-dom",
+            path.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    copy = tmp_path / "dom.html"
+    copy.write_text(done.stdout)
+    (result,) = (n for n in Page(copy).root.all("pre") if n.attributes.get("id") == "found")
+    return json.loads(result.text)
+
+
+def test_it_opens_in_a_browser_loads_nothing_and_its_tables_sort(browser, page, study, tmp_path):
+    html = (study / "report.html").read_text(encoding="utf-8")
+    assert "<style>" in html
+    copy = tmp_path / "page.html"
+    html = html.replace("<style>", f"{LISTEN}<style>", 1).replace("</body>", f"{CHECK}</body>", 1)
+    copy.write_text(html)
+    found = seen_by(browser, copy, 1280, tmp_path)
+    assert found["violations"] == []
+    assert set(found["loaded"]) <= {"data:"}
+    assert len(found["images"]) == len(list(page[0].root.all("figure")))
+    assert all(ok and width > 100 and height > 100 for ok, width, height in found["images"])
+    assert not found["wide"]
+    assert found["commands"]
+    up, down = found["sorted"]["test MSE, mean"]
+    assert up == sorted(found_column(page, "test MSE, mean"), key=float)
+    assert [float(x) for x in down] == sorted(map(float, up), reverse=True)
+    up, down = found["sorted"]["T"]
+    assert up == ["8"] * 3 + ["12"] * 3
+    assert down == ["12"] * 3 + ["8"] * 3
+    names = found["sorted"]["arm"][0]
+    assert names.index("gru") < names.index("rnn")
+    assert found["states"] == [1, "ascending", 1, "descending"] * 3
+
+
+def found_column(page, heading):
+    return [line[heading] for line in page[0].table("Results")]
+
+
+def test_a_phone_shows_the_page_without_scrolling_sideways(browser, page, study, tmp_path):
+    # A window of Chromium's is never this narrow; a frame is.
+    html = (study / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "page.html").write_text(html.replace("</body>", f"{CHECK}</body>", 1))
+    outer = tmp_path / "phone.html"
+    outer.write_text("""<iframe src="page.html" style="width:360px;height:800px"></iframe>
+<script>
+addEventListener("load", () => {
+  const page = document.querySelector("iframe").contentDocument;
+  const result = document.createElement("pre");
+  result.id = "found";
+  const box = page.querySelector(".box");
+  result.textContent = JSON.stringify({
+    width: page.documentElement.clientWidth, whole: page.documentElement.scrollWidth,
+    box: box.clientWidth, table: box.scrollWidth,
+  });
+  document.body.append(result);
+});
+</script>""")
+    command_line = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command_line += ["--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}"]
+    command_line += ["--virtual-time-budget=10000", outer.as_uri()]
+    done = subprocess.run(command_line, capture_output=True, text=True, timeout=120)
+    sizes = json.loads(re.search(r'<pre id="found">(.*?)</pre>', done.stdout)[1])
+    assert sizes["whole"] <= sizes["width"] <= 360
+    assert sizes["box"] < sizes["table"]

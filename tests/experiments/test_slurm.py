@@ -1,0 +1,231 @@
+"""Runs as jobs of submitit: on this machine, and on what answers as SLURM does."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from experiments import extras
+from experiments.checkpoint import CHECKPOINT
+from experiments.execution import execute
+from experiments.fields import ConfigError
+from experiments.record import METRICS, OWNER, Record
+from experiments.run import CONFIGURATION
+from experiments.study import parse_study
+from tests import fake_slurm
+
+SMALL = [
+    "experiment=smoke",
+    "horizons=[8]",
+    "contrast_horizons=[]",
+    "model.hidden_size=8",
+    "evaluation.every=20",
+]
+_has_submitit = pytest.mark.skipif(
+    extras.find_spec("submitit") is None, reason='needs pip install -e ".[cluster]"'
+)
+
+
+def _study(root, *overrides):
+    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+        overrides = [*SMALL, f"output.root={root}", *overrides]
+        return parse_study(compose("config", overrides), overrides)
+
+
+def _execute(study, is_asked_to_end=lambda: False):
+    outcomes, progress = {}, []
+    execute(
+        study,
+        is_asked_to_end,
+        lambda member, step, loss: progress.append((member, step)),
+        lambda member, outcome: outcomes.setdefault(member.run.seed, outcome),
+    )
+    return outcomes, progress
+
+
+def _assert_same(member, other):
+    """Two records of a run agree to the bit, wall-clock times aside."""
+    record, other_record = Record.load(member.folder), Record.load(other.folder)
+    assert record.result == other_record.result
+    assert record.probes == other_record.probes
+    assert (member.folder / METRICS).read_bytes() == (other.folder / METRICS).read_bytes()
+
+
+@_has_submitit
+def test_local_jobs_give_what_processes_give_and_a_failure_stops_nothing(tmp_path):
+    seeds = "seeds=[0,1,2]"
+    study = _study(tmp_path / "jobs", seeds, "launcher=submitit_local", "workers=2")
+    damaged = study.members[1].folder
+    damaged.mkdir(parents=True)
+    (damaged / CHECKPOINT).write_bytes(b"nothing that could be read")
+    plain = _study(tmp_path / "plain", seeds)
+
+    outcomes, _ = _execute(study)
+    _execute(plain)
+
+    assert {seed: outcome.state for seed, outcome in outcomes.items()} == {
+        0: "done",
+        1: "failed",
+        2: "done",
+    }
+    assert "no checkpoint can be read" in outcomes[1].reason
+    for index in (0, 2):
+        _assert_same(study.members[index], plain.members[index])
+
+
+@_has_submitit
+def test_a_cancelled_job_is_saved_and_goes_on_to_the_same_end(tmp_path):
+    steps = "training.steps=3000"
+    study = _study(tmp_path / "a", steps, "launcher=submitit_local", "checkpoint_seconds=1000")
+    (member,) = study.members
+
+    outcomes, _ = _execute(study, lambda: (member.folder / METRICS).exists())
+
+    assert outcomes[0].state == "interrupted"
+    assert (member.folder / CHECKPOINT).exists()
+    again = _study(tmp_path / "a", steps)
+    _execute(again)
+    whole = _study(tmp_path / "b", steps)
+    _execute(whole)
+    _assert_same(again.members[0], whole.members[0])
+
+
+@_has_submitit
+def test_preempted_jobs_of_slurm_go_on_and_a_dead_one_is_a_failure(tmp_path, monkeypatch):
+    slurm = tmp_path / "slurm"
+    slurm.mkdir()
+    fake_slurm.install(slurm)
+    monkeypatch.setenv("PATH", str(slurm), prepend=os.pathsep)
+    monkeypatch.setattr("submitit.SlurmJob._results_timeout_s", 0)
+    steps = "training.steps=6000"
+    options = ["slurm.partition=cpu", "slurm.mem_gb=2.5", "slurm.extra={account: me}"]
+    study = _study(
+        tmp_path / "a",
+        steps,
+        "seeds=[0,1]",
+        "launcher=slurm",
+        "slurm.array_parallelism=7",
+        *options,
+    )
+    preempted, killed = study.members
+    signals = threading.Thread(target=_preempt_and_kill, args=(preempted.folder, killed.folder))
+    signals.start()
+
+    outcomes, progress = _execute(study)
+
+    signals.join()
+    script = (slurm / "submission.sh").read_text()
+    for flag in ("partition=cpu", "mem=2560M", "account=me", "array=0-1%2", "signal=USR2@90"):
+        assert f"#SBATCH --{flag}\n" in script
+    assert outcomes[0].state == "done"
+    (error,) = (tmp_path / "a").glob("runs/jobs/*/7_0_0_log.err")
+    assert error.read_text().count("Caught signal SIGUSR2") == 1
+    assert outcomes[1].state == "failed"
+    assert outcomes[1].reason.startswith("job 7_1: ended without a result (state NODE_FAIL)")
+    assert not (killed.folder / "record.json").exists()
+    assert max(step for member, step in progress if member is preempted) > 0
+
+    plain = _study(tmp_path / "b", steps)
+    _execute(plain)
+    _assert_same(preempted, plain.members[0])
+
+
+def _preempt_and_kill(preempted, killed):
+    os.kill(_owner(killed), signal.SIGKILL)
+    pid = _owner(preempted)
+    os.kill(pid, signal.SIGTERM)
+    _wait_for((preempted / CHECKPOINT).exists)
+    os.kill(pid, signal.SIGUSR2)
+
+
+def _owner(folder):
+    """Return the process that trains a run, once it has begun."""
+    _wait_for((folder / METRICS).exists)
+    return json.loads((folder / OWNER).read_text())["pid"]
+
+
+def _wait_for(holds, seconds=120.0):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@_has_submitit
+def test_a_job_that_was_not_requeued_is_a_failure_with_its_reason(tmp_path, monkeypatch):
+    """A call that fails outside of a run, as submitit's own do."""
+    import submitit
+
+    from experiments import slurm
+
+    job = submitit.LocalExecutor(tmp_path).submit(_not_requeued)
+    job.wait()
+
+    outcome = slurm._outcome(job)
+
+    assert outcome.state == "failed"
+    assert "UncompletedJobError: Job not requeued because: timed-out too many times." in (
+        outcome.reason
+    )
+
+
+def _not_requeued():
+    from submitit.core.utils import UncompletedJobError
+
+    raise UncompletedJobError("Job not requeued because: timed-out too many times.")
+
+
+@_has_submitit
+def test_without_slurm_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    study = _study(tmp_path, "launcher=slurm")
+
+    with pytest.raises(ConfigError, match='launcher=slurm: Could not detect "srun"'):
+        _execute(study)
+
+
+@_has_submitit
+def test_an_option_that_submitit_lacks_is_named(tmp_path, monkeypatch):
+    fake_slurm.install(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    study = _study(tmp_path, "launcher=slurm", "slurm.extra={acount: me}")
+
+    with pytest.raises(ConfigError, match=r"Unavailable parameter.*acount.*account"):
+        _execute(study)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("slurm.timeout_min=0", "slurm.timeout_min must be an integer of at least 1; got 0"),
+        ("+slurm.partitions=a", "unknown key slurm.partitions; .* did you mean slurm.partition?"),
+        ("slurm.extra=3", "slurm.extra must be a mapping from names to values; got 3"),
+        ("launcher=slurn", "launcher must be one of .*; got 'slurn'; did you mean slurm?"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        _study(tmp_path, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "package", "extra"),
+    [
+        ("launcher=slurm", "submitit", "cluster"),
+        ("launcher=submitit_local", "submitit", "cluster"),
+        ("tensorboard=true", "tensorboard", "tensorboard"),
+    ],
+)
+def test_without_its_package_nothing_runs(tmp_path, monkeypatch, override, package, extra):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+
+    with pytest.raises(ConfigError) as error:
+        _study(tmp_path, override)
+
+    assert str(error.value) == (
+        f'{override} needs {package}, which is not installed: pip install -e ".[{extra}]"'
+    )

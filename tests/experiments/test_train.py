@@ -1,0 +1,395 @@
+"""What a run leaves, whose its folder is, and what becomes of a full disk and damaged files."""
+
+import errno
+import fcntl
+import json
+import os
+import resource
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from benchmarks import laboratory
+from experiments import checkpoint, interrupts, record
+from experiments.config import RunConfig
+from experiments.record import MetricsLog, Record, RecordError, RunTakenError, is_owned, owned
+from experiments.train import Interrupted, evaluate, load_model, train
+from tests.experiments.processes import OFTEN, SERVER, assert_same, make, outcome, small
+
+STEPS = 11
+VALUES = small(training={"steps": STEPS})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return the folder of a run that nothing has stopped; do not change it."""
+    return make(VALUES, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def half(tmp_path):
+    """Return the folder of a run that was interrupted after five steps, two checkpoints in it."""
+    asked = iter([False] * 5)
+    with pytest.raises(Interrupted):
+        make(VALUES, tmp_path, is_asked_to_end=lambda: next(asked, True), **OFTEN)
+    return tmp_path / RunConfig.parse(VALUES).folder_name
+
+
+def resumed(folder):
+    """Make the rest of a run."""
+    return outcome(make(VALUES, folder.parent))
+
+
+def contents(folder):
+    """Return every file of a folder but that of its owner."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "owner.json"}
+
+
+# ---- what is there at the end
+
+
+def test_each_step_is_logged_once_and_in_order(whole):
+    rows = record.read_metrics(whole)
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, STEPS + 1))
+
+
+def test_the_trained_model_can_be_loaded_from_the_folder(whole):
+    model, run = load_model(whole), RunConfig.parse(VALUES)
+    test = run.task.test_set(run.horizon, torch.Generator().manual_seed(run.evaluation.seed))
+    assert evaluate(model, run, test) == Record.load(whole).result["test_error"]
+
+
+def test_a_folder_without_a_checkpoint_has_no_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        load_model(tmp_path)
+
+
+def test_a_run_that_has_ended_is_shown_and_nothing_is_written(whole):
+    before = contents(whole) | {"owner.json": (whole / "owner.json").read_bytes()}
+    assert train(RunConfig.parse(VALUES), whole) == Record.load(whole)
+    assert contents(whole) | {"owner.json": (whole / "owner.json").read_bytes()} == before
+
+
+def test_a_run_that_has_ended_is_shown_from_a_folder_that_cannot_be_locked(whole, monkeypatch):
+    monkeypatch.setattr(os, "open", lambda *_: pytest.fail("opened for writing"))
+    assert train(RunConfig.parse(VALUES), whole).status == "finished"
+
+
+def test_a_folder_of_another_name_is_refused(tmp_path):
+    run = RunConfig.parse(VALUES)
+    with pytest.raises(ValueError, match=f"identity, {run.identity}; got .*elsewhere"):
+        train(run, tmp_path / "elsewhere")
+
+
+def test_the_cost_of_the_loop_can_be_measured(tmp_path, one_thread):
+    microseconds, share, clipping = laboratory.loop_share(10, 0.0, tmp_path)
+    assert microseconds > 0
+    assert share < 1
+    assert clipping < 1
+
+
+# ---- a full disk
+
+
+class FullDisk:
+    """A disk on which the n-th write of the log or of another file fails, having written half."""
+
+    def __init__(self, monkeypatch, at):
+        self.left = at
+        log, fsync = MetricsLog.write, os.fsync
+
+        def full_log(metrics, rows):
+            if self._is_full():
+                os.write(metrics._file.fileno(), b'{"step": 7')
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(metrics._path))
+            log(metrics, rows)
+
+        def full_fsync(file):
+            if self._is_full():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            fsync(file)
+
+        monkeypatch.setattr(MetricsLog, "write", full_log)
+        monkeypatch.setattr(os, "fsync", full_fsync)
+
+    def _is_full(self):
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.mark.parametrize("at", range(0, 40, 3))
+def test_a_run_stopped_by_a_full_disk_goes_on_when_there_is_space(whole, tmp_path, monkeypatch, at):
+    with monkeypatch.context() as patch:
+        FullDisk(patch, at)
+        with pytest.raises(OSError, match="No space left on device"):
+            make(VALUES, tmp_path, **OFTEN)
+    folder = tmp_path / whole.name
+    assert not list(folder.glob(".*"))
+    assert_same(resumed(folder), outcome(whole))
+
+
+def limited(root, size):
+    """Make a run in a process whose files have a greatest size."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    try:
+        make(VALUES, root, **OFTEN)
+    except OSError as error:
+        os._exit(7 if str(error.filename).startswith(str(root)) else 8)
+
+
+@pytest.mark.parametrize("size", [50, 300, 3000])  # in the owner's file, in the log, a checkpoint
+def test_the_system_s_own_refusal_names_the_file_and_harms_nothing(whole, half, size):
+    process = SERVER.Process(target=limited, args=(half.parent, size))
+    process.start()
+    process.join()
+    assert process.exitcode == 7
+    assert_same(resumed(half), outcome(whole))
+
+
+# ---- damaged checkpoints
+
+DAMAGES = {
+    "truncated": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "a flipped bit": lambda content: content[:-99] + bytes([content[-99] ^ 4]) + content[-98:],
+    "not a checkpoint": lambda content: b"PK" * 100,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, half, capsys, damage):
+    path = half / checkpoint.CHECKPOINT
+    path.write_bytes(damage(path.read_bytes()))
+    assert_same(resumed(half), outcome(whole))
+    notice = capsys.readouterr().err
+    assert notice.count("\n") == 1
+    assert str(path) in notice
+    assert f"going on from {checkpoint.PREVIOUS}" in notice
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(half):
+    whole_one = (half / checkpoint.PREVIOUS).read_bytes()
+    (half / checkpoint.CHECKPOINT).write_bytes(b"damaged")
+    checkpoint.save(half, {"step": 6})
+    assert (half / checkpoint.PREVIOUS).read_bytes() == whole_one
+    assert checkpoint.load(half)["step"] == 6
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_run_none_of_whose_checkpoints_can_be_read_is_not_begun_again(half, damage):
+    for name in (checkpoint.CHECKPOINT, checkpoint.PREVIOUS):
+        (half / name).write_bytes(damage((half / name).read_bytes()))
+    before = contents(half)
+    with pytest.raises(checkpoint.CheckpointError, match=r"no checkpoint can be read.*delete"):
+        resumed(half)
+    assert contents(half) == before
+
+
+def test_a_checkpoint_of_another_version_is_refused(half, monkeypatch):
+    monkeypatch.setattr(checkpoint, "VERSION", 2)
+    with pytest.raises(checkpoint.CheckpointError, match="version 1, this program reads 2"):
+        resumed(half)
+
+
+def test_a_checkpoint_that_does_not_fit_the_model_is_refused(half):
+    state = checkpoint.load(half)
+    del state["model"]["readout.bias"]
+    checkpoint.save(half, state)
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"does not fit this program.*readout\.bias"
+    ):
+        resumed(half)
+
+
+def test_a_checkpoint_of_another_run_is_refused(half):
+    other = small(training={"steps": STEPS}, seed=7)
+    folder = half.parent / RunConfig.parse(other).folder_name
+    shutil.copytree(half, folder)
+    before = contents(folder)
+    with pytest.raises(checkpoint.CheckpointError, match="that of another run"):
+        make(other, half.parent)
+    with pytest.raises(checkpoint.CheckpointError, match="that of another run"):
+        load_model(folder)
+    assert contents(folder) == before
+
+
+# ---- a damaged log, record or configuration
+
+
+def test_a_log_with_a_half_written_last_line_goes_on(whole, half):
+    with (half / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 6, "lo')
+    assert record.read_metrics(half)[-1]["step"] == 4
+    assert_same(resumed(half), outcome(whole))
+
+
+@pytest.mark.parametrize("keep", [0, 100])
+def test_a_log_older_than_its_checkpoint_is_refused(half, keep):
+    os.truncate(half / "metrics.jsonl", keep)
+    before = contents(half)
+    with pytest.raises(RecordError, match=r"metrics\.jsonl is not the log.*delete the folder"):
+        resumed(half)
+    assert contents(half) == before
+
+
+def test_a_configuration_that_is_damaged_or_another_run_s_is_written_again(whole, half):
+    for text in ("", (whole / "config.json").read_text().replace('"seed": 0', '"seed": 5')):
+        (half / "config.json").write_text(text)
+        resumed(half)
+        assert (half / "config.json").read_bytes() == (whole / "config.json").read_bytes()
+        (half / "record.json").unlink()
+
+
+RECORDS = {
+    "truncated": (lambda text: text[:200], "damaged"),
+    "empty": (lambda text: "", "damaged"),
+    "a list": (lambda text: "[]", "version None"),
+    "another version": (lambda text: text.replace('"version": 1', '"version": 9'), "version 9"),
+    "without result": (lambda text: text.replace('"result"', '"resolt"'), "resolt, result"),
+    "a number for identity": (lambda text: json.dumps(json.loads(text) | {"identity": 3}), "ident"),
+    "an unknown status": (lambda text: text.replace('"finished"', '"fine"'), "values: status"),
+    "of another run": (
+        lambda text: json.dumps(json.loads(text) | {"identity": "0" * 16}),
+        "record of another run, 0000000000000000",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), RECORDS.values(), ids=RECORDS)
+def test_a_record_that_cannot_be_read_is_an_error_and_stays(whole, tmp_path, change, reason):
+    folder = tmp_path / whole.name
+    shutil.copytree(whole, folder)
+    path = folder / "record.json"
+    path.write_text(change(path.read_text()))
+    before = contents(folder)
+    with pytest.raises(RecordError, match=reason):
+        make(VALUES, tmp_path)
+    assert contents(folder) == before
+
+
+# ---- whose the folder is
+
+
+def hold(folder, ready):
+    """Own a folder until killed."""
+    with owned(folder):
+        ready.send(os.getpid())
+        time.sleep(60)
+
+
+@pytest.fixture
+def owner(half):
+    """Start another process that owns the folder; return its id."""
+    ours, theirs = SERVER.Pipe(duplex=False)
+    process = SERVER.Process(target=hold, args=(half, theirs))
+    process.start()
+    yield ours.recv()
+    process.kill()
+    process.join()
+
+
+def test_a_live_run_is_not_taken_and_a_dead_one_s_is(whole, half, owner):
+    assert is_owned(half)
+    before = contents(half)
+    with pytest.raises(
+        RunTakenError, match=rf"process {owner} on {os.uname().nodename}, started 2"
+    ):
+        resumed(half)
+    assert contents(half) == before
+    (half / f".checkpoint.pt.{owner}.unfinished").write_bytes(b"half")
+    os.kill(owner, signal.SIGKILL)
+    assert_same(resumed(half), outcome(whole))
+    assert not list(half.glob(".*"))
+    assert not is_owned(half)
+
+
+def test_an_owner_on_another_host_is_named(half, owner):
+    (half / "owner.json").write_text(
+        json.dumps({"pid": 17, "host": "node7", "started": "2026-01-01T00:00:00+00:00"})
+    )
+    with pytest.raises(RunTakenError, match="process 17 on node7, started 2026-01-01"):
+        resumed(half)
+
+
+def test_who_only_looks_does_not_keep_an_owner_out(half):
+    """`is_owned` holds a lock for a moment; an owner that comes just then waits for it."""
+    with (half / "owner.json").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        descriptor = os.dup(file.fileno())
+    timer = threading.Timer(0.1, os.close, [descriptor])
+    timer.start()
+    resumed(half)
+    timer.join()
+
+
+def test_a_file_system_without_locks_is_refused(half, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(OSError, match=r"has no locks .*No locks available.*output\.root"):
+        resumed(half)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_to_is_named(half):
+    for path in (*half.iterdir(), half):
+        path.chmod(0o555 if path == half else 0o444)
+    with pytest.raises(PermissionError, match=half.name):
+        resumed(half)
+
+
+# ---- signals
+
+
+def end_at(folder, number, results):
+    """Make a run that sends itself a signal at its first progress; send what became of it."""
+    with interrupts.noticed() as is_asked:
+        try:
+            make(
+                VALUES,
+                folder.parent,
+                on_progress=lambda *_: os.kill(os.getpid(), number),
+                is_asked_to_end=is_asked,
+                checkpoint_seconds=1e9,
+            )
+        except Interrupted:
+            results.send(checkpoint.load(folder)["step"])
+
+
+@pytest.mark.parametrize("number", interrupts.SIGNALS, ids=lambda number: number.name)
+def test_a_signal_saves_and_ends_the_run(whole, tmp_path, number):
+    folder = tmp_path / whole.name
+    ours, theirs = SERVER.Pipe(duplex=False)
+    process = SERVER.Process(target=end_at, args=(folder, number, theirs))
+    process.start()
+    process.join()
+    assert ours.recv() == 4
+    assert_same(resumed(folder), outcome(whole))
+
+
+def test_a_second_ctrl_c_ends_at_once_and_handlers_are_put_back():
+    before = [signal.getsignal(number) for number in interrupts.SIGNALS]
+    with interrupts.noticed() as is_asked:
+        assert not is_asked()
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert is_asked()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(number) for number in interrupts.SIGNALS] == before
+
+
+def test_a_ctrl_c_in_a_destructor_is_noticed():
+    class Unlucky:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    with interrupts.noticed() as is_asked:
+        del [Unlucky()][0]
+        assert is_asked()
