@@ -65,11 +65,17 @@ def main(config: DictConfig) -> None:
         with interrupts.noticed() as is_asked_to_end:
             execute(parse_study(config, overrides), is_asked_to_end, _ignore, _ignore)
         return
-    run_folder.claim(folder)
+    # SystemExit: of any other exception Hydra prints a line of its own.
+    try:
+        run_folder.claim(folder)
+    except run_folder.FolderTakenError as error:
+        raise SystemExit(f"error: {error}") from None
     try:
         study = parse_study(config, overrides)
-    except BaseException:
+    except BaseException as error:
         run_folder.release(folder)
+        if isinstance(error, ConfigError):
+            raise SystemExit(f"error: {error}") from None
         raise
     if not run_study(study, folder, new_console(), config):
         raise SystemExit(1)
@@ -203,8 +209,6 @@ def start() -> None:
     try:
         with distributed.initialised():
             main()
-    except (ConfigError, run_folder.FolderTakenError) as error:
-        raise SystemExit(f"error: {error}") from None
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if wants_traceback or not is_of_hydra(error):
             raise

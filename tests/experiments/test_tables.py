@@ -73,8 +73,8 @@ def test_the_expected_outcome_is_told_with_its_numbers():
         "falls by 0.20 decades per time step back (T = 11 to 51), to 1e-10.0 of its last value",
         "Learned by most seeds: T = 11; not learned: T = 51 (the initial ratio goes from 1e-2.0 to",
         "from which a run learned is 1e-2.0 (T = 11). Of the others, 3 began below",
-        "Contrast at T = 51, ReLU + identity: solved 3/3, MSE 0.0083, from an initial ratio of 1e-0."  # noqa: E501
-        "1; rnn: failed 3/3, MSE 0.17, from an initial ratio of 1e-10.0.",
+        "Contrast at T = 51, ReLU + identity: solved 3/3, MSE 0.0083, from an initial ratio of 1e-"
+        "0.1; rnn: failed 3/3, MSE 0.17, from an initial ratio of 1e-10.0.",
         "parameter gradients by 2e-07",
         "(4.0x) on one thread",
     ):

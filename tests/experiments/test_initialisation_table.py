@@ -31,7 +31,7 @@ from experiments.initialisation import (
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "vanishing-gradients.md"
 COMMITTED = json.loads((DOCS / "figures" / "initialisation" / "results.json").read_text())
 SMALL = Settings(hidden_size=12, steps=15, batch_size=3, seeds=2)
