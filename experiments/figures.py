@@ -81,17 +81,16 @@ class Group:
 
 
 def draw(view: View, folder: Path) -> list[Path]:
-    """Draw `ladder` and every figure of `FIGURES` into a folder; return the files.
+    """Draw `ladder` and `loss_curves` into a folder, as PNG and SVG; return the files.
 
-    All are PNG files, the first and the loss curves SVG files too; a report has most as drawings.
+    A report (`experiments.report`) has every figure that the records allow.
     """
     files = []
     if any(row.records for row in view.rows):
         with mpl.rc_context(plots.STYLE):
             files += plots.save(ladder(view), folder / "ladder")
-            for each in drawn(view):
-                formats = ("png", "svg") if each.name.startswith("loss_curves") else ("png",)
-                files += plots.save(each.figure, folder / each.name, formats)
+            for each in loss_curves(view):
+                files += plots.save(each.figure, folder / each.name)
     return files
 
 

@@ -122,6 +122,7 @@ def run_study(
         lambda: write_printed(folder / "report.txt", lambda to: tables.say_view(to, seen)),
         lambda: tables.say_view(console, seen),
         lambda: figures.draw(seen, folder),
+        lambda: say(console, f"All figures on one page: {report_command(folder)}"),
         lambda: say(console, f"Table, figures and configuration: {folder}"),
     )
     if is_ended:
@@ -133,6 +134,11 @@ def run_study(
             f"could be printed and drawn: {'; '.join(problems)}",
         )
     return not seen.failures and not problems
+
+
+def report_command(folder: Path) -> str:
+    """Return the command that makes a page of a folder."""
+    return shlex.join(["python", "-m", "experiments.report", str(folder)])
 
 
 def _ignore(*_: object) -> None:
@@ -194,6 +200,7 @@ def compare(folder: Path, console: Console) -> bool:
         lambda: write_printed(folder / "report.txt", lambda to: tables.say_view(to, seen)),
         lambda: tables.say_view(console, seen),
         lambda: figures.draw(seen, folder),
+        lambda: say(console, f"All figures on one page: {report_command(folder)}"),
         lambda: say(console, f"Comparison: {folder}"),
     )
     for problem in problems:

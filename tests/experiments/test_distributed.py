@@ -102,7 +102,7 @@ from tests.experiments.processes import make, small
 with distributed.initialised():
     folder = make(small(), Path(sys.argv[1]))
     # One write: the two processes share the pipe.
-    sys.stdout.write(f"{'main' if distributed.is_main() else 'other'} {distributed.count()}\n")
+    sys.stdout.write(f"{'main' if distributed.is_main() else 'other'} {distributed.count()}\\n")
 """
 
 
