@@ -23,7 +23,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -302,10 +302,14 @@ class _Trials:
         except BlockingIOError:
             file.close()
             return False
-        if self._lock is not None:
-            self._lock.close()
+        self.close()
         self._lock = file
         return True
+
+    def close(self) -> None:
+        """Give back the last trial's lock."""
+        if self._lock is not None:
+            self._lock.close()
 
 
 class SearchError(RuntimeError):
@@ -352,9 +356,15 @@ def run_search(search: Search, console: Console, is_asked_to_end: Callable[[], b
     Raises:
         SearchError: a run could not be made, because of a full disk or a damaged folder.
     """
+    with closing(_Trials(search)) as trials:
+        _make_trials(search, trials, console, is_asked_to_end)
+
+
+def _make_trials(
+    search: Search, trials: _Trials, console: Console, is_asked_to_end: Callable[[], bool]
+) -> None:
     from optuna.trial import TrialState
 
-    trials = _Trials(search)
     while not is_asked_to_end() and (trial := trials.next()) is not None:
         try:
             value, state = _make_trial(trial, search.study(trial.params), is_asked_to_end)
