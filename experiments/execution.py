@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,8 @@ from experiments.checkpoint import CheckpointError
 from experiments.config import RunConfig
 from experiments.interrupts import SIGNALS, held_back
 from experiments.provenance import provenance
-from experiments.record import RECORD, Record, RecordError, RunTakenError, owned
-from experiments.study import Member, Study
+from experiments.record import RECORD, Record, RecordError, Rows, RunTakenError, owned
+from experiments.study import ExecutionConfig, Member, Study
 from experiments.tensorboard import EventWriter
 from experiments.train import Interrupted, train
 
@@ -57,6 +57,17 @@ class Job:
     folder: Path
     checkpoint_seconds: float
     tensorboard: bool
+
+
+def job_of(member: Member, execution: ExecutionConfig) -> Job:
+    """Return the job that makes a member of a study."""
+    return Job(
+        member.run.plain(),
+        member.label,
+        member.folder,
+        execution.checkpoint_seconds,
+        execution.tensorboard,
+    )
 
 
 Progress = Callable[[str, int, float], None]
@@ -99,16 +110,7 @@ def execute(
         ]
     )
     pending = {identity: runs[identity] for identity in left}
-    jobs = {
-        identity: Job(
-            member.run.plain(),
-            member.label,
-            member.folder,
-            study.execution.checkpoint_seconds,
-            study.execution.tensorboard,
-        )
-        for identity, member in pending.items()
-    }
+    jobs = {identity: job_of(member, study.execution) for identity, member in pending.items()}
 
     def progress(identity: str, step: int, loss: float) -> None:
         on_progress(pending[identity], step, loss)
@@ -171,13 +173,27 @@ def make(
     job: Job,
     on_progress: Callable[[int, float], None],
     is_asked_to_end: Callable[[], bool],
+    on_rows: Callable[[Rows], None] = lambda rows: None,
 ) -> Outcome:
-    """Make one run in this process, and say what became of it."""
+    """Make one run in this process, and say what became of it.
+
+    `on_rows` is called with all rows of its log, those of earlier processes first.
+    """
     run = None
     try:
         run = RunConfig.parse({**job.values, "model": {**job.values["model"], "name": job.label}})
-        with EventWriter(job.folder) if job.tensorboard else nullcontext() as on_rows:
-            train(run, job.folder, on_progress, is_asked_to_end, job.checkpoint_seconds, on_rows)
+        with ExitStack() as stack:
+            follow = [on_rows]
+            if job.tensorboard:
+                follow.append(stack.enter_context(EventWriter(job.folder)))
+            train(
+                run,
+                job.folder,
+                on_progress,
+                is_asked_to_end,
+                job.checkpoint_seconds,
+                lambda rows: [each(rows) for each in follow],
+            )
     except RunTakenError as error:
         return Outcome("elsewhere", str(error))
     except Interrupted:

@@ -1,0 +1,213 @@
+"""Searches: they repeat, go on after a kill as if there had been none, prune where they must."""
+
+import io
+import json
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+
+from experiments import extras
+from experiments.record import METRICS, Record
+from experiments.run import CONFIGURATION
+from experiments.search import main
+from experiments.study import parse_study
+
+SMALL = [
+    "horizons=[8]",
+    "model.hidden_size=8",
+    "training.steps=100",
+    "training.batch_size=8",
+    "evaluation.every=20",
+    "evaluation.train_size=8",
+    "probe=[]",
+    "search.n_trials=6",
+    "search.startup_trials=2",
+]
+RATES = "search.space={optimizer.learning_rate: {low: 1e-5, high: 0.3, log: true}}"
+pytestmark = pytest.mark.skipif(
+    extras.find_spec("optuna") is None, reason='needs pip install -e ".[search]"'
+)
+
+
+def _arguments(root, *others):
+    return [*SMALL, RATES, f"output.root={root}", *others]
+
+
+def _search(root, *others):
+    """Search; return what ``search.json`` holds, the folder, and what was printed."""
+    out = io.StringIO()
+    main(_arguments(root, *others), Console(file=out, width=200))
+    (file,) = root.glob("runs/searches/*/search.json")
+    return json.loads(file.read_text()), file.parent, out.getvalue()
+
+
+def _start(root, *others):
+    command = [sys.executable, "-m", "experiments.search", *_arguments(root, *others)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def _intermediate(folder):
+    import optuna
+
+    (name,) = optuna.get_all_study_names(f"sqlite:///{folder}/trials.sqlite")
+    study = optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/trials.sqlite")
+    return [trial.intermediate_values for trial in study.get_trials()]
+
+
+def _wait_for(holds, seconds=120.0):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return _search(tmp_path_factory.mktemp("whole"))
+
+
+def test_a_search_repeats_and_depends_on_its_seed(whole, tmp_path):
+    again = _search(tmp_path / "again")
+    other = _search(tmp_path / "other", "search.seed=1", "search.n_trials=1")
+
+    assert again[0]["trials"] == whole[0]["trials"]
+    assert _intermediate(again[1]) == _intermediate(whole[1])
+    assert other[0]["trials"][0]["params"] != whole[0]["trials"][0]["params"]
+
+
+def test_a_killed_search_goes_on_to_the_same_end(whole, tmp_path):
+    process = _start(tmp_path, "checkpoint_seconds=1e-9")
+    # In the fourth run, whenever that is.
+    _wait_for(lambda: len(list(tmp_path.glob(f"runs/records/*/{METRICS}"))) == 4)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    values, folder, _ = _search(tmp_path)
+
+    assert values["trials"] == whole[0]["trials"]
+    assert _intermediate(folder) == _intermediate(whole[1])
+    for trial in values["trials"]:
+        if trial["state"] == "complete":
+            (run,) = trial["runs"]
+            record = Record.load(tmp_path / "runs" / "records" / run)
+            (root,) = whole[1].parents[1].glob(f"records/{run}")
+            assert record.result == Record.load(root).result
+
+
+def test_it_goes_on_with_more_trials(whole, tmp_path):
+    _search(tmp_path, "search.n_trials=2")
+
+    assert _search(tmp_path)[0]["trials"] == whole[0]["trials"]
+
+
+def test_it_prunes_what_is_worse_than_the_median_and_nothing_else(whole):
+    values, folder, _ = whole
+    states = [trial["state"] for trial in values["trials"]]
+    complete = []
+    for number, (state, reported) in enumerate(zip(states, _intermediate(folder), strict=True)):
+        pruned_at = None
+        for step in sorted(reported):
+            best = min(value for at, value in reported.items() if at <= step)
+            others = [values[step] for values in complete]
+            if number >= 2 and len(complete) >= 2 and best > statistics.median(others):
+                pruned_at = step
+                break
+        assert (state == "pruned") == (pruned_at is not None), number
+        assert max(reported) == (80 if pruned_at is None else pruned_at)  # none at the end, 100
+        if state == "complete":
+            complete.append(reported)
+    assert {"pruned", "complete"} == set(states)
+
+
+def test_a_pruned_run_leaves_a_checkpoint_and_no_record(whole):
+    values, folder, _ = whole
+    for trial in values["trials"]:
+        (run,) = trial["runs"]
+        records = folder.parents[1] / "records" / run
+        assert (records / "record.json").exists() == (trial["state"] == "complete")
+        assert (records / "checkpoint.pt").exists()
+
+
+def test_the_command_of_the_best_trial_composes_its_run(whole):
+    values, _, printed = whole
+    best = values["best"]
+    complete = [trial for trial in values["trials"] if trial["state"] == "complete"]
+    assert best["value"] == min(trial["value"] for trial in complete)
+    assert best["command"] in printed
+
+    words = shlex.split(best["command"])
+    assert words[:3] == ["python", "-m", "experiments.run"]
+    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+        study = parse_study(compose("config", words[3:]), words[3:])
+    assert [member.folder.name for member in study.members] == best["runs"]
+
+
+def test_processes_share_a_search(tmp_path):
+    storage = "search.storage=journal"
+    process = _start(tmp_path, storage)
+    _wait_for(lambda: list(tmp_path.glob(f"runs/records/*/{METRICS}")))
+
+    _search(tmp_path, storage)
+    assert process.wait() == 0
+
+    values, _, _ = _search(tmp_path, storage)
+    trials = values["trials"]
+    assert [trial["number"] for trial in trials] == list(range(6))
+    assert {trial["state"] for trial in trials} <= {"complete", "pruned"}
+    assert len({trial["params"]["optimizer.learning_rate"] for trial in trials}) == 6
+    owners = [
+        json.loads((tmp_path / "runs" / "records" / trial["runs"][0] / "owner.json").read_text())
+        for trial in trials
+    ]
+    assert {owner["pid"] for owner in owners} == {process.pid, os.getpid()}
+
+
+def test_a_trial_that_no_run_can_be_made_of_fails_with_its_reason(tmp_path):
+    values, _, printed = _search(
+        tmp_path,
+        "search.space={model: [gru, fused_rnn], model.nonlinearity: [relu, tanh]}",
+        "training.steps=20",
+        "search.pruner=none",
+        "search.sampler=random",
+    )
+
+    by_model = {trial["params"]["model"]: trial for trial in values["trials"]}
+    assert by_model["gru"]["state"] == "fail"
+    assert "model.nonlinearity" in by_model["gru"]["reason"]
+    assert f"failed: {by_model['gru']['reason']}" in printed
+    assert by_model["fused_rnn"]["state"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (["search.space={optimizer.lr: [1, 2]}"], "unknown key optimizer.lr"),
+        (["search.space={model: [fused_rnn, grru]}"], "did you mean gru"),
+        (["search.space={seeds: 3}"], "must be a list of values, or have low and high; got 3"),
+        (["search.space=null"], "search.space must name a key and its values; got none"),
+        (["search.trials=3"], "unknown key search.trials"),
+        (["optimizer.learning_rate=1"], "is searched; it cannot be given too"),
+        (["evaluation.every=null"], "search.pruner needs evaluation.every"),
+        (["experiment=four_models"], "needs a study of one model"),
+        (["launcher=slurm"], "makes its runs in its own process|needs submitit"),
+    ],
+)
+def test_a_search_that_makes_no_sense_is_refused(tmp_path, others, message):
+    with pytest.raises(SystemExit, match=message):
+        _search(tmp_path, *others)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_optuna_nothing_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+
+    with pytest.raises(SystemExit, match=r'needs optuna.*pip install -e "\.\[search\]"'):
+        _search(tmp_path)
