@@ -74,6 +74,7 @@ def whole(tmp_path_factory):
     return _search(tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.slow
 def test_a_search_repeats_and_depends_on_its_seed(whole, tmp_path):
     again = _search(tmp_path / "again")
     other = _search(tmp_path / "other", "search.seed=1", "search.n_trials=1")
@@ -83,6 +84,7 @@ def test_a_search_repeats_and_depends_on_its_seed(whole, tmp_path):
     assert other[0]["trials"][0]["params"] != whole[0]["trials"][0]["params"]
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_to_the_same_end(whole, tmp_path):
     process = _start(tmp_path, "checkpoint_seconds=1e-9")
     # In the fourth run, whenever that is.
@@ -150,6 +152,7 @@ def test_the_command_of_the_best_trial_composes_its_run(whole):
     assert [member.folder.name for member in study.members] == best["runs"]
 
 
+@pytest.mark.slow
 def test_processes_share_a_search(tmp_path):
     storage = "search.storage=journal"
     process = _start(tmp_path, storage)

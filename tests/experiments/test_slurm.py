@@ -55,6 +55,7 @@ def _assert_same(member, other):
     assert (member.folder / METRICS).read_bytes() == (other.folder / METRICS).read_bytes()
 
 
+@pytest.mark.slow
 @_has_submitit
 def test_local_jobs_give_what_processes_give_and_a_failure_stops_nothing(tmp_path):
     seeds = "seeds=[0,1,2]"
@@ -77,6 +78,7 @@ def test_local_jobs_give_what_processes_give_and_a_failure_stops_nothing(tmp_pat
         _assert_same(study.members[index], plain.members[index])
 
 
+@pytest.mark.slow
 @_has_submitit
 def test_a_cancelled_job_is_saved_and_goes_on_to_the_same_end(tmp_path):
     steps = "training.steps=3000"
@@ -94,6 +96,7 @@ def test_a_cancelled_job_is_saved_and_goes_on_to_the_same_end(tmp_path):
     _assert_same(again.members[0], whole.members[0])
 
 
+@pytest.mark.slow
 @_has_submitit
 def test_preempted_jobs_of_slurm_go_on_and_a_dead_one_is_a_failure(tmp_path, monkeypatch):
     slurm = tmp_path / "slurm"
