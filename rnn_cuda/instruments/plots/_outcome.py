@@ -6,7 +6,7 @@ Shape legend: S seeds; states and gates may have any shape.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -114,7 +114,7 @@ def _histogram(
     _draw_density(axes, density, edges, index, label)
 
 
-def _is_binned(values: Any) -> bool:
+def _is_binned(values: Any) -> TypeGuard[Saturation]:
     return isinstance(values, Saturation)
 
 
