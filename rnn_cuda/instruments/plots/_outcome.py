@@ -6,7 +6,7 @@ Shape legend: S seeds; states and gates may have any shape.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -64,16 +64,28 @@ def saturation_histograms(
     with canvases(ax, panels, (5.4 * panels, 3.8)) as grid:
         for axes in grid:
             axes.margins(y=0.25)  # room for the legend
-        binned = [v for series in (states, gates or {}) for v in series.values() if _is_binned(v)]
+        binned = [
+            v
+            for series in (states, gates or {})
+            for v in series.values()
+            if isinstance(v, Saturation)
+        ]
         values = {
-            label: v if _is_binned(v) else _finite(f"states[{label!r}]", v)
+            label: v if isinstance(v, Saturation) else _finite(f"states[{label!r}]", v)
             for label, v in states.items()
         }
         reach = max(
-            [1.0, *(np.abs(v).max(initial=0) for v in values.values() if not _is_binned(v))]
+            [
+                1.0,
+                *(
+                    np.abs(v).max(initial=0)
+                    for v in values.values()
+                    if not isinstance(v, Saturation)
+                ),
+            ]
         )
         for index, (label, v) in enumerate(values.items()):
-            if _is_binned(v):
+            if isinstance(v, Saturation):
                 _draw_binned(grid[0], v, index, label)
                 continue
             share = (np.abs(v) > saturated_above).mean()
@@ -82,7 +94,7 @@ def saturation_histograms(
         finish(grid[0], None, legend_title=legend, xlabel="hidden state $h$", ylabel="density")
         if gates is not None:
             for index, (label, raw) in enumerate(gates.items()):
-                if _is_binned(raw):
+                if isinstance(raw, Saturation):
                     _draw_binned(grid[1], raw, index, label)
                     continue
                 v = _finite(f"gates[{label!r}]", raw)
@@ -112,10 +124,6 @@ def _histogram(
 ) -> None:
     density, edges = np.histogram(values, bins=bins, range=reach, density=True)
     _draw_density(axes, density, edges, index, label)
-
-
-def _is_binned(values: Any) -> TypeGuard[Saturation]:
-    return isinstance(values, Saturation)
 
 
 def _draw_binned(axes: Axes, values: Saturation, index: int, label: str) -> None:
