@@ -27,7 +27,7 @@ SMOOTHED = 20
 """Training steps that a point of a loss curve is the mean of, at least."""
 POINTS = 200
 """Points of a loss curve, at most."""
-LINES = 8
+LINES = 6
 """Lines, or panels, of one figure; what is more goes into further figures."""
 STAGES = ("initial", "trained")
 
@@ -570,7 +570,8 @@ def _longest(groups: Sequence[Group]) -> list[Group]:
 def _parts(stem: str, items: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Cut what is too much for one figure; return names of figures and their share of it."""
     pairs = list(items.items())
-    parts = [dict(pairs[start : start + LINES]) for start in range(0, len(pairs), LINES)]
+    size = math.ceil(len(pairs) / max(1, math.ceil(len(pairs) / LINES)))
+    parts = [dict(pairs[start : start + size]) for start in range(0, len(pairs), max(1, size))]
     if len(parts) == 1:
         return [(stem, parts[0])]
     return [(f"{stem}_{index + 1}", part) for index, part in enumerate(parts)]

@@ -276,8 +276,8 @@ def _task_key(config: Mapping[str, Any]) -> str:
 def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
     """Label runs so that equal labels mean equal settings, horizon and seed aside.
 
-    Where two arms have one label, what they differ in is added to it; where one arm has two, the
-    first is taken.
+    Where several arms have one label, what tells them apart is added to it; where one arm has
+    several labels, the first is taken.
     """
     settings = [_settings(entry) for entry in entries]
     keys = [json.dumps(each, sort_keys=True) for each in settings]
@@ -286,14 +286,10 @@ def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
         arms.setdefault(key, (entry.label, own))
     labels = {}
     for key, (label, own) in arms.items():
-        others = [other for name, other in arms.values() if name == label]
-        names = dict.fromkeys(name for other in others for name in other)
-        differing = [
-            name
-            for name in names
-            if len({json.dumps(other.get(name, "absent")) for other in others}) > 1 and name in own
-        ]
-        words = ", ".join(f"{name}={_plain(own[name])}" for name in differing)
+        names = _distinguishing([other for name, other in arms.values() if name == label])
+        words = ", ".join(
+            f"{name}={_plain(own[name])}" if name in own else f"without {name}" for name in names
+        )
         labels[key] = f"{label} ({words})" if words else label
     by_label = {label: key for key, (label, _) in reversed(arms.items())}
     return [
@@ -304,6 +300,23 @@ def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
         )
         for entry, key in zip(entries, keys, strict=True)
     ]
+
+
+def _distinguishing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a few names whose values, present or not, tell all of these settings apart."""
+    groups = ("training", "model", "remedy", "optimizer", "task", "evaluation", "probe")
+
+    def values(names: Sequence[str]) -> set[str]:
+        return {json.dumps([each.get(name, "absent") for name in names]) for each in settings}
+
+    names = list(dict.fromkeys(name for each in settings for name in each))
+    # Of names that tell as many apart, the one of the group that a reader thinks of first.
+    rank = {group: index for index, group in enumerate(groups)}
+    names.sort(key=lambda name: rank.get(name.partition(".")[0], len(groups)))
+    chosen: list[str] = []
+    while len(values(chosen)) < len(settings):
+        chosen.append(max(names, key=lambda name: len(values([*chosen, name]))))
+    return chosen
 
 
 def _settings(entry: Entry) -> dict[str, Any]:

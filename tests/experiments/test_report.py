@@ -18,7 +18,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from experiments import report, view
+from experiments import figures, report, view
 from experiments.command import as_value, command, overrides
 from experiments.composition import CONFIGURATION
 from experiments.config import RunConfig
@@ -251,8 +251,8 @@ def test_the_table_has_the_mean_and_its_interval_over_seeds(page, study):
 
 
 def test_every_figure_that_the_records_allow_is_there_and_says_of_which_runs(page):
-    figures = list(page[0].root.all("figure"))
-    names = {re.sub(r"(_\d+)+$", "", figure.attributes["data-name"]) for figure in figures}
+    drawn = list(page[0].root.all("figure"))
+    names = {re.sub(r"(_\d+)+$", "", figure.attributes["data-name"]) for figure in drawn}
     assert names == {
         "adjoint_profile",
         "adjoint_heatmap",
@@ -269,7 +269,7 @@ def test_every_figure_that_the_records_allow_is_there_and_says_of_which_runs(pag
         "remedy_bars",
         "speed_against_accuracy",
     }
-    for figure in figures:
+    for figure in drawn:
         (image,) = figure.all("img")
         caption = next(figure.all("figcaption")).text
         assert image.attributes["alt"] == caption
@@ -389,14 +389,13 @@ def test_runs_of_one_label_and_other_settings_are_not_taken_together(tmp_path):
     )
     page, _ = made(tmp_path)
     lines = {line["arm"]: line for line in page.table("Results")}
-    clip = "remedy.clipping.norm=1.0, remedy.clipping.value=null"
-    steps = "training.steps"
+    clip, steps = "remedy.clipping.norm", "training.steps"
     assert {name: line["test MSE, mean"] for name, line in lines.items()} == {
-        f"rnn ({clip}, {steps}=20)": "0.02",
-        f"rnn ({clip}, {steps}=40)": "0.1",
-        f"rnn ({steps}=20, remedy={{}})": "0.2",
+        f"rnn ({steps}=20, {clip}=1.0)": "0.02",
+        f"rnn ({steps}=40, {clip}=1.0)": "0.1",
+        f"rnn ({steps}=20, without {clip})": "0.2",
     }
-    assert lines[f"rnn ({clip}, {steps}=20)"]["verdicts"] == "solved 1, failed 1"
+    assert lines[f"rnn ({steps}=20, {clip}=1.0)"]["verdicts"] == "solved 1, failed 1"
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -531,7 +530,9 @@ def test_a_foreign_folder_and_a_damaged_study_are_listed(tmp_path):
     assert problems[str(tmp_path / "failed")] == "model must be one of"
 
 
-def test_a_damaged_log_costs_its_curves_alone(study, tmp_path):
+def test_a_damaged_log_costs_its_curves_alone(study, tmp_path, monkeypatch):
+    three = (figures.loss_curves, figures.adjoint_profiles, figures.adjoint_heatmaps)
+    monkeypatch.setattr(figures, "FIGURES", three)
     records = tmp_path / "records"
     for folder in sorted((study.parent / "runs" / "records").glob("*T8-rnn*")):
         shutil.copytree(folder, records / folder.name)
@@ -540,8 +541,8 @@ def test_a_damaged_log_costs_its_curves_alone(study, tmp_path):
     page, _ = made(tmp_path)
     (problem,) = page.problems().items()
     assert problem[0].startswith("log of rnn")
-    names = {figure.attributes["data-name"] for figure in page.root.all("figure")}
-    assert {"loss_curves", "adjoint_profile", "adjoint_heatmap_1"} <= names
+    drawn = {figure.attributes["data-name"] for figure in page.root.all("figure")}
+    assert drawn == {"loss_curves", "adjoint_profile", "adjoint_heatmap_1"}
 
 
 def test_a_figure_that_cannot_be_drawn_is_listed(tmp_path):
@@ -554,7 +555,8 @@ def test_a_figure_that_cannot_be_drawn_is_listed(tmp_path):
 # ---- errors --------------------------------------------------------------------------------------
 
 
-def test_errors_are_one_line_and_exit_status_1(tmp_path):
+@pytest.mark.usefixtures("no_figures")
+def test_errors_are_one_line_and_exit_status_1(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     save(tmp_path / "good", record_of(run_of()))
@@ -567,30 +569,18 @@ def test_errors_are_one_line_and_exit_status_1(tmp_path):
         ([good, "--output", str(tmp_path / "empty")], "empty"),
         ([good, "--output", str(tmp_path / "page.csv")], "must not be called"),
     ):
-        code = "import sys; from experiments import report; report.pictures = lambda *_: []\n"
-        if words == "no records in":  # once as a user calls it
-            whole = ["-m", "experiments.report", *arguments]
-            done = subprocess.run(
-                [sys.executable, *whole], capture_output=True, text=True, cwd=ROOT
-            )
-            status, printed = done.returncode, done.stderr
-        else:
-            status, printed = run_main(code, arguments)
-        assert status == 1
+        assert report.main(arguments) == 1
+        printed = capsys.readouterr().err
         assert printed.startswith("error: ")
         assert words in printed
         assert printed.count("\n") == 1
 
 
-def run_main(_, arguments):
-    import contextlib
-    import io
-
-    told = io.StringIO()
-    with contextlib.redirect_stderr(told), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "pictures", lambda *_: [])
-        status = report.main(arguments)
-    return status, told.getvalue()
+def test_the_module_is_a_command(tmp_path):
+    whole = [sys.executable, "-m", "experiments.report", str(tmp_path)]
+    done = subprocess.run(whole, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: no records in {tmp_path}\n"
 
 
 # ---- the command ---------------------------------------------------------------------------------
