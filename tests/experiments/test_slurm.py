@@ -81,7 +81,7 @@ def test_local_jobs_give_what_processes_give_and_a_failure_stops_nothing(tmp_pat
 @pytest.mark.slow
 @_has_submitit
 def test_a_cancelled_job_is_saved_and_goes_on_to_the_same_end(tmp_path):
-    steps = "training.steps=3000"
+    steps = "training.steps=15000"  # longer than it takes to notice
     study = _study(tmp_path / "a", steps, "launcher=submitit_local", "checkpoint_seconds=1000")
     (member,) = study.members
 
