@@ -143,18 +143,23 @@ def owned(folder: Path) -> Iterator[None]:
         _lock(file, folder)
         for leftover in folder.glob(f".*{_UNFINISHED}"):
             leftover.unlink(missing_ok=True)
-        owner = {
-            "pid": os.getpid(),
-            "host": platform.node(),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": sys.argv,
-        }
         os.ftruncate(file, 0)
         with _naming(folder / OWNER):
-            os.write(file, (json.dumps(owner, indent=1) + "\n").encode())
+            os.write(file, this_process())
         yield
     finally:
         os.close(file)
+
+
+def this_process() -> bytes:
+    """Return what ``owner.json`` says of a folder that is this process's."""
+    owner = {
+        "pid": os.getpid(),
+        "host": platform.node(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+    }
+    return (json.dumps(owner, indent=1) + "\n").encode()
 
 
 def _lock(file: int, folder: Path) -> None:

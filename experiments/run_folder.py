@@ -15,11 +15,8 @@ import fcntl
 import itertools
 import json
 import os
-import platform
-import sys
 import unicodedata
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +26,9 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import distributed
+from experiments.record import OWNER, this_process
 
-OWNER, STUDY, FAILURE = "owner.json", "study.json", "failure.json"
+STUDY, FAILURE = "study.json", "failure.json"
 
 # What runs and sweeps left behind before folders had an owner.
 _EARLIER = (".hydra", "multirun.yaml", "partial_results.json", "results.json")
@@ -66,13 +64,7 @@ def claim(folder: Path) -> None:
     # A file system without locks costs nothing but the answer to whether the owner still runs.
     with suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_EX)
-    owner = {
-        "pid": os.getpid(),
-        "host": platform.node(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-    }
-    os.write(file, (json.dumps(owner, indent=1) + "\n").encode())
+    os.write(file, this_process())
     _taken[path] = file
 
 

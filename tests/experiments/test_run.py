@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments import run
-from experiments.record import RECORD
-from experiments.run_folder import OWNER
+from experiments.record import OWNER, RECORD
 from tests.experiments.studies import ROOT, TINY
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from experiments import run_folder
-from experiments.run_folder import OWNER, FolderTakenError, claim, claim_next, file_name, release
+from experiments.record import OWNER
+from experiments.run_folder import FolderTakenError, claim, claim_next, file_name, release
 from experiments.view import STUDY
 
 REPOSITORY = Path(__file__).resolve().parents[2]
