@@ -18,7 +18,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.train import LEARNED_BELOW, SOLVED_BELOW
-from experiments.view import Entry, Row, View, ViewError, curve, measurements
+from experiments.view import (
+    Entry,
+    Row,
+    View,
+    ViewError,
+    curve,
+    know_nothing_metric,
+    measurements,
+    probed,
+)
 from rnn_cuda.instruments import Saturation, plots
 
 SIZE = (4.8, 3.6)
@@ -73,10 +82,7 @@ class Group:
 
     def probed(self, probe: str, stage: str, quantity: str) -> list[Any]:
         """Return what a probe measured first or last, for each seed that has it."""
-        values = (
-            ((record.probes.get(probe) or {}).get(stage) or {}).get(quantity)
-            for record in self.row.records
-        )
+        values = (probed(record, probe, stage).get(quantity) for record in self.row.records)
         return [value for value in values if value is not None]
 
 
@@ -269,7 +275,7 @@ def solved_by_ratio(view: View) -> Iterator[Drawn]:
     for group in groups:
         pairs = zip(group.row.log10_ratios("initial"), _shares(group.row), strict=True)
         for (ratio, error), record in zip(pairs, group.row.records, strict=True):
-            profile = ((record.probes.get("adjoint") or {}).get("initial") or {}).get("state_norm")
+            profile = probed(record, "adjoint", "initial").get("state_norm")
             if ratio is None and not (profile and profile[0] == 0 and profile[-1]):
                 continue
             ratios.setdefault(group.name, []).append(-math.inf if ratio is None else ratio)
@@ -433,14 +439,13 @@ def remedies(view: View) -> Iterator[Drawn]:
         return
     result = groups[0].row.records[0].result
     is_accuracy = result["metric"] == "accuracy"
-    error = result["know_nothing_error"]
     label = f"test {result['metric']}"
     scores = {group.name: group.row.values("test_metric") for group in groups}
     figure = Figure(figsize=(SIZE[0], 1.2 + 0.32 * len(scores)), layout="constrained")
     plots.remedy_bars(
         scores,
         score_label=label,
-        know_nothing=1 - error if is_accuracy else error,
+        know_nothing=know_nothing_metric(groups[0].row.records[0]),
         log=not is_accuracy and min(min(v) for v in scores.values()) >= 0,
         title=f"T = {horizon}",
         ax=figure.subplots(),

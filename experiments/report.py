@@ -34,11 +34,11 @@ from experiments.expectations import QUANTITIES, Expectation, expectations, meas
 from experiments.fields import ConfigError
 from experiments.files import write_csv, write_text
 from experiments.record import CONFIG, RECORD, Record
+from experiments.run_folder import FAILURE, STUDY
 from experiments.train import LEARNED_BELOW, SOLVED_BELOW
-from experiments.view import STUDY, Entry, Row, View, ViewError
+from experiments.view import Entry, Row, View, ViewError
 from rnn_cuda.instruments import plots
 
-FAILURE = "failure.json"
 LARGE_DRAWING = 110_000
 """Bytes of a drawing above which its pixels are kept instead."""
 CONFIDENCE = 0.95
@@ -146,7 +146,7 @@ def gather(folders: Sequence[Path]) -> Collection:
         entries += study.entries
     seen = {entry.folder.resolve() for entry in entries}
     for path in _files(folders, FAILURE):
-        found.problems[str(path.parent)] = _reason_of_failure(path)
+        found.problems[str(path.parent)] = view.reason_of_failure(path)
     runs = {path.parent for name in (RECORD, CONFIG) for path in _files(folders, name)}
     for folder in sorted(runs - seen):
         try:
@@ -167,13 +167,6 @@ def gather(folders: Sequence[Path]) -> Collection:
 def _files(folders: Iterable[Path], name: str) -> list[Path]:
     paths = [path.resolve() for folder in folders for path in sorted(folder.rglob(name))]
     return list(dict.fromkeys(paths))
-
-
-def _reason_of_failure(path: Path) -> str:
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["reason"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{path} cannot be read: {error}"
 
 
 def _checked(entry: Entry) -> Entry:
@@ -240,7 +233,7 @@ def _once(entries: Iterable[Entry]) -> list[Entry]:
     by_identity: dict[str, Entry] = {}
     for entry in entries:
         record = entry.record
-        identity = entry.folder.name.rpartition("-")[2] if record is None else record.identity
+        identity = entry.identity if record is None else record.identity
         before = by_identity.get(identity)
         if before is None:
             by_identity[identity] = entry
@@ -398,9 +391,7 @@ def _row_cells(row: Row) -> list[Cell]:
     ends = interval(values)
     first = row.records[0].result if row.records else {}
     is_accuracy = first.get("metric") == "accuracy"
-    nothing = first.get("know_nothing_error")
-    if is_accuracy and nothing is not None:
-        nothing = 1 - nothing
+    nothing = view.know_nothing_metric(row.records[0]) if row.records else None
     total = len(row.records) + len(row.failures)
     pattern = "{:.3f}" if is_accuracy else "{:.3g}"
     label = f"{row.label} (beside {row.contrast_of})" if row.is_contrast else row.label
@@ -738,7 +729,7 @@ def csv_rows(entries: Sequence[Entry]) -> tuple[list[str], list[list[Any]]]:
     for entry in entries:
         record = entry.record
         line: dict[str, Any] = {
-            "identity": entry.folder.name.rpartition("-")[2],
+            "identity": entry.identity,
             "label": entry.label,
             "status": "no record" if record is None else record.status,
             "reason": entry.failure or "",
@@ -751,7 +742,7 @@ def csv_rows(entries: Sequence[Entry]) -> tuple[list[str], list[list[Any]]]:
             line |= {f"config.{key}": value for key, value in flat(record.config).items()}
             line |= {f"result.{key}": value for key, value in flat(record.result).items()}
             for stage in ("initial", "trained"):
-                adjoint = (record.probes.get("adjoint") or {}).get(stage) or {}
+                adjoint = view.probed(record, "adjoint", stage)
                 line[f"log10_ratio.{stage}"] = adjoint.get("log10_ratio")
             line["seconds"] = record.provenance.get("seconds")
         lines.append(line)

@@ -118,13 +118,7 @@ def run_study(
     seen = view.load(folder).with_reasons(
         {identity: outcome.reason for identity, outcome in failures.items()}
     )
-    problems = present(
-        lambda: write_printed(folder / "report.txt", lambda to: tables.say_view(to, seen)),
-        lambda: tables.say_view(console, seen),
-        lambda: figures.draw(seen, folder),
-        lambda: say(console, f"All figures on one page: {report_command(folder)}"),
-        lambda: say(console, f"Table, figures and configuration: {folder}"),
-    )
+    problems = show(seen, folder, console, "Table, figures and configuration")
     if is_ended:
         raise KeyboardInterrupt
     if problems:
@@ -136,9 +130,23 @@ def run_study(
     return not seen.failures and not problems
 
 
-def report_command(folder: Path) -> str:
-    """Return the command that makes a page of a folder."""
-    return shlex.join(["python", "-m", "experiments.report", str(folder)])
+def show(seen: view.View, folder: Path, console: Console, what: str) -> list[str]:
+    """Print a view, and leave it in a folder as text and figures; return what went wrong.
+
+    Args:
+        seen: what is to be seen.
+        folder: where files go.
+        console: where it is printed.
+        what: the folder holds.
+    """
+    page = shlex.join(["python", "-m", "experiments.report", str(folder)])
+    return present(
+        lambda: write_printed(folder / "report.txt", lambda to: tables.say_view(to, seen)),
+        lambda: tables.say_view(console, seen),
+        lambda: figures.draw(seen, folder),
+        lambda: say(console, f"All figures on one page: {page}"),
+        lambda: say(console, f"{what}: {folder}"),
+    )
 
 
 def _ignore(*_: object) -> None:
@@ -196,13 +204,7 @@ def compare(folder: Path, console: Console) -> bool:
     except view.ViewError as error:
         say(console, f"No comparison: {error}.")
         return False
-    problems = present(
-        lambda: write_printed(folder / "report.txt", lambda to: tables.say_view(to, seen)),
-        lambda: tables.say_view(console, seen),
-        lambda: figures.draw(seen, folder),
-        lambda: say(console, f"All figures on one page: {report_command(folder)}"),
-        lambda: say(console, f"Comparison: {folder}"),
-    )
+    problems = show(seen, folder, console, "Comparison")
     for problem in problems:
         say(console, f"error: {problem}")
     return not seen.failures and not problems

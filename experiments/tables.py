@@ -16,7 +16,7 @@ from rich.table import Table
 from experiments.console import as_line, as_text, new_table, say, say_items
 from experiments.expectations import expectations, statement
 from experiments.train import LEARNED_BELOW, SOLVED_BELOW
-from experiments.view import Row, View, decades_per_step
+from experiments.view import Row, View, decades_per_step, know_nothing_metric
 
 VANISHING_DECADES_PER_STEP = 0.05
 """A steeper mean fall of the gradient than this is called vanishing: 2.5 decades in 50 steps."""
@@ -98,14 +98,7 @@ def _section(row: Row) -> tuple[bool, int]:
 
 
 def _caption(view: View, has_expectations: bool) -> str:
-    nothing = numbers(
-        [
-            1 - error if record.result["metric"] == "accuracy" else error
-            for record in view.records
-            for error in [record.result["know_nothing_error"]]
-        ],
-        "{:.3f}",
-    )
+    nothing = numbers([know_nothing_metric(record) for record in view.records], "{:.3f}")
     lines = [
         "ratio: |dL/dh_1| / |dL/dh_T|, total adjoint, mean over a batch; low..high over seeds",
         f"knowing nothing: {view.metric} {nothing}; solved / learned: "
@@ -178,7 +171,7 @@ def _on_slope(ladder: Sequence[Row]) -> str:
     slope = decades_per_step(ladder)
     span = f"T = {ladder[0].horizon} to {ladder[-1].horizon}"
     if slope is None:
-        if not any(row.profiles("initial") for row in ladder):
+        if not any(row.is_measured for row in ladder):
             return "the gradient at initialisation was not measured (no adjoint probe)."
         return f"at initialisation the gradient at the first step is exactly zero ({span})."
     if slope < -VANISHING_DECADES_PER_STEP:

@@ -8,7 +8,6 @@ why a member of a sweep failed as a whole.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,15 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from experiments.record import METRICS, Record, RecordError, is_owned, read_metrics, write_json
+from experiments.record import (
+    CONFIG,
+    METRICS,
+    Record,
+    RecordError,
+    is_owned,
+    read_metrics,
+    write_json,
+)
 from experiments.run_folder import FAILURE, STUDY
 from experiments.study import Study
 
@@ -48,6 +55,11 @@ class Entry:
     folder: Path
     record: Record | None
     reason: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Of the run, whether or not it has a record: the end of its folder's name."""
+        return self.folder.name.rpartition("-")[2]
 
     @property
     def failure(self) -> str | None:
@@ -94,7 +106,7 @@ class Row:
 
     def log10_ratios(self, stage: str) -> list[float | None]:
         """Return log10 of the adjoint's first-to-last ratio; ``None``: zero, or not measured."""
-        return [_adjoint(record, stage).get("log10_ratio") for record in self.records]
+        return [probed(record, "adjoint", stage).get("log10_ratio") for record in self.records]
 
     @property
     def is_measured(self) -> bool:
@@ -108,7 +120,7 @@ class Row:
 
     def profiles(self, stage: str) -> list[list[float]]:
         """Return the adjoint's norm by time step, for each seed that has it."""
-        norms = (_adjoint(record, stage).get("state_norm") for record in self.records)
+        norms = (probed(record, "adjoint", stage).get("state_norm") for record in self.records)
         return [norm for norm in norms if norm is not None]
 
     @property
@@ -120,8 +132,18 @@ class Row:
         return median(times) if times else None
 
 
-def _adjoint(record: Record, stage: str) -> Mapping[str, Any]:
-    return (record.probes.get("adjoint") or {}).get(stage) or {}
+def probed(record: Record, probe: str, stage: str) -> Mapping[str, Any]:
+    """Return what a probe measured first or last (``initial``, ``trained``); empty if nothing."""
+    return (record.probes.get(probe) or {}).get(stage) or {}
+
+
+def know_nothing_metric(record: Record) -> float:
+    """Return what a table shows of knowing nothing: an accuracy, of a classifier, else the error.
+
+    The counterpart of `experiments.tasks.shown_metric`, for a record.
+    """
+    error = record.result["know_nothing_error"]
+    return 1 - error if record.result["metric"] == "accuracy" else error
 
 
 @dataclass(frozen=True)
@@ -163,8 +185,7 @@ class View:
         """Return the same view; runs without a record get these reasons, by identity."""
         entries = [
             replace(entry, reason=reason)
-            if entry.record is None
-            and (reason := reasons.get(entry.folder.name.rpartition("-")[2]))
+            if entry.record is None and (reason := reasons.get(entry.identity))
             else entry
             for entry in self.entries
         ]
@@ -285,16 +306,24 @@ def load(folder: Path) -> View:
         return _load_study(folder)
     studies = sorted((path.parent for path in folder.rglob(STUDY)), key=_order)
     failed = {
-        path.parent.name: json.loads(path.read_text(encoding="utf-8"))["reason"]
+        path.parent.name: reason_of_failure(path)
         for path in sorted(folder.rglob(FAILURE), key=lambda path: _order(path.parent))
     }
     if studies or failed:
         views = [_load_study(path) for path in studies]
         return replace(joined(views, f"{len(studies)} studies", studies), failed=failed)
-    entries = [entry_of(path.parent, None, None) for path in sorted(folder.rglob("config.json"))]
+    entries = [entry_of(path.parent, None, None) for path in sorted(folder.rglob(CONFIG))]
     if not entries:
         raise ViewError(f"{folder} holds no {STUDY} and no runs")
     return View(folder.name, "", "", entries)
+
+
+def reason_of_failure(path: Path) -> str:
+    """Return what a member's ``failure.json`` gives as the reason."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["reason"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{path} cannot be read: {error}"
 
 
 def joined(views: Sequence[View], name: str, folders: Sequence[Path]) -> View:
@@ -363,7 +392,7 @@ def entry_of(
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
 
 
 def _order(path: Path) -> tuple[int, str]:
@@ -379,13 +408,8 @@ def decades_per_step(rows: Iterable[Row]) -> float | None:
     """
     slopes = []
     for record in (record for row in rows for record in row.records):
-        measured = _adjoint(record, "initial")
+        measured = probed(record, "adjoint", "initial")
         lags = len(measured.get("state_norm", ())) - 1
         if measured.get("log10_ratio") is not None and lags > 0:
             slopes.append(measured["log10_ratio"] / lags)
     return median(slopes) if slopes else None
-
-
-def is_finite(value: float | None) -> bool:
-    """Return whether there is a number."""
-    return value is not None and math.isfinite(value)
