@@ -98,6 +98,8 @@ def as_value(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, list | tuple):
         return f"[{','.join(map(as_value, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{as_value(key)}:{as_value(each)}' for key, each in value.items())}}}"
     if not isinstance(value, str):
         return repr(value)
     if _PLAIN_TEXT.fullmatch(value) and value.lower() not in _WORDS:

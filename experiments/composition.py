@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra import compose
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.fields import nearest
+from experiments.fields import ConfigError, nearest
 
 CONFIGURATION = Path(__file__).resolve().parents[1] / "hydra_conf"
 
@@ -52,6 +54,29 @@ class Schema:
 
 
 ConfigStore.instance().store(name="schema", node=Schema)
+
+
+def composed(overrides: Sequence[str], where: str = "") -> DictConfig:
+    """Compose ``config.yaml`` with overrides; Hydra must be initialised.
+
+    Args:
+        overrides: as they stand on the command line.
+        where: what stands before an error.
+
+    Raises:
+        ConfigError: Hydra cannot compose it; one line, with the nearest right name.
+    """
+    try:
+        return compose("config", list(overrides))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if not is_of_hydra(error):
+            raise
+        raise ConfigError(f"{where}{explained(error)}") from error
+
+
+def override_key(override: str) -> str:
+    """Return the key, or group, that an override is of."""
+    return override.partition("=")[0].lstrip("+~")
 
 
 def is_of_hydra(error: BaseException) -> bool:

@@ -173,7 +173,7 @@ def make(
     job: Job,
     on_progress: Callable[[int, float], None],
     is_asked_to_end: Callable[[], bool],
-    on_rows: Callable[[Rows], None] = lambda rows: None,
+    on_rows: Callable[[Rows], None] | None = None,
 ) -> Outcome:
     """Make one run in this process, and say what became of it.
 
@@ -183,16 +183,22 @@ def make(
     try:
         run = RunConfig.parse({**job.values, "model": {**job.values["model"], "name": job.label}})
         with ExitStack() as stack:
-            follow = [on_rows]
+            followers = [] if on_rows is None else [on_rows]
             if job.tensorboard:
-                follow.append(stack.enter_context(EventWriter(job.folder)))
+                followers.append(stack.enter_context(EventWriter(job.folder)))
+
+            def follow(rows: Rows) -> None:
+                for follower in followers:
+                    follower(rows)
+
             train(
                 run,
                 job.folder,
                 on_progress,
                 is_asked_to_end,
                 job.checkpoint_seconds,
-                lambda rows: [each(rows) for each in follow],
+                # Whoever follows a log has all of it read again when the run goes on.
+                follow if followers else None,
             )
     except RunTakenError as error:
         return Outcome("elsewhere", str(error))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.record import written
+from experiments.record import write_whole
 
 # Half a surrogate pair, which a command line may hold, is no reason to lose a file.
 ERRORS = "backslashreplace"
@@ -17,7 +16,7 @@ ERRORS = "backslashreplace"
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all."""
-    os.replace(written(path, text.encode("utf-8", ERRORS)), path)
+    write_whole(path, text.encode("utf-8", ERRORS))
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

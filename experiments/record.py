@@ -272,7 +272,11 @@ def read_metrics(folder: Path) -> Rows:
 
 def write_json(path: Path, value: Any) -> None:
     """Write strict JSON, whole or not at all; nan and infinities become null."""
-    content = (json.dumps(_strict(value), indent=1, allow_nan=False) + "\n").encode()
+    write_whole(path, (json.dumps(_strict(value), indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, whatever ends the process."""
     os.replace(written(path, content), path)
     sync_names(path.parent)
 

@@ -28,13 +28,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from experiments import extras, interrupts
+from experiments.command import as_value
+from experiments.composition import CONFIGURATION, composed, explained, override_key
 from experiments.console import as_text, new_console, new_table, say
 from experiments.execution import job_of, make
 from experiments.fields import (
@@ -48,7 +49,6 @@ from experiments.fields import (
     text,
 )
 from experiments.record import RECORD, Rows, write_json
-from experiments.run import CONFIGURATION, explained
 from experiments.study import Member, Study, parse_study
 
 if TYPE_CHECKING:
@@ -107,8 +107,8 @@ class Search:
 
     def __init__(self, config: SearchConfig, overrides: Sequence[str]) -> None:
         self.config = config
-        given = {_key(override) for override in overrides}
-        self.overrides = [*(d for d in DEFAULTS if _key(d) not in given), *overrides]
+        given = {override_key(override) for override in overrides}
+        self.overrides = [*(d for d in DEFAULTS if override_key(d) not in given), *overrides]
         self.distributions = {
             key: _distribution(f"search.space[{key!r}]", values, key in given)
             for key, values in config.space.items()
@@ -134,7 +134,10 @@ class Search:
 
     def changes(self, params: Mapping[str, Any]) -> list[str]:
         """Return the overrides of a trial that no other has."""
-        return [f"{key}={_words(value)}" for key, value in params.items()]
+        return [
+            f"{key}={value if isinstance(value, str) else as_value(value)}"
+            for key, value in params.items()
+        ]
 
     def study(self, params: Mapping[str, Any]) -> Study:
         """Return the runs of a trial.
@@ -143,10 +146,7 @@ class Search:
             ConfigError: no run can be made with these values.
         """
         overrides = [*self.overrides, *self.changes(params)]
-        try:
-            study = parse_study(compose("config", overrides), overrides)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(explained(error)) from error
+        study = parse_study(composed(overrides), overrides)
         labels = {member.label for member in study.members}
         if len(labels) > 1:
             raise ConfigError(
@@ -187,21 +187,6 @@ class Search:
         )
 
 
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
-
-
-def _words(value: Any) -> str:
-    """Return a value as it stands on a command line of Hydra's."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower().replace("none", "null")
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_words(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(_words(item) for item in value) + "]"
-    return str(value)
-
-
 def _distribution(key: str, values: Any, is_given: bool) -> Any:
     """Return what Optuna draws a hyperparameter from; choices as words of a command line."""
     from optuna import distributions
@@ -209,7 +194,7 @@ def _distribution(key: str, values: Any, is_given: bool) -> Any:
     if is_given:
         raise ConfigError(f"{key} is searched; it cannot be given too")
     if isinstance(values, list) and values:
-        return distributions.CategoricalDistribution([_words(value) for value in values])
+        return distributions.CategoricalDistribution([as_value(value) for value in values])
     if not isinstance(values, Mapping) or not {"low", "high"} <= set(values):
         raise ConfigError(f"{key} must be a list of values, or have low and high; got {values!r}")
     check_keys(values, ("low", "high", "log", "step"), f"{key}.")
@@ -473,7 +458,7 @@ def parse(arguments: Sequence[str]) -> Search:
     extras.require("optuna", "experiments.search")
     own, others = [], []
     for argument in arguments:
-        (own if _key(argument).startswith("search.") else others).append(argument)
+        (own if override_key(argument).startswith("search.") else others).append(argument)
     try:
         parsed = OverridesParser.create().parse_overrides(own)
     except HydraException as error:

@@ -25,13 +25,14 @@ from typing import Any
 
 import submitit
 
+from experiments import interrupts
 from experiments.execution import Job, Outcome, Progress, make, worker_count
 from experiments.fields import ConfigError
 from experiments.record import METRICS
 from experiments.study import Study
 
 _REQUEUE = submitit.JobEnvironment._usr_sig()
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, _REQUEUE)
+_SIGNALS = (*interrupts.SIGNALS, _REQUEUE)
 _POLL_SECONDS = 1.0
 _SECONDS_TO_END = 30.0
 """How long jobs that were cancelled are waited for."""

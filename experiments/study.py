@@ -14,13 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments import extras
-from experiments.composition import explained, is_of_hydra
+from experiments.composition import composed, override_key
 from experiments.config import RUN_KEYS, RunConfig
 from experiments.expectations import parse_expected
 from experiments.fields import (
@@ -319,16 +317,11 @@ def _composed(label: Any, changes: Any, overrides: Sequence[str]) -> dict[str, A
     key = f"arms[{label!r}]"
     if not isinstance(changes, list) or not all(isinstance(change, str) for change in changes):
         raise ConfigError(f"{key} must be a list of overrides, such as model=lstm; got {changes!r}")
-    set_here = {change.partition("=")[0].lstrip("+~") for change in changes}
+    set_here = {override_key(change) for change in changes}
     for name in set_here:
         check(f"{key}: what an override changes", name.split(".")[0], one_of(_SHARED))
     for override in overrides:
-        name = override.partition("=")[0].lstrip("+~")
+        name = override_key(override)
         if name in set_here:
             raise ConfigError(f"{name} is what the arms of this study differ in; got {override}")
-    try:
-        return resolved(compose("config", [*overrides, *changes]))
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        if not is_of_hydra(error):
-            raise
-        raise ConfigError(f"{key}: {explained(error)}") from error
+    return resolved(composed([*overrides, *changes], where=f"{key}: "))

@@ -7,12 +7,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from experiments.fields import Config, ConfigError, integer, optional
 from experiments.models import SequenceModel
 from experiments.tasks import Task
+from rnn_cuda.instruments import GradientFlow
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,24 @@ class Probe(ABC):
 
 class ProbeError(ConfigError):
     """A probe that cannot be taken of a model; the message names both."""
+
+
+def recorded(
+    model: SequenceModel, task: Task, x_TBI: Tensor, target: Tensor, **options: Any
+) -> GradientFlow:
+    """Return the gradient's flow through a model, each sample's being that of its own loss.
+
+    Args:
+        model: what is measured; its core is ``core`` in what is returned.
+        task: whose loss it is.
+        x_TBI: input of the batch.
+        target: its answers.
+        options: of `rnn_cuda.instruments.GradientFlow`.
+    """
+    with GradientFlow(model, **options) as flow:
+        loss = task.loss(model(x_TBI), target) * x_TBI.shape[1]  # a sum over the samples
+        torch.autograd.grad(loss, list(model.parameters()))
+    return flow
 
 
 def log10_or_none(value: float) -> float | None:

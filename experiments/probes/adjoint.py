@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from experiments.models import RECURRENT, SequenceModel
-from experiments.probes._probe import Probe, log10_or_none
+from experiments.probes._probe import Probe, log10_or_none, recorded
 from experiments.tasks import Task
-from rnn_cuda.instruments import GradientFlow
 
 
 class Adjoint(Probe):
@@ -30,9 +28,7 @@ class Adjoint(Probe):
         self, model: SequenceModel, task: Task, x_TBI: Tensor, target: Tensor
     ) -> dict[str, Any]:
         """Return ``state_norm`` and ``hidden_norm`` ``[T]``, and the ratio first to last."""
-        with GradientFlow(model) as flow:
-            loss = task.loss(model(x_TBI), target) * x_TBI.shape[1]
-            torch.autograd.grad(loss, list(model.parameters()))
+        flow = recorded(model, task, x_TBI, target)
         state, hidden = (
             norms["core.l0"].mean(dim=1).tolist()
             for norms in (flow.joint_adjoint_norm, flow.adjoint_norm)

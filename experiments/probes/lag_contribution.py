@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from experiments.models import GATED, PLAIN, SequenceModel
 from experiments.probes._layer import Layer, lowest_layer, shifted
-from experiments.probes._probe import Probe, as_json, log10_or_none
+from experiments.probes._probe import Probe, as_json, log10_or_none, recorded
 from experiments.tasks import Task
 from rnn_cuda import LeakyRNN
-from rnn_cuda.instruments import GradientFlow, lag_contribution
+from rnn_cuda.instruments import lag_contribution
 from rnn_cuda.reference import activation_derivative
 
 
@@ -36,9 +36,7 @@ class LagContribution(Probe):
         """
         layer = lowest_layer(model.core, x_TBI)
         is_lstm = isinstance(model.core, nn.LSTM)
-        with GradientFlow(model, vectors=True, cell_through_hidden=is_lstm) as flow:
-            loss = task.loss(model(x_TBI), target) * x_TBI.shape[1]
-            torch.autograd.grad(loss, list(model.parameters()))
+        flow = recorded(model, task, x_TBI, target, vectors=True, cell_through_hidden=is_lstm)
         a_TBH = flow.adjoint["core.l0"].double()
         c_TBH = flow.cell_adjoint["core.l0"].double() if is_lstm else None
         values = lag_contribution(deltas(layer, a_TBH, c_TBH), layer.h).mean(dim=1)

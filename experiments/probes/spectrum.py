@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from experiments.models import PLAIN, RECURRENT, SequenceModel
-from experiments.probes._probe import Probe, as_json
+from experiments.probes._probe import Probe, as_json, recorded
 from experiments.tasks import Task
-from rnn_cuda.instruments import GradientFlow, recurrent_spectrum
+from rnn_cuda.instruments import recurrent_spectrum
 from rnn_cuda.modules import ElmanStack
 
 LARGEST_DERIVATIVE = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25, "identity": 1.0}
@@ -46,9 +45,7 @@ class Spectrum(Probe):
                 weight = core._coefficients(weight)[2]
             spectrum = recurrent_spectrum(weight)
             matrices[name] = {key: as_json(value) for key, value in spectrum._asdict().items()}
-        with GradientFlow(model) as flow:
-            loss = task.loss(model(x_TBI), target) * x_TBI.shape[1]
-            torch.autograd.grad(loss, list(model.parameters()))
+        flow = recorded(model, task, x_TBI, target)
         margin = None
         if isinstance(core, PLAIN):
             bound = matrices["l0"]["largest_singular_value"][0]
