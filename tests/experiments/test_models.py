@@ -14,7 +14,7 @@ from experiments.composition import CONFIGURATION
 from experiments.config import RunConfig
 from experiments.probes.adjoint import Adjoint
 from experiments.study import resolved
-from tests.experiments.studies import ROOT, choices, composed
+from tests.experiments.studies import ROOT, choices, composed, listing_also
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -96,10 +96,7 @@ def test_a_model_and_a_study_are_added_as_the_page_says(tmp_path):
     shutil.copytree(CONFIGURATION, tmp_path / "conf")
     (tmp_path / "conf" / "model" / "slow.yaml").write_text(model)
     (tmp_path / "conf" / "experiment" / "slow_or_fast.yaml").write_text(study)
-    program = (  # the package is run again, with a second folder to list
-        "import experiments.models as package\n"
-        f"package.__path__.append({str(tmp_path / 'cores')!r})\n"
-        "package.__spec__.loader.exec_module(package)\n"
+    program = listing_also("experiments.models", tmp_path / "cores") + (
         "from hydra import compose, initialize_config_dir\n"
         "from experiments.study import parse_study\n"
         "from experiments.train import train\n"

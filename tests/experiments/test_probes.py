@@ -7,7 +7,6 @@ import math
 import subprocess
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,10 +22,10 @@ from experiments.probes import PROBES, Probe, ProbeConfig
 from experiments.record import read_metrics
 from experiments.train import train
 from rnn_cuda.instruments import lyapunov_exponents
+from tests.experiments.studies import ROOT, example, listing_also
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ROOT = Path(__file__).parents[2]
 PLAIN, GATED = ["fused_rnn", "rnn"], ["lstm", "gru"]
 REFUSED = {
     "adjoint": {},
@@ -354,15 +353,10 @@ def test_truncation_is_of_training_and_not_of_what_probes_see():
 
 
 def test_a_probe_is_added_with_one_file_as_the_page_says(tmp_path):
-    page = (ROOT / "docs/remedies.md").read_text(encoding="utf-8")
-    source = page.partition("```python\n# experiments/probes/")[2].partition("```")[0]
-    name, _, source = source.partition(".py\n")
-    shown = OmegaConf.create(page.partition(f"```yaml\n# @package probe.{name}")[2].split("```")[0])
+    name, source, shown = example("probes", "probe")
     (tmp_path / f"{name}.py").write_text(source)
-    program = (  # the package is run again, with a second folder to list
-        "import experiments.probes as package, experiments.config as config\n"
-        f"package.__path__.append({str(tmp_path)!r})\n"
-        "package.__spec__.loader.exec_module(package)\n"
+    program = listing_also("experiments.probes", tmp_path) + (
+        "import experiments.config as config\n"
         "config.build_probes = package.build_probes\n"
         "from experiments.train import train\n"
         "from pathlib import Path\n"

@@ -7,7 +7,6 @@ import math
 import subprocess
 import sys
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,10 +24,10 @@ from experiments.record import METRICS
 from experiments.remedies import REMEDIES, Problem
 from experiments.train import Interrupted, train
 from rnn_cuda.instruments import lyapunov_exponents
+from tests.experiments.studies import ROOT, example, listing_also
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ROOT = Path(__file__).parents[2]
 ELMAN, RESIDUAL, GATED = {"fused_rnn", "rnn"}, {"leaky", "antisymmetric"}, {"lstm", "gru"}
 ALL = ELMAN | RESIDUAL | GATED
 CLASS = {
@@ -655,17 +654,10 @@ def test_flossing_comes_before_the_first_measurement_and_leaves_the_data(tmp_pat
 
 
 def test_a_remedy_is_added_with_one_file_as_the_page_says(tmp_path):
-    page = (ROOT / "docs/remedies.md").read_text(encoding="utf-8")
-    source = page.partition("```python\n# experiments/remedies/")[2].partition("```")[0]
-    name, _, source = source.partition(".py\n")
-    shown = OmegaConf.create(
-        page.partition(f"```yaml\n# @package remedy.{name}")[2].split("```")[0]
-    )
+    name, source, shown = example("remedies", "remedy")
     (tmp_path / f"{name}.py").write_text(source)
-    program = (  # the package is run again, with a second folder to list
-        "import experiments.remedies as package, experiments.config as config\n"
-        f"package.__path__.append({str(tmp_path)!r})\n"
-        "package.__spec__.loader.exec_module(package)\n"
+    program = listing_also("experiments.remedies", tmp_path) + (
+        "import experiments.config as config\n"
         "config.build_remedies = package.build_remedies\n"
         "def run(**remedy):\n"
         "    values = dict(model=dict(core='rnn'), task=dict(name='adding'), remedy=remedy)\n"

@@ -24,7 +24,7 @@ from experiments.config import RunConfig
 from experiments.fields import Config, ConfigError, choice, fraction, integer, number
 from experiments.tasks import TASKS, build_task, shown_metric
 from experiments.train import train
-from tests.experiments.studies import choices, composed, study_of
+from tests.experiments.studies import choices, composed, listing_also, study_of
 from tests.idx_files import idx_bytes, mnist_like, write_mnist
 
 CHOICES = choices("task")
@@ -731,12 +731,8 @@ def test_a_task_is_found_by_its_file_alone(tmp_path):
     page = (CONFIGURATION.parent / "docs" / "tasks.md").read_text(encoding="utf-8")
     source = page.partition("```python\n")[2].partition("```")[0]
     shown = OmegaConf.create(page.partition("```yaml\n")[2].partition("```")[0])
-    program = (  # the package is run again, with a second folder to list
-        "import experiments.tasks as package\n"
-        f"package.__path__.append({str(tmp_path)!r})\n"
-        "package.__spec__.loader.exec_module(package)\n"
-        f"task = package.build_task({dict(shown)!r})\n"
-        "print(task.name, task.settings)\n"
+    program = listing_also("experiments.tasks", tmp_path) + (
+        f"task = package.build_task({dict(shown)!r})\nprint(task.name, task.settings)\n"
     )
 
     def run() -> subprocess.CompletedProcess:
