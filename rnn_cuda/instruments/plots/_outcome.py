@@ -64,33 +64,21 @@ def saturation_histograms(
     with canvases(ax, panels, (5.4 * panels, 3.8)) as grid:
         for axes in grid:
             axes.margins(y=0.25)  # room for the legend
-        binned = [
-            v
-            for series in (states, gates or {})
-            for v in series.values()
-            if isinstance(v, Saturation)
-        ]
+        everything = (*states.values(), *(gates or {}).values())
+        is_binned = any(isinstance(v, Saturation) for v in everything)
         values = {
             label: v if isinstance(v, Saturation) else _finite(f"states[{label!r}]", v)
             for label, v in states.items()
         }
-        reach = max(
-            [
-                1.0,
-                *(
-                    np.abs(v).max(initial=0)
-                    for v in values.values()
-                    if not isinstance(v, Saturation)
-                ),
-            ]
-        )
+        raw_values = (v for v in values.values() if not isinstance(v, Saturation))
+        reach = max([1.0, *(np.abs(v).max(initial=0) for v in raw_values)])
         for index, (label, v) in enumerate(values.items()):
             if isinstance(v, Saturation):
                 _draw_binned(grid[0], v, index, label)
                 continue
             share = (np.abs(v) > saturated_above).mean()
             _histogram(grid[0], v, (-reach, reach), bins, index, f"{label}: {share:.0%}")
-        legend = "share saturated" if binned else f"share with $|h|$ > {saturated_above:g}"
+        legend = "share saturated" if is_binned else f"share with $|h|$ > {saturated_above:g}"
         finish(grid[0], None, legend_title=legend, xlabel="hidden state $h$", ylabel="density")
         if gates is not None:
             for index, (label, raw) in enumerate(gates.items()):
@@ -106,7 +94,7 @@ def saturation_histograms(
                 words = f"{label}: {shut:.0%}, {opened:.0%}"
                 _histogram(grid[1], v, (0.0, 1.0), bins, index, words)
             low = f"{1 - saturated_above:.3g}"
-            if not binned:
+            if not is_binned:
                 legend = f"share < {low} (shut), > {saturated_above:g} (open)"
             finish(grid[1], None, legend_title=legend, xlabel="gate", ylabel="density")
         return figure_of(grid[0])
