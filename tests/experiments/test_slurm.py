@@ -9,7 +9,7 @@ import time
 import pytest
 from hydra import compose, initialize_config_dir
 
-from experiments import extras
+from experiments import extras, interrupts
 from experiments.checkpoint import CHECKPOINT
 from experiments.execution import execute
 from experiments.fields import ConfigError
@@ -38,12 +38,15 @@ def _study(root, *overrides):
 
 def _execute(study, is_asked_to_end=lambda: False):
     outcomes, progress = {}, []
-    execute(
-        study,
-        is_asked_to_end,
-        lambda member, step, loss: progress.append((member, step)),
-        lambda member, outcome: outcomes.setdefault(member.run.seed, outcome),
-    )
+    # As the command does. A process that a shell runs in the background ignores SIGINT unless it
+    # has a handler of its own, and so do the jobs that it starts: none could be cancelled.
+    with interrupts.noticed():
+        execute(
+            study,
+            is_asked_to_end,
+            lambda member, step, loss: progress.append((member, step)),
+            lambda member, outcome: outcomes.setdefault(member.run.seed, outcome),
+        )
     return outcomes, progress
 
 
