@@ -15,7 +15,7 @@ setup(
     package_dir={"rnn_cuda._csrc": "csrc"},
     package_data={
         "rnn_cuda": ["py.typed"],
-        "experiments": ["*.j2"],
+        "experiments": ["*/*.j2"],
         "rnn_cuda._csrc": ["*.h", "*.cpp", "*/*.h", "*/*.cpp", "*/*.cuh", "*/*.cu"],
         "hydra_conf": ["*.yaml", "*/*.yaml"],
     },

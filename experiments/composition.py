@@ -37,6 +37,7 @@ class Schema:
     contrast_horizons: Any = None
     budget: Any = None
     budgets: dict[str, Any] = field(default_factory=dict)
+    figures: Any = None
     arms: dict[str, Any] = field(default_factory=dict)
     expected: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)

@@ -152,6 +152,20 @@ def integers(
     )
 
 
+def names(default: Iterable[str] = ()) -> Any:
+    """Declare a field for a list of names, held as a tuple."""
+    return _field(
+        tuple(default),
+        Check(
+            "a list of names",
+            lambda value: (
+                isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+            ),
+            convert=tuple,
+        ),
+    )
+
+
 def fraction(default: float) -> Any:
     """Declare a field for a number above 0 and below 1."""
     return _field(

@@ -1,13 +1,13 @@
 """Figures of a view, drawn by the library's own plots; those that its records allow.
 
-`FIGURES` is the list: a new figure is one function in it. Each yields what it can draw of a view,
-and nothing where the records do not hold what it shows.
+`FIGURES` has them by name, as a study's ``figures`` names them: a new figure is one function in it.
+Each yields what it can draw of a view, and nothing where the records do not hold what it shows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,41 +87,41 @@ class Group:
 
 
 def draw(view: View, folder: Path) -> list[Path]:
-    """Draw `ladder` and `loss_curves` into a folder, as PNG and SVG; return the files.
-
-    A report (`experiments.report`) has every figure that the records allow.
-    """
-    files = []
-    if any(row.records for row in view.rows):
-        with mpl.rc_context(plots.STYLE):
-            files += plots.save(ladder(view), folder / "ladder")
-            for each in loss_curves(view):
-                files += plots.save(each.figure, folder / each.name)
-    return files
+    """Draw the figures that a view names into a folder, as PNG and SVG; return the files."""
+    return [
+        path
+        for each in drawn(view, view.figures)
+        for path in plots.save(each.figure, folder / each.name)
+    ]
 
 
 def drawn(
-    view: View, on_problem: Callable[[str, Exception], None] | None = None
+    view: View,
+    names: Iterable[str],
+    on_problem: Callable[[str, Exception], None] | None = None,
 ) -> Iterator[Drawn]:
-    """Yield every figure that the records of a view allow.
+    """Yield figures of a view, as far as its records allow.
 
     Args:
         view: of one task.
+        names: of `FIGURES`.
         on_problem: called with the name of a figure that could not be drawn, and why; without it
             the exception is raised.
     """
     with mpl.rc_context(plots.STYLE):
-        for figure in FIGURES:
+        for name in names:
             try:
-                yield from figure(view)
+                yield from FIGURES[name](view)
             except Exception as error:
                 if on_problem is None:
                     raise
-                on_problem(figure.__name__, error)
+                on_problem(name, error)
 
 
-def ladder(view: View) -> Figure:
-    """Return the cliff, and the adjoint's profiles before and after training."""
+def ladder(view: View) -> Iterator[Drawn]:
+    """The cliff and the adjoint's profiles, side by side."""
+    if not view.records:
+        return
     figure = Figure(figsize=(11.5, 4.6), layout="constrained")
     cliff, flow = figure.subplots(1, 2)
     rows = [row for row in view.rows if row.records]
@@ -140,7 +140,14 @@ def ladder(view: View) -> Figure:
     else:
         flow.set_axis_off()
     figure.suptitle(plots.as_text(f"{view.name}: {', '.join(view.tasks)}", longest=90))
-    return figure
+    yield Drawn(
+        "ladder",
+        figure,
+        "Left: test error over that of knowing nothing against T; a dot per seed, a line through "
+        "the medians; seeds that diverged are not drawn. Right: norm of the total adjoint dL/dh_t "
+        "(of (h, c) for an LSTM) against the lag, at initialisation and trained. "
+        f"{_runs(_groups(view))}",
+    )
 
 
 def adjoint_profiles(view: View) -> Iterator[Drawn]:
@@ -484,20 +491,26 @@ def remedies(view: View) -> Iterator[Drawn]:
         )
 
 
-FIGURES: tuple[Callable[[View], Iterator[Drawn]], ...] = (
-    adjoint_profiles,
-    adjoint_heatmaps,
-    lag_contributions,
-    loss_curves,
-    cliffs,
-    solved_by_ratio,
-    recurrent_weights,
-    lyapunov_spectra,
-    jacobians,
-    saturations,
-    gradient_norms,
-    remedies,
-)
+FIGURES: dict[str, Callable[[View], Iterator[Drawn]]] = {
+    figure.__name__: figure
+    for figure in (
+        ladder,
+        adjoint_profiles,
+        adjoint_heatmaps,
+        lag_contributions,
+        loss_curves,
+        cliffs,
+        solved_by_ratio,
+        recurrent_weights,
+        lyapunov_spectra,
+        jacobians,
+        saturations,
+        gradient_norms,
+        remedies,
+    )
+}
+EVERY = tuple(name for name in FIGURES if name != "ladder")
+"""What a page of everything shows; `ladder` puts two of them side by side."""
 
 
 def cliff_series(rows: Sequence[Row], horizons: Sequence[int]) -> dict[str, list[list[float]]]:

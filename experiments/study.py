@@ -32,6 +32,7 @@ from experiments.fields import (
     integer,
     integers,
     mapping,
+    names,
     nearest,
     one_of,
     optional,
@@ -56,6 +57,7 @@ class StudyConfig(Config):
         horizons: every arm runs all of them.
         contrast_horizons: where the model's contrasts are run as well.
         budget: which of the study's ``budgets`` its settings are taken from.
+        figures: of `experiments.figures.FIGURES`, those that answer what it asks.
     """
 
     name: str = text("study")
@@ -64,6 +66,7 @@ class StudyConfig(Config):
     horizons: tuple[int, ...] = integers((50,), at_least=1)
     contrast_horizons: tuple[int, ...] = integers(at_least=1, is_empty_allowed=True)
     budget: str = text("full")
+    figures: tuple[str, ...] = names(("ladder", "loss_curves"))
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,7 @@ def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study:
     values = resolved(config)
     check_keys(values, (*_STUDY, *_EXECUTION, *_OTHERS, *_SHARED), "")
     study = StudyConfig.parse({key: values[key] for key in _STUDY if key in values})
+    _check_figures(study.figures)
     execution = ExecutionConfig.parse({key: values[key] for key in _EXECUTION if key in values})
     slurm = SlurmConfig.parse(values.get("slurm") or {}, "slurm.")
     if execution.launcher != "processes":
@@ -241,6 +245,13 @@ def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study:
                 folder = root / "runs" / RECORDS / its.folder_name
                 members.append(Member(label, its, contrast_of, folder))
     return Study(study, execution, tuple(members), root, expected, slurm)
+
+
+def _check_figures(named: Sequence[str]) -> None:
+    from experiments.figures import FIGURES  # matplotlib, which processes that make runs do without
+
+    for name in named:
+        check("figures", name, one_of(FIGURES))
 
 
 def _check_budget(config: DictConfig) -> None:

@@ -26,7 +26,7 @@ from experiments.record import (
     write_json,
 )
 from experiments.run_folder import FAILURE, STUDY
-from experiments.study import Study
+from experiments.study import Study, StudyConfig
 
 VERSION = 1
 
@@ -156,6 +156,7 @@ class View:
         command: that made it.
         expected: what was known of it beforehand, as the study's YAML has it.
         kernel_check: the fused kernel beside ``torch.nn.RNN``, where it was made.
+        figures: that answer what it asks, by name.
         entries: the runs.
         failed: members of a sweep that never became a study: why, by their folder.
     """
@@ -166,6 +167,7 @@ class View:
     entries: list[Entry]
     expected: Mapping[str, Any] = field(default_factory=dict)
     kernel_check: Mapping[str, Any] | None = None
+    figures: Sequence[str] = StudyConfig.figures
     failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -291,6 +293,7 @@ def save(study: Study, folder: Path, command: str, kernel_check: Any = None) -> 
             "command": command,
             "expected": study.expected,
             "kernel_check": kernel_check,
+            "figures": study.config.figures,
             "runs": runs,
         },
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.fields import ConfigError, optional, text
+from experiments.fields import ConfigError, text
 from experiments.tasks._idx import IDXError, read_idx
 from experiments.tasks._images import ImageConfig, ImageTask
 from experiments.tasks._task import Batch
@@ -20,7 +20,7 @@ _FILES = "{part}-images-idx3-ubyte", "{part}-labels-idx1-ubyte"
 class MnistConfig(ImageConfig):
     """Options of ``task=mnist``; ``root`` is the folder that holds the files."""
 
-    root: str | None = optional(text(""))
+    root: str = text("data/mnist")
 
 
 class MnistTask(ImageTask):
@@ -37,17 +37,16 @@ class MnistTask(ImageTask):
     Config = MnistConfig
 
     def __init__(self, config: MnistConfig) -> None:
-        if config.root is None:
-            raise ConfigError(
-                "task.root must be the folder with MNIST's IDX files (train-images-idx3-ubyte and "
-                "so on, with .gz or without; nothing is downloaded); got None"
-            )
         try:
             train, test = (
                 _read(Path(config.root).expanduser(), part) for part in ("train", "t10k")
             )
         except IDXError as error:
-            raise ConfigError(f"task.root: {error}") from error
+            raise ConfigError(
+                "task.root (MNIST_ROOT in the environment) must be the folder with MNIST's IDX "
+                "files (train-images-idx3-ubyte and so on, with .gz or without; nothing is "
+                f"downloaded): {error}"
+            ) from error
         super().__init__(config, train, test, brightest=255)
 
 

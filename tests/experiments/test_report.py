@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import math
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from markdown_it import MarkdownIt
 
 from experiments import figures, report, view
 from experiments.command import as_value, command, overrides
@@ -25,6 +27,12 @@ from experiments.config import RunConfig
 from experiments.expectations import QUANTITIES
 from experiments.probes import PROBES
 from experiments.record import Record
+from experiments.report.__main__ import main
+from experiments.report.arms import flat
+from experiments.report.page import as_markdown
+from experiments.report.reading import gather
+from experiments.report.result_tables import interval
+from experiments.report.summary import speeds
 from experiments.study import ExecutionConfig, Member, Study, StudyConfig, parse_study
 from experiments.train import train
 
@@ -163,13 +171,13 @@ def save(root, *records):
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    monkeypatch.setattr(report, "pictures", lambda seen, problems: [])
+    monkeypatch.setattr(figures, "drawn", lambda *arguments: iter(()))
 
 
 def made(*folders, output=None):
-    html, table = report.write([Path(folder) for folder in folders], output)
+    path, table = report.write([Path(folder) for folder in folders], output)
     with table.open(newline="", encoding="utf-8") as file:
-        return Page(html), list(csv.DictReader(file))
+        return Page(path), list(csv.DictReader(file))
 
 
 # ---- a study that was run ------------------------------------------------------------------------
@@ -324,7 +332,7 @@ def test_the_csv_has_a_line_per_run_with_every_value(page, study):
     assert len(lines) == len(entries)
     for line in lines:
         entry = entries[line["identity"]]
-        for key, value in report.flat(entry.record.config).items():
+        for key, value in flat(entry.record.config).items():
             shown = line[f"config.{key}"]
             if isinstance(value, str):
                 assert shown == value
@@ -423,9 +431,9 @@ def test_diverged_and_failed_runs_are_counted_and_listed(tmp_path):
 
 def test_an_interval_is_students_t():
     # 1, 2, 3, 4: mean 2.5, s 1.29099, t(3) 3.18245
-    low, high = report.interval([1.0, 2.0, 3.0, 4.0])
+    low, high = interval([1.0, 2.0, 3.0, 4.0])
     assert (low, high) == pytest.approx((2.5 - 2.054260, 2.5 + 2.054260), abs=1e-5)
-    assert report.interval([1.0]) is None
+    assert interval([1.0]) is None
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -449,8 +457,8 @@ def test_speed_is_compared_between_runs_that_are_otherwise_equal(tmp_path):
     elsewhere = record_of(run_of("fused_rnn", horizon=12), seconds=1.0)
     elsewhere.provenance["torch"] = "1.0"
     save(tmp_path, *both((1, 3)), *both((2, 4), seed=1), other, elsewhere)
-    found = report.gather([tmp_path])
-    (said,) = report.speeds(found.entries)
+    found = gather([tmp_path])
+    (said,) = speeds(found.entries)
     # Medians of 1, 2 and of 3, 4 seconds for 20 steps.
     assert "T = 8, H = 8: fused_rnn trains 2.33 times" in said
     assert "(75.00 against 175.00 ms per step, median over 2 seed(s)" in said
@@ -470,6 +478,44 @@ def test_signatures_of_other_settings_are_not_compared(study, tmp_path):
     verdicts = {line["arm"]: line["verdict"] for line in lines}
     assert verdicts["rnn"] == "not measured: these runs have other settings"
     assert verdicts["gru"] == "published"
+
+
+# ---- Markdown ------------------------------------------------------------------------------------
+
+
+def test_markdown_shows_what_the_page_shows(study, page, tmp_path):
+    output, _ = report.write([study], tmp_path / "found.md")
+    rendered = (
+        MarkdownIt("commonmark", {"xhtmlOut": False})
+        .enable("table")
+        .render(output.read_text(encoding="utf-8"))
+    )
+    path = tmp_path / "rendered.html"
+    path.write_text(rendered, encoding="utf-8")
+    root = Page(path).root
+    assert not list(root.all("script"))
+    assert EVIL in root.text
+    tables = [
+        [[cell.text for cell in line.all("td")] for line in next(each.all("tbody")).all("tr")]
+        for each in root.all("table")
+    ]
+    titles = (
+        "Results",
+        "Trained at one length, tested at others",
+        "Training and test error",
+        "Expected and published",
+    )
+    assert tables == [[list(line.values()) for line in page[0].table(title)] for title in titles]
+    sources = [image.attributes["src"] for image in root.all("img")]
+    assert sources == [f"found/adding_{name}" for name in ("ladder.svg", "loss_curves.svg")]
+    assert all((tmp_path / source).stat().st_size > 0 for source in sources)
+
+
+def test_text_is_text_in_markdown():
+    for text in (EVIL, "1. x", "- x", "+", "a|b", "`code` _x_ **y** [l](u) ~~z~~", "&amp; \\ $x$"):
+        rendered = MarkdownIt("commonmark", {"xhtmlOut": False}).render(f"* {as_markdown(text)}")
+        (item,) = re.fullmatch(r"<ul>\n<li>(.*)</li>\n</ul>\n", rendered).groups()
+        assert html.unescape(item) == text
 
 
 # ---- what is damaged or foreign ------------------------------------------------------------------
@@ -504,7 +550,7 @@ def test_a_damaged_record_is_listed_with_its_reason_and_the_others_are_shown(
     changed = DAMAGES[damage](before)
     assert changed != before
     path.write_bytes(changed.encode("utf-8", "surrogateescape"))
-    assert report.main([str(tmp_path)]) == 0
+    assert main([str(tmp_path)]) == 0
     page = Page(tmp_path / "report.html")
     assert len(page.table("Results")) == 1
     (problem,) = page.problems().items()
@@ -531,8 +577,8 @@ def test_a_foreign_folder_and_a_damaged_study_are_listed(tmp_path):
 
 
 def test_a_damaged_log_costs_its_curves_alone(study, tmp_path, monkeypatch):
-    three = (figures.loss_curves, figures.adjoint_profiles, figures.adjoint_heatmaps)
-    monkeypatch.setattr(figures, "FIGURES", three)
+    three = ("loss_curves", "adjoint_profiles", "adjoint_heatmaps")
+    monkeypatch.setattr(figures, "EVERY", three)
     records = tmp_path / "records"
     for folder in sorted((study.parent / "runs" / "records").glob("*T8-rnn*")):
         shutil.copytree(folder, records / folder.name)
@@ -569,7 +615,7 @@ def test_errors_are_one_line_and_exit_status_1(tmp_path, capsys):
         ([good, "--output", str(tmp_path / "empty")], "empty"),
         ([good, "--output", str(tmp_path / "page.csv")], "must not be called"),
     ):
-        assert report.main(arguments) == 1
+        assert main(arguments) == 1
         printed = capsys.readouterr().err
         assert printed.startswith("error: ")
         assert words in printed

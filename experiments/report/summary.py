@@ -1,0 +1,86 @@
+"""What a report says of all runs together: how much faster one core trains, and where they ran."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from experiments.console import as_line
+from experiments.record import Record
+from experiments.report.arms import flat, plain
+from experiments.view import Entry
+
+
+def speeds(entries: Sequence[Entry]) -> list[str]:
+    """Say how much faster ``fused_rnn`` trains than ``rnn``, where both are there alike."""
+    groups: dict[str, dict[str, dict[int, Record]]] = {}
+    for entry in entries:
+        record = entry.record
+        if record is None or record.status != "finished":
+            continue
+        core = record.config["model"]["core"]
+        if core not in ("fused_rnn", "rnn"):
+            continue
+        values = {**flat(record.config), "model.core": "", "seed": ""}
+        machine = [record.provenance.get(name) for name in ("platform", "device_name", "torch")]
+        key = json.dumps([values, machine], sort_keys=True)
+        own = groups.setdefault(key, {"fused_rnn": {}, "rnn": {}})
+        own[core][record.config["seed"]] = record
+    said = []
+    for own in groups.values():
+        seeds = sorted(set(own["fused_rnn"]) & set(own["rnn"]))
+        if not seeds:
+            continue
+        fused, plain = (
+            median(1e3 * r.provenance["seconds"] / r.result["steps"] for r in records)
+            for records in ([own[core][seed] for seed in seeds] for core in ("fused_rnn", "rnn"))
+        )
+        if fused > 0 and plain > 0:
+            record = own["fused_rnn"][seeds[0]]
+            said.append(
+                f"{record.result['task']}, T = {record.config['horizon']}, "
+                f"H = {record.result['hidden_size']}: fused_rnn trains {plain / fused:.2f} times "
+                f"as fast as rnn, end to end ({fused:.2f} against {plain:.2f} ms per step, median "
+                f"over {len(seeds)} seed(s), all other settings equal)."
+            )
+    return said
+
+
+def provenance(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """Return when, where and with what runs were made, every value that occurs."""
+    names = {
+        "rnn_cuda": "rnn_cuda",
+        "torch": "PyTorch",
+        "python": "Python",
+        "hydra": "Hydra",
+        "platform": "machine",
+        "cpu_capability": "CPU capability",
+        "device_name": "GPU",
+        "git_commit": "commit",
+        "backend": "backend",
+    }
+    found = []
+    started = sorted(str(r.provenance["started"]) for r in records if r.provenance.get("started"))
+    if started:
+        ends = dict.fromkeys((started[0], started[-1]))
+        found.append(("runs ended", " to ".join(ends)))
+    for name, title in names.items():
+        values = {}
+        for record in records:
+            value = record.provenance.get(name)
+            if value in (None, "", [], {}):
+                continue
+            text = plain(value)
+            if name == "backend" and isinstance(value, Mapping):
+                text = "; ".join(f"{key}: {plain(item)}" for key, item in value.items())
+            if name == "git_commit" and record.provenance.get("git_modified"):
+                text += " (with changes not committed)"
+            values[text] = None
+        if values:
+            found.append((title, as_line(" | ".join(values))))
+    for name in ("device", "precision", "threads"):
+        values = dict.fromkeys(plain(r.config[name]) for r in records if name in r.config)
+        if values:
+            found.append((name, ", ".join(values)))
+    return found
