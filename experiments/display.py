@@ -118,8 +118,8 @@ def _verdict(member: Member) -> str:
     if record is None or record.status == "diverged":
         return "done" if record is None else "diverged"
     result = record.result
-    verdict = "not learned" if result["verdict"] == "failed" else result["verdict"]
-    return f"{verdict}, {result['metric']} {result['test_metric']:.3g}"
+    verdict = "not learned" if result.verdict == "failed" else result.verdict
+    return f"{verdict}, {result.metric} {result.test_metric:.3g}"
 
 
 def _has_ended(member: Member) -> bool:

@@ -229,7 +229,7 @@ def loss_curves(view: View) -> Iterator[Drawn]:
             plots.loss_curves(
                 {"": [each + [math.nan] * (points - len(each)) for each in smooth]},
                 [block * (index + 1) for index in range(points)],
-                know_nothing=group.row.records[0].result["know_nothing_loss"],
+                know_nothing=group.row.records[0].result.know_nothing_loss,
                 title=_short(title, 34 if columns == 2 else 60),
                 ax=panel,
             )
@@ -445,8 +445,8 @@ def remedies(view: View) -> Iterator[Drawn]:
     if len(groups) < 2:
         return
     result = groups[0].row.records[0].result
-    is_accuracy = result["metric"] == "accuracy"
-    label = f"test {result['metric']}"
+    is_accuracy = result.metric == "accuracy"
+    label = f"test {result.metric}"
     scores = {group.name: group.row.values("test_metric") for group in groups}
     figure = Figure(figsize=(SIZE[0], 1.2 + 0.32 * len(scores)), layout="constrained")
     plots.remedy_bars(
@@ -460,14 +460,14 @@ def remedies(view: View) -> Iterator[Drawn]:
     yield Drawn(
         "remedy_bars",
         figure,
-        f"Test {result['metric']} of every arm at T = {horizon}: the median over seeds, a dot per "
+        f"Test {result.metric} of every arm at T = {horizon}: the median over seeds, a dot per "
         f"seed; dashed: knowing nothing. {_runs(groups)}",
     )
     seconds = {
         group.name: [
-            record.provenance["seconds"] / record.result["steps"]
+            record.seconds_per_step
             for record in group.row.records
-            if record.result.get("test_metric") is not None
+            if record.result.test_metric is not None
         ]
         for group in groups
     }
@@ -486,7 +486,7 @@ def remedies(view: View) -> Iterator[Drawn]:
             name,
             figure,
             "Wall-clock time of a training step (evaluation, probes and checkpoints included) "
-            f"against the test {result['metric']}; a large mark for the median over seeds. "
+            f"against the test {result.metric}; a large mark for the median over seeds. "
             f"{_runs(g for g in groups if g.name in shown)}",
         )
 
@@ -530,7 +530,7 @@ def cliff_series(rows: Sequence[Row], horizons: Sequence[int]) -> dict[str, list
 def _shares(row: Row) -> list[float]:
     """Return each seed's error over that of knowing nothing; inf where it diverged."""
     return [
-        _number(record.result.get("error_over_know_nothing"), math.inf)
+        _number(record.result.error_over_know_nothing, math.inf)
         if record.status == "finished"
         else math.inf
         for record in row.records

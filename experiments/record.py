@@ -25,11 +25,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 RECORD, CONFIG, METRICS, OWNER = "record.json", "config.json", "metrics.jsonl", "owner.json"
 VERSION = 1
@@ -38,6 +38,7 @@ _LOCK_TRIES, _LOCK_PAUSE = 20, 0.05
 """How often, and after how many seconds each, a lock is asked for: `is_owned` holds one briefly."""
 
 Status = Literal["finished", "diverged", "failed"]
+Verdict = Literal["solved", "learned", "failed", "diverged"]
 
 
 class RecordError(RuntimeError):
@@ -46,6 +47,41 @@ class RecordError(RuntimeError):
 
 class RunTakenError(RuntimeError):
     """A run that another live process works on."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of a trained model. A run that diverged has no errors, only ``None``.
+
+    Attributes:
+        hidden_size, parameters: of the model; trained numbers.
+        steps: of training that were done.
+        solved_at: the first step at which an evaluation found the task solved.
+        task, metric: names, of the task and of what is shown of it.
+        know_nothing_loss, know_nothing_error: of the best answer that ignores the input.
+        dependency: the longest lag that matters, in time steps.
+        verdict: test error below 10 % of that of knowing nothing, below 25 %, or not.
+        test_error, train_error: what the task counts as error, on held-out and on training data.
+        test_metric: what is shown of the test error: an accuracy, of a classifier.
+        error_over_know_nothing: test error over that of knowing nothing.
+        test_error_at: at other lengths, by T.
+    """
+
+    hidden_size: int
+    parameters: int
+    steps: int
+    solved_at: int | None
+    task: str
+    metric: str
+    know_nothing_loss: float
+    know_nothing_error: float
+    dependency: int
+    verdict: Verdict
+    test_error: float | None = None
+    test_metric: float | None = None
+    error_over_know_nothing: float | None = None
+    train_error: float | None = None
+    test_error_at: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,7 +95,7 @@ class Record:
             error ended it.
         reason: of a run that diverged or failed.
         config: the resolved values, as `experiments.config.RunConfig.plain` gives them.
-        result: what was measured of the trained model; see `experiments.train`.
+        result: what was measured of the trained model; ``None`` of a run that failed.
         probes: by name, what was measured first and last: ``initial`` and ``trained``.
         provenance: versions, machine, commit, backend; wall-clock times.
     """
@@ -69,10 +105,16 @@ class Record:
     status: Status
     reason: str | None
     config: dict[str, Any]
-    result: dict[str, Any] = field(default_factory=dict)
+    result: Result | None = None
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     version: int = VERSION
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Wall-clock time over training steps: evaluation, probes and checkpoints included."""
+        assert self.result is not None
+        return self.provenance["seconds"] / self.result.steps
 
     def save(self, folder: Path) -> None:
         """Write ``record.json``, whole or not at all."""
@@ -99,32 +141,77 @@ class Record:
                 f"{path} has version {version!r}, this program reads {VERSION}; read it with the "
                 f"rnn_cuda that wrote it, or {again}"
             )
-        wrong = sorted(set(values) ^ {f.name for f in fields(cls)})
+        if values.get("result") == {}:  # what a run that failed left at first
+            values["result"] = None
+        wrong = _wrong(cls, values, "record") or _impossible(values)
         if wrong:
-            raise RecordError(
-                f"{path} is damaged (missing or unknown: {', '.join(wrong)}); {again}"
-            )
-        record = cls(**values)
-        wrong = [name for name, kinds in _KINDS.items() if not isinstance(values[name], kinds)]
-        if wrong or record.status not in get_args(Status):
-            wrong = ", ".join(wrong) or "status"
-            raise RecordError(f"{path} is damaged (impossible values: {wrong}); {again}")
+            raise RecordError(f"{path} is damaged (see {', '.join(wrong)}); {again}")
+        result = values.get("result")
+        record = cls(**{**values, "result": None if result is None else Result(**result)})
         if not folder.resolve().name.endswith(record.identity):
             raise RecordError(f"{path} is the record of another run, {record.identity}; {again}")
         return record
 
 
-_KINDS: dict[str, type | UnionType] = {
-    "identity": str,
-    "label": str,
-    "status": str,
-    "reason": str | None,
-    "config": dict,
-    "result": dict,
-    "probes": dict,
-    "provenance": dict,
+def _wrong(kind: Any, value: Any, name: str) -> list[str]:
+    """Return the names of what is missing, unknown, or not of its type, of a value out of JSON.
+
+    Args:
+        kind: a type, or a dataclass of types.
+        value: what should be one.
+        name: of the value.
+    """
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            return [name]
+        known = get_type_hints(kind)
+        needed = {
+            f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING
+        }
+        wrong = [f"{name}.{key}" for key in sorted(needed - value.keys() | value.keys() - known)]
+        for key in known:
+            if key in value:
+                wrong += _wrong(known[key], value[key], f"{name}.{key}")
+        return wrong
+    if get_origin(kind) is UnionType:
+        found = [_wrong(each, value, name) for each in get_args(kind)]
+        return [] if [] in found else found[0]
+    if get_origin(kind) is dict and isinstance(value, dict):
+        item = get_args(kind)[1]
+        return [wrong for key in value for wrong in _wrong(item, value[key], f"{name}.{key}")]
+    if get_origin(kind) is Literal:
+        return [] if value in get_args(kind) else [name]
+    if kind is Any:
+        return []
+    plain = get_origin(kind) or (int | float if kind is float else kind)
+    is_right = isinstance(value, plain) and (kind is bool or not isinstance(value, bool))
+    return [] if is_right else [name]
+
+
+_CONFIG = {
+    "horizon": int,
+    "seed": int,
+    "model.core": str,
+    "task.name": str,
+    **dict.fromkeys(("remedy", "optimizer", "probe", "training", "evaluation"), dict),
 }
-"""What each entry of ``record.json`` holds."""
+"""What every run's configuration holds, whatever its model and task are."""
+
+
+def _impossible(values: dict[str, Any]) -> list[str]:
+    """Return the names of what has its type and is yet not what a run leaves."""
+    wrong, result = [], values.get("result")
+    for name, kind in _CONFIG.items():
+        value: Any = values["config"]
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        wrong += _wrong(kind, value, f"record.config.{name}")
+    if (result is None) != (values["status"] == "failed") or (result and result["steps"] < 1):
+        wrong.append("record.result")
+    if result:
+        seconds = values.get("provenance", {}).get("seconds")
+        wrong += _wrong(float, seconds, "record.provenance.seconds")
+    return wrong
 
 
 @contextmanager

@@ -394,8 +394,9 @@ def _make_trial(
         if record.status == "failed":
             trial.set_user_attr("reason", record.reason)
             return None, TrialState.FAIL
+        share = record.result.error_over_know_nothing
         # A run that diverged is worse than any other.
-        shares.append(record.result.get("error_over_know_nothing", math.inf))
+        shares.append(math.inf if share is None else share)
         steps += member.run.training.steps
     return sum(shares) / len(shares), TrialState.COMPLETE
 

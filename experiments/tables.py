@@ -49,7 +49,7 @@ def table(view: View) -> Table:
     """Return a line per horizon and arm, with what was expected of it below."""
     known = expectations(view)
     seeds = len({record.config["seed"] for record in view.records})
-    sizes = sorted({record.result["hidden_size"] for record in view.records})
+    sizes = sorted({record.result.hidden_size for record in view.records})
     title = f"{view.name}: {', '.join(view.tasks)}, {seeds} seed(s)"
     if len(sizes) == 1:
         title += f", H = {sizes[0]}"
@@ -122,7 +122,7 @@ def numbers(values: Sequence[float | None], pattern: str) -> str:
 
 def metric_range(row: Row) -> str:
     """Return the lowest and highest test metric over seeds."""
-    is_accuracy = any(record.result["metric"] == "accuracy" for record in row.records)
+    is_accuracy = any(record.result.metric == "accuracy" for record in row.records)
     return numbers(row.values("test_metric"), "{:.3f}" if is_accuracy else "{:.2g}")
 
 
@@ -218,7 +218,7 @@ def _on_learning(ladder: Sequence[Row]) -> str:
 def _on_smallest_ratio(ladder: Sequence[Row]) -> list[str]:
     """Say from how small a gradient single runs still learned, if some did and some did not."""
     runs = [
-        (ratio, record.result["verdict"] in ("solved", "learned"), row.horizon)
+        (ratio, record.result.verdict in ("solved", "learned"), row.horizon)
         for row in ladder
         for ratio, record in zip(row.log10_ratios("initial"), row.records, strict=True)
         if ratio is not None
@@ -248,7 +248,7 @@ def _on_contrast(contrast: Row, rows: Sequence[Row]) -> list[str]:
 
 
 def _outcome(row: Row) -> str:
-    text = f"{verdict_text(row)}, {row.records[0].result['metric']} {metric_range(row)}"
+    text = f"{verdict_text(row)}, {row.records[0].result.metric} {metric_range(row)}"
     if row.is_measured:
         text += f", from an initial ratio of {power(row.mean_log10_ratio())}"
     return text

@@ -29,7 +29,17 @@ from experiments.models import SequenceModel
 from experiments.optimizers import build_optimizer, set_rate
 from experiments.probes import Probe
 from experiments.provenance import provenance
-from experiments.record import CONFIG, METRICS, MetricsLog, Record, Rows, owned, write_json
+from experiments.record import (
+    CONFIG,
+    METRICS,
+    MetricsLog,
+    Record,
+    Result,
+    Rows,
+    Verdict,
+    owned,
+    write_json,
+)
 from experiments.remedies import Problem
 from experiments.tasks import Batch, shown_metric
 from rnn_cuda import backend
@@ -441,7 +451,7 @@ def _finish(training: Training, held_out: HeldOut, folder: Path, log: MetricsLog
 def _outcome(training: Training, held_out: HeldOut, log: MetricsLog) -> Record:
     """Test and probe the trained model; return the run's record."""
     run, task, horizon = training.run, training.run.task, training.run.horizon
-    result: dict[str, Any] = {
+    measured: dict[str, Any] = {
         "hidden_size": training.model.core.hidden_size,
         "parameters": training.model.num_parameters,
         "steps": training.step,
@@ -455,7 +465,7 @@ def _outcome(training: Training, held_out: HeldOut, log: MetricsLog) -> Record:
     reason, trained = None, {}
     if training.diverged_at is not None:
         reason = f"the loss or the gradient of step {training.diverged_at} is not finite"
-        result["verdict"] = "diverged"
+        measured["verdict"] = "diverged"
     else:
         error = held_out.error(training.model)
         log.write([{"step": training.step, "test_error": error}])
@@ -464,7 +474,7 @@ def _outcome(training: Training, held_out: HeldOut, log: MetricsLog) -> Record:
         seen = training.batches.same or on_device(
             run, task.sample(run.evaluation.train_size, horizon, generator)
         )
-        result |= {
+        measured |= {
             "test_error": error,
             "test_metric": shown_metric(task, error),
             "error_over_know_nothing": error / task.know_nothing_error(horizon),
@@ -476,14 +486,14 @@ def _outcome(training: Training, held_out: HeldOut, log: MetricsLog) -> Record:
                 for other in run.evaluation.horizons
             },
         }
-        result["verdict"] = verdict(result["error_over_know_nothing"])
+        measured["verdict"] = verdict(measured["error_over_know_nothing"])
     return Record(
         identity=run.identity,
         label=run.label,
         status="finished" if reason is None else "diverged",
         reason=reason,
         config=run.plain(),
-        result=result,
+        result=Result(**measured),
         probes={
             name: {"initial": initial, "trained": trained.get(name)}
             for name, initial in training.probes.items()
@@ -496,7 +506,7 @@ def _outcome(training: Training, held_out: HeldOut, log: MetricsLog) -> Record:
     )
 
 
-def verdict(share: float) -> str:
+def verdict(share: float) -> Verdict:
     """Judge a run by its test error over that of knowing nothing."""
     if share < SOLVED_BELOW:
         return "solved"

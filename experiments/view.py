@@ -92,12 +92,12 @@ class Row:
 
     def values(self, name: str) -> list[float]:
         """Return a number of ``result`` for each seed that has it; those that diverged have few."""
-        values = (record.result.get(name) for record in self.records)
+        values = (getattr(record.result, name) for record in self.records)
         return [value for value in values if value is not None]
 
     def count(self, *verdicts: str) -> int:
         """Return how many seeds ended with one of these verdicts."""
-        return sum(record.result["verdict"] in verdicts for record in self.records)
+        return sum(record.result.verdict in verdicts for record in self.records)
 
     @property
     def is_learned(self) -> bool:
@@ -126,9 +126,7 @@ class Row:
     @property
     def milliseconds_per_step(self) -> float | None:
         """Return the median wall-clock time of a training step, everything included."""
-        times = [
-            1e3 * record.provenance["seconds"] / record.result["steps"] for record in self.records
-        ]
+        times = [1e3 * record.seconds_per_step for record in self.records]
         return median(times) if times else None
 
 
@@ -142,8 +140,8 @@ def know_nothing_metric(record: Record) -> float:
 
     The counterpart of `experiments.tasks.shown_metric`, for a record.
     """
-    error = record.result["know_nothing_error"]
-    return 1 - error if record.result["metric"] == "accuracy" else error
+    error = record.result.know_nothing_error
+    return 1 - error if record.result.metric == "accuracy" else error
 
 
 @dataclass(frozen=True)
@@ -201,12 +199,12 @@ class View:
     @property
     def tasks(self) -> list[str]:
         """The names of the tasks, in the order of the entries."""
-        return list(dict.fromkeys(record.result["task"] for record in self.records))
+        return list(dict.fromkeys(record.result.task for record in self.records))
 
     @property
     def metric(self) -> str:
         """What the table shows of the task; several if the tasks differ."""
-        return ", ".join(dict.fromkeys(record.result["metric"] for record in self.records))
+        return ", ".join(dict.fromkeys(record.result.metric for record in self.records))
 
     @property
     def failures(self) -> dict[str, str]:
@@ -378,7 +376,8 @@ def entry_of(
         run: its ``horizon`` and ``seed``; by default the record's, or those of ``config.json``.
 
     Raises:
-        OSError, ValueError, KeyError: there is no record, and no configuration that can be read.
+        OSError, ValueError, KeyError, TypeError: there is no record, and no configuration that can
+            be read.
     """
     record, reason = None, ""
     try:
@@ -391,7 +390,10 @@ def entry_of(
         run = record.config if record is not None else _config(folder)
     if label is None:
         label = record.label if record is not None else folder.name
-    return Entry(label, run["horizon"], run["seed"], contrast_of, folder, record, reason)
+    for name in ("horizon", "seed"):
+        if type(run[name]) is not int:
+            raise TypeError(f"{name} must be an integer; got {run[name]!r}")
+    return Entry(str(label), run["horizon"], run["seed"], contrast_of, folder, record, reason)
 
 
 def _config(folder: Path) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ def by_task(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     names: dict[str, str] = {}
     for entry in entries:
         if entry.record is not None and entry.record.result:
-            names[_task_key(entry.record.config)] = entry.record.result["task"]
+            names[_task_key(entry.record.config)] = entry.record.result.task
     found: dict[str, list[Entry]] = {}
     for entry in entries:
         if entry.record is not None:

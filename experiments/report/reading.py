@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from experiments import view
 from experiments.expectations import parse_expected
 from experiments.fields import ConfigError
-from experiments.record import CONFIG, RECORD, Record
+from experiments.record import CONFIG, RECORD
 from experiments.run_folder import FAILURE, STUDY
 from experiments.view import Entry, View, ViewError
 
@@ -48,7 +47,6 @@ def gather(folders: Sequence[Path]) -> Collection:
     for path in _files(folders, STUDY):
         try:
             study = view.load(path.parent)
-            study = replace(study, entries=[_checked(entry) for entry in study.entries])
             _ = study.rows, parse_expected(study.expected)
         except (ViewError, ConfigError, TypeError, AttributeError) as error:
             found.problems[str(path)] = str(error)
@@ -62,7 +60,7 @@ def gather(folders: Sequence[Path]) -> Collection:
     runs = {path.parent for name in (RECORD, CONFIG) for path in _files(folders, name)}
     for folder in sorted(runs - seen):
         try:
-            entries.append(_checked(view.entry_of(folder)))
+            entries.append(view.entry_of(folder))
         except (OSError, ValueError, KeyError, TypeError) as error:
             found.problems[str(folder)] = f"no run that can be read: {error}"
     found.entries = _once(entries)
@@ -88,65 +86,6 @@ def _last_views(studies: Iterable[View]) -> list[View]:
 def _files(folders: Iterable[Path], name: str) -> list[Path]:
     paths = [path.resolve() for folder in folders for path in sorted(folder.rglob(name))]
     return list(dict.fromkeys(paths))
-
-
-def _checked(entry: Entry) -> Entry:
-    """Return a run without its record if that does not hold what a run leaves.
-
-    Raises:
-        TypeError: it has no horizon or seed.
-    """
-    for name, value in (("horizon", entry.horizon), ("seed", entry.seed)):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} must be an integer; got {value!r}")
-    entry = replace(entry, label=str(entry.label))
-    if entry.record is None:
-        return entry
-    defect = _defect(entry.record)
-    if defect is None:
-        return entry
-    return replace(
-        entry, record=None, reason=f"{entry.folder / RECORD} is no record of a run: {defect}"
-    )
-
-
-def _defect(record: Record) -> str | None:
-    """Return what is wrong with a record; ``None`` if it can be shown."""
-    number, text = int | float, str
-    groups = dict.fromkeys(
-        ("model", "task", "remedy", "optimizer", "probe", "training", "evaluation"), Mapping
-    )
-    expected: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]] = [
-        ("config", record.config, {**groups, "horizon": int, "seed": int}),
-        ("config.model", record.config.get("model", {}), {"core": text}),
-        ("config.task", record.config.get("task", {}), {"name": text}),
-        ("probes", record.probes, dict.fromkeys(record.probes, Mapping)),
-    ]
-    if record.status in ("finished", "diverged"):
-        expected += [
-            (
-                "result",
-                record.result,
-                {
-                    **dict.fromkeys(("task", "metric", "verdict"), text),
-                    **dict.fromkeys(("hidden_size", "parameters", "steps"), number),
-                    **dict.fromkeys(("know_nothing_loss", "know_nothing_error"), number),
-                },
-            ),
-            ("provenance", record.provenance, {"seconds": number}),
-        ]
-        if record.result.get("steps") == 0:
-            return "result.steps is 0"
-    elif record.status != "failed":
-        return f"status is {record.status!r}"
-    for where, values, kinds in expected:
-        if not isinstance(values, Mapping):
-            return f"{where} is {values!r:.60}"
-        for key, kind in kinds.items():
-            value = values.get(key)
-            if not isinstance(value, kind) or isinstance(value, bool):
-                return f"{where}.{key} is {value!r:.60}"
-    return None
 
 
 def _once(entries: Iterable[Entry]) -> list[Entry]:

@@ -109,8 +109,7 @@ def results(seen: View) -> Table:
 def _row_cells(row: Row) -> list[Cell]:
     values = row.values("test_metric")
     ends = interval(values)
-    first = row.records[0].result if row.records else {}
-    is_accuracy = first.get("metric") == "accuracy"
+    is_accuracy = bool(row.records) and row.records[0].result.metric == "accuracy"
     nothing = view.know_nothing_metric(row.records[0]) if row.records else None
     total = len(row.records) + len(row.failures)
     pattern = "{:.3f}" if is_accuracy else "{:.3g}"
@@ -174,7 +173,7 @@ def other_lengths(seen: View) -> Table | None:
     for row in seen.rows:
         by_length: dict[int, list[float]] = {}
         for record in row.records:
-            for length, error in (record.result.get("test_error_at") or {}).items():
+            for length, error in record.result.test_error_at.items():
                 if error is not None:
                     by_length.setdefault(int(length), []).append(error)
         if by_length:
@@ -206,9 +205,9 @@ def gaps(seen: View) -> Table | None:
     lines = []
     for row in seen.rows:
         pairs = [
-            (record.result["train_error"], record.result["test_error"])
+            (record.result.train_error, record.result.test_error)
             for record in row.records
-            if None not in (record.result.get("train_error"), record.result.get("test_error"))
+            if None not in (record.result.train_error, record.result.test_error)
         ]
         if pairs:
             train, test = (mean(column) for column in zip(*pairs, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from experiments import view
@@ -28,7 +29,10 @@ def csv_rows(entries: Sequence[Entry]) -> tuple[list[str], list[list[Any]]]:
         if record is not None:
             line |= {"identity": record.identity, "reason": record.reason or ""}
             line |= {f"config.{key}": value for key, value in flat(record.config).items()}
-            line |= {f"result.{key}": value for key, value in flat(record.result).items()}
+            if record.result is not None:
+                line |= {
+                    f"result.{key}": value for key, value in flat(asdict(record.result)).items()
+                }
             for stage in ("initial", "trained"):
                 adjoint = view.probed(record, "adjoint", stage)
                 line[f"log10_ratio.{stage}"] = adjoint.get("log10_ratio")

@@ -33,14 +33,14 @@ def speeds(entries: Sequence[Entry]) -> list[str]:
         if not seeds:
             continue
         fused, plain = (
-            median(1e3 * r.provenance["seconds"] / r.result["steps"] for r in records)
+            median(1e3 * record.seconds_per_step for record in records)
             for records in ([own[core][seed] for seed in seeds] for core in ("fused_rnn", "rnn"))
         )
         if fused > 0 and plain > 0:
             record = own["fused_rnn"][seeds[0]]
             said.append(
-                f"{record.result['task']}, T = {record.config['horizon']}, "
-                f"H = {record.result['hidden_size']}: fused_rnn trains {plain / fused:.2f} times "
+                f"{record.result.task}, T = {record.config['horizon']}, "
+                f"H = {record.result.hidden_size}: fused_rnn trains {plain / fused:.2f} times "
                 f"as fast as rnn, end to end ({fused:.2f} against {plain:.2f} ms per step, median "
                 f"over {len(seeds)} seed(s), all other settings equal)."
             )

@@ -26,7 +26,7 @@ from experiments.composition import CONFIGURATION
 from experiments.config import RunConfig
 from experiments.expectations import QUANTITIES
 from experiments.probes import PROBES
-from experiments.record import Record
+from experiments.record import Record, Result
 from experiments.report.__main__ import main
 from experiments.report.arms import flat
 from experiments.report.page import as_markdown
@@ -128,23 +128,22 @@ def run_of(core="rnn", seed=0, horizon=8, *, label=None, probes=(), **changes):
 
 def record_of(run, error=0.01, ratio=-1.0, seconds=2.0, **changes):
     """Return a record as a run of the adding task leaves it, with these numbers."""
-    result = {
-        "hidden_size": 8,
-        "parameters": 100,
-        "steps": run.training.steps,
-        "solved_at": None,
-        "task": "adding",
-        "metric": "MSE",
-        "know_nothing_loss": 1 / 6,
-        "know_nothing_error": 1 / 6,
-        "dependency": run.horizon - 1,
-        "test_error": error,
-        "test_metric": error,
-        "error_over_know_nothing": 6 * error,
-        "train_error": error,
-        "test_error_at": {},
-        "verdict": "solved" if error < 1 / 60 else "failed",
-    }
+    result = Result(
+        hidden_size=8,
+        parameters=100,
+        steps=run.training.steps,
+        solved_at=None,
+        task="adding",
+        metric="MSE",
+        know_nothing_loss=1 / 6,
+        know_nothing_error=1 / 6,
+        dependency=run.horizon - 1,
+        test_error=error,
+        test_metric=error,
+        error_over_know_nothing=6 * error,
+        train_error=error,
+        verdict="solved" if error < 1 / 60 else "failed",
+    )
     adjoint = {"state_norm": [10**ratio, 1.0], "hidden_norm": [1, 1], "log10_ratio": ratio}
     record = Record(
         run.identity,
@@ -338,7 +337,7 @@ def test_the_csv_has_a_line_per_run_with_every_value(page, study):
                 assert shown == value
             else:
                 assert json.loads(shown or "null") == value
-        assert float(line["result.test_error"]) == entry.record.result["test_error"]
+        assert float(line["result.test_error"]) == entry.record.result.test_error
         for stage in ("initial", "trained"):
             ratio = entry.record.probes["adjoint"][stage]["log10_ratio"]
             assert float(line[f"log10_ratio.{stage}"]) == ratio
@@ -410,10 +409,9 @@ def test_runs_of_one_label_and_other_settings_are_not_taken_together(tmp_path):
 def test_diverged_and_failed_runs_are_counted_and_listed(tmp_path):
     good = record_of(run_of(seed=0))
     lost = record_of(run_of(seed=1), status="diverged", reason="step 3 is not finite")
-    keep = ("hidden_size", "parameters", "steps", "task", "metric")
-    keep += ("know_nothing_loss", "know_nothing_error")
-    lost = replace(lost, result={k: lost.result[k] for k in keep} | {"verdict": "diverged"})
-    bad = replace(record_of(run_of(seed=2)), status="failed", reason=EVIL, result={}, probes={})
+    none = dict.fromkeys(("test_error", "test_metric", "error_over_know_nothing", "train_error"))
+    lost = replace(lost, result=replace(lost.result, verdict="diverged", **none))
+    bad = replace(record_of(run_of(seed=2)), status="failed", reason=EVIL, result=None, probes={})
     save(tmp_path, good, lost, bad)
     page, lines = made(tmp_path)
     (row,) = page.table("Results")

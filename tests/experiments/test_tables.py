@@ -11,7 +11,7 @@ import pytest
 
 from experiments import view
 from experiments.console import write_printed
-from experiments.record import Record
+from experiments.record import Record, Result
 from experiments.run import compare, run_study
 from experiments.run_folder import FAILURE
 from experiments.tables import ROUNDING, conclusions, say_view, verdict_text
@@ -36,11 +36,11 @@ def arm(horizon, ratio, learned, label="rnn", contrast_of=None, steps=100) -> li
             "finished",
             None,
             {"seed": seed, "training": {"steps": steps}},
-            {
-                "task": "adding", "metric": "MSE", "hidden_size": 4, "steps": 10,
-                "verdict": verdict(share), "error_over_know_nothing": share,
-                "test_metric": share / 6, "know_nothing_error": 1 / 6,
-            },
+            Result(
+                task="adding", metric="MSE", hidden_size=4, parameters=9, steps=10, solved_at=None,
+                know_nothing_loss=1 / 6, know_nothing_error=1 / 6, dependency=horizon - 1,
+                verdict=verdict(share), error_over_know_nothing=share, test_metric=share / 6,
+            ),
             {} if ratio == "none" else {"adjoint": {"initial": profile, "trained": profile}},
             {"seconds": 1.0},
         )  # fmt: skip
@@ -144,8 +144,8 @@ def test_signatures_hold_for_their_settings_alone():
 def test_verdicts_count_seeds_and_diverging_is_a_result():
     (row,) = View("x", "", "", arm(11, -1.0, [True, False])).rows
     assert verdict_text(row) == "learned 1/2"
-    bad = [replace(e.record, status="diverged", reason="r", result={**e.record.result,
-           "verdict": "diverged"}) for e in arm(11, -1.0, NO)]  # fmt: skip
+    bad = [replace(e.record, status="diverged", reason="r", result=replace(e.record.result,
+           verdict="diverged")) for e in arm(11, -1.0, NO)]  # fmt: skip
     row = replace(row, records=bad)
     assert verdict_text(row) == "failed 3/3, diverged 3"
     assert [verdict(share) for share in (0.099, 0.1, 0.249, 0.25)] == [

@@ -339,7 +339,7 @@ def test_any_model_of_the_laboratory_trains_on_it(case, mnist_root, tmp_path):
     )
     record = train(run, tmp_path / run.folder_name)
     assert record.status == "finished"
-    assert math.isfinite(record.result["test_error"])
+    assert math.isfinite(record.result.test_error)
 
 
 # Each task's own traits

@@ -60,7 +60,7 @@ def test_each_step_is_logged_once_and_in_order(whole):
 def test_the_trained_model_can_be_loaded_from_the_folder(whole):
     model, run = load_model(whole), RunConfig.parse(VALUES)
     test = run.task.test_set(run.horizon, torch.Generator().manual_seed(run.evaluation.seed))
-    assert evaluate(model, run, test) == Record.load(whole).result["test_error"]
+    assert evaluate(model, run, test) == Record.load(whole).result.test_error
 
 
 def test_a_folder_without_a_checkpoint_has_no_model(tmp_path):
@@ -250,9 +250,9 @@ RECORDS = {
     "empty": (lambda text: "", "damaged"),
     "a list": (lambda text: "[]", "version None"),
     "another version": (lambda text: text.replace('"version": 1', '"version": 9'), "version 9"),
-    "without result": (lambda text: text.replace('"result"', '"resolt"'), "resolt, result"),
+    "without result": (lambda text: text.replace('"result"', '"resolt"'), "record.resolt"),
     "a number for identity": (lambda text: json.dumps(json.loads(text) | {"identity": 3}), "ident"),
-    "an unknown status": (lambda text: text.replace('"finished"', '"fine"'), "values: status"),
+    "an unknown status": (lambda text: text.replace('"finished"', '"fine"'), "record.status"),
     "of another run": (
         lambda text: json.dumps(json.loads(text) | {"identity": "0" * 16}),
         "record of another run, 0000000000000000",
