@@ -4,8 +4,7 @@ Both are ``h_t = keep * h_{t-1} + rate * f(W x_t + A h_{t-1} + b)``. The native 
 ``f(...)`` alone, with one f for all units, and the part that is carried on without f cannot be
 folded into that for a bounded f. So these modules run in plain PyTorch, one time step at a time:
 with everything that `FusedRNN` takes, as differentiable as it is, and as slow as a loop. They are
-no `FusedRNN`: of the instruments, which know that recurrence and torch's, only `GradientFlow` takes
-them.
+no `FusedRNN`. The instruments take them.
 
 Shape legend: T time steps, B batch, I input size, H hidden size, N = sum(batch_sizes) packed rows.
 """

@@ -303,7 +303,18 @@ def test_flossing_is_the_mean_squared_exponent():
         assert loss.item() == pytest.approx(float(exponents.square().mean()), rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["FusedRNN tanh", "FusedRNN sigmoid", "RNN tanh", "GRU", "LSTM"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "FusedRNN tanh",
+        "FusedRNN sigmoid",
+        "RNN tanh",
+        "LeakyRNN",
+        "AntisymmetricRNN",
+        "GRU",
+        "LSTM",
+    ],
+)
 @pytest.mark.parametrize("spread", [1.001, 1e4])
 def test_the_gradient_of_flossing_is_that_of_finite_differences(kind, spread, monkeypatch):
     monkeypatch.setattr(regularisers, "_SPREAD", spread)

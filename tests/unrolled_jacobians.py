@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
-from rnn_cuda import FusedRNN
+from rnn_cuda import AntisymmetricRNN, FusedRNN, LeakyRNN
 from rnn_cuda.instruments._layers import steps_of
 from rnn_cuda.reference import NONLINEARITIES, activation
 
@@ -18,6 +18,8 @@ KINDS = {
     **{f"FusedRNN {f}": (FusedRNN, {"nonlinearity": f}) for f in NONLINEARITIES},
     "RNN tanh": (nn.RNN, {}),
     "RNN relu": (nn.RNN, {"nonlinearity": "relu"}),
+    "LeakyRNN": (LeakyRNN, {"leak": 0.3}),
+    "AntisymmetricRNN": (AntisymmetricRNN, {"step_size": 0.4, "diffusion": 0.2}),
     "GRU": (nn.GRU, {}),
     "LSTM": (nn.LSTM, {}),
     "LSTM with projections": (nn.LSTM, {"proj_size": 3}),
@@ -113,7 +115,8 @@ class _Cell:
         if isinstance(module, nn.RNN | FusedRNN):
             self.layer = None
             return
-        options = {"proj_size": module.proj_size} if module.proj_size else {}
+        own = ("leak", "step_size", "diffusion", "proj_size")
+        options = {name: getattr(module, name) for name in own if getattr(module, name, 0)}
         self.layer = type(module)(
             input_size, module.hidden_size, bias=module.bias, dtype=torch.float64, **options
         )

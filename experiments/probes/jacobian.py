@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from experiments.fields import integer, integers
-from experiments.models import GATED, PLAIN, SequenceModel
+from experiments.models import RECURRENT, SequenceModel
 from experiments.probes._probe import Probe, ProbeConfig, as_json
 from experiments.tasks import Task
 from rnn_cuda.instruments import jacobian_singular_values
@@ -35,7 +35,7 @@ class Jacobian(Probe):
 
     name = "jacobian"
     Config = JacobianConfig
-    layers = (*PLAIN, *GATED)
+    layers = RECURRENT
 
     def measure(
         self, model: SequenceModel, task: Task, x_TBI: Tensor, target: Tensor

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from experiments.fields import integer, number
-from experiments.models import GATED, PLAIN, SequenceModel
+from experiments.models import RECURRENT, SequenceModel
 from experiments.probes._probe import Probe, ProbeConfig, ProbeError, as_json
 from experiments.tasks import Task
 from rnn_cuda.instruments import lyapunov_exponents, relaxation_time
@@ -34,7 +34,7 @@ class Lyapunov(Probe):
 
     name = "lyapunov"
     Config = LyapunovConfig
-    layers = (*PLAIN, *GATED)
+    layers = RECURRENT
 
     def check(self, model: SequenceModel, task: Task) -> None:
         """Refuse more exponents than the state has dimensions."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from experiments.fields import Config, ConfigError, integer, positive
-from experiments.models import GATED, PLAIN, SequenceModel
+from experiments.models import RECURRENT, SequenceModel
 from experiments.remedies._remedy import Problem, Remedy
 from rnn_cuda.instruments import gradient_flossing
 
@@ -38,7 +38,7 @@ class Flossing(Remedy):
 
     name = "flossing"
     Config = FlossingConfig
-    layers = (*PLAIN, *GATED)
+    layers = RECURRENT
 
     def check(self, model: SequenceModel) -> None:
         """Refuse more exponents than the state has dimensions."""

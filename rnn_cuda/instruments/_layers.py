@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from rnn_cuda.arguments import check_bool, check_int, check_tensor, type_name
-from rnn_cuda.instruments._steps import ElmanSteps, GRUSteps, LSTMSteps, Steps
+from rnn_cuda.instruments._steps import ElmanSteps, GRUSteps, LSTMSteps, ResidualSteps, Steps
 from rnn_cuda.modules import FusedRNN
+from rnn_cuda.residual import AntisymmetricRNN, LeakyRNN
 
-Recurrent: TypeAlias = FusedRNN | nn.RNN | nn.GRU | nn.LSTM
+Recurrent: TypeAlias = FusedRNN | LeakyRNN | AntisymmetricRNN | nn.RNN | nn.GRU | nn.LSTM
 State: TypeAlias = Tensor | tuple[Tensor, Tensor]
 
 WIDE = torch.float64
@@ -29,14 +30,15 @@ def steps_of(
     Differentiable in the parameters, ``input`` and ``hx``.
 
     Raises:
-        TypeError: ``module`` is not a FusedRNN, nn.RNN, nn.GRU or nn.LSTM, or an argument is of the
-            wrong type (a PackedSequence, for instance: pad it or take one sample at a time).
+        TypeError: ``module`` is none of these layers, or an argument is of the wrong type (a
+            PackedSequence, for instance: pad it or take one sample at a time).
         ValueError: there is no such layer or direction, or a shape or device does not fit.
 
     """
-    if not isinstance(module, FusedRNN | nn.RNN | nn.GRU | nn.LSTM):
+    if not isinstance(module, Recurrent):
         raise TypeError(
-            f"module should be a FusedRNN, nn.RNN, nn.GRU or nn.LSTM, got: {type_name(module)}"
+            "module should be a FusedRNN, LeakyRNN, AntisymmetricRNN, nn.RNN, nn.GRU or nn.LSTM, "
+            f"got: {type_name(module)}"
         )
     check_int("layer", layer)
     check_bool("reverse", reverse)
@@ -134,4 +136,8 @@ def _steps(
         return LSTMSteps(x, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, projection)
     if isinstance(module, nn.GRU):
         return GRUSteps(x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
+    if isinstance(module, LeakyRNN | AntisymmetricRNN):
+        keep, rate, matrix = module._coefficients(weight_hh)
+        bias = bias_ih + bias_hh
+        return ResidualSteps(x, h0, weight_ih, matrix, bias, module.nonlinearity, keep, rate)
     return ElmanSteps(x, h0, weight_ih, weight_hh, bias_ih + bias_hh, module.nonlinearity)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rnn_cuda.functional import elman_rnn, linear_recurrence
-from rnn_cuda.reference import activation_derivative
+from rnn_cuda.reference import activation, activation_derivative
 
 
 class Steps(ABC):
@@ -106,6 +106,44 @@ class ElmanSteps(Steps):
 
     def pull(self, block: Tensor, start: int, stop: int) -> Tensor:
         return (self._deltas(block, start, stop)[0] @ self._weight).view_as(block)
+
+
+class ResidualSteps(Steps):
+    """h_t = keep h_{t-1} + rate f(W x_t + A h_{t-1} + b): J_t = keep I + rate diag(f'(z_t)) A."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        h0: Tensor,
+        weight_ih: Tensor,
+        matrix: Tensor,
+        bias: Tensor,
+        nonlinearity: str,
+        keep: float,
+        rate: float,
+    ) -> None:
+        self._matrix, self._keep = matrix, keep
+        h, states, gains = h0, [h0], []
+        for of_input in x @ weight_ih.mT + bias:
+            f = activation(of_input + h @ matrix.mT, nonlinearity)
+            h = keep * h + rate * f
+            states.append(h)
+            gains.append(rate * activation_derivative(f, nonlinearity).unsqueeze(1))
+        self.states = torch.stack(states)
+        self.gates = {}
+        self._gain = gains  # each (B, 1, H)
+
+    def push(self, block: Tensor, start: int, stop: int) -> Tensor:
+        for t in range(start, stop):
+            block = self._keep * block + self._gain[t] * (block @ self._matrix.mT)
+        return block
+
+    def pull_each(self, block: Tensor, start: int, stop: int) -> Tensor:
+        pulled = []
+        for t in range(stop - 1, start - 1, -1):
+            block = self._keep * block + (self._gain[t] * block) @ self._matrix
+            pulled.append(block)
+        return torch.stack(pulled[::-1])
 
 
 class GRUSteps(Steps):

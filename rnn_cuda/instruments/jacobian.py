@@ -50,7 +50,8 @@ def jacobian_norm(
     exact zero, as when every relu is closed.
 
     Args:
-        module: a FusedRNN, nn.RNN, nn.GRU or nn.LSTM. Computed in float64, without dropout.
+        module: a FusedRNN, LeakyRNN, AntisymmetricRNN, nn.RNN, nn.GRU or nn.LSTM. Computed in
+            float64, without dropout.
         input: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, or ``(T, I)`` for a single sample.
         hx: initial states as the module takes them; zeros by default.
         lags: the k, each from 0 to ``end``; all of them by default.

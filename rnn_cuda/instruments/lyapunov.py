@@ -47,7 +47,8 @@ def lyapunov_exponents(
     a finite trajectory. The mean over samples is ``.mean(0)``.
 
     Args:
-        module: a FusedRNN, nn.RNN, nn.GRU or nn.LSTM. Computed in float64, without dropout.
+        module: a FusedRNN, LeakyRNN, AntisymmetricRNN, nn.RNN, nn.GRU or nn.LSTM. Computed in
+            float64, without dropout.
         input: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, or ``(T, I)`` for a single sample.
             Zeros for an autonomous network.
         count: K, 1 to S.

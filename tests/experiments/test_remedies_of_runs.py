@@ -41,7 +41,7 @@ CLASS = {
 APPLIES_TO = {
     "antisymmetric": ELMAN,
     "clipping": ALL,
-    "flossing": ELMAN | GATED,
+    "flossing": ALL,
     "gate_bias": GATED,
     "initialisation": ALL,
     "leaky": ELMAN,
@@ -55,9 +55,7 @@ NEVER_TOGETHER = {
     frozenset(pair)
     for pair in (
         ("antisymmetric", "leaky"),
-        ("antisymmetric", "flossing"),
         ("antisymmetric", "omega"),
-        ("leaky", "flossing"),
         ("leaky", "omega"),
         ("orthogonal_parametrization", "spectral_norm"),
     )
