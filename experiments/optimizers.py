@@ -12,6 +12,7 @@ from torch import nn
 
 from experiments.fields import (
     Config,
+    ConfigError,
     choice,
     flag,
     fraction,
@@ -56,6 +57,10 @@ class SGDConfig(OptimizerConfig):
     momentum: float = number(0.0, at_least=0.0, at_most=1.0)
     nesterov: bool = flag(False)
     samples: int | None = optional(integer(1, at_least=1))
+
+    def __post_init__(self) -> None:
+        if self.nesterov and self.momentum == 0:
+            raise ConfigError("optimizer.nesterov=true needs an optimizer.momentum above 0; got 0")
 
 
 @dataclass(frozen=True)

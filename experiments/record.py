@@ -302,7 +302,7 @@ class MetricsLog:
             written.
 
     Raises:
-        RecordError: the file has fewer bytes.
+        RecordError: the file has fewer bytes, or these are not whole rows.
     """
 
     def __init__(
@@ -310,18 +310,19 @@ class MetricsLog:
     ) -> None:
         self._path = path
         self._file = path.open("a+b")
-        have = self._file.seek(0, os.SEEK_END)
-        self._file.seek(max(0, size - 1))
-        if have < size or (size > 0 and self._file.read(1) != b"\n"):
+        self._file.seek(0)
+        try:
+            rows = _rows_of(self._file.read(size), size)
+        except ValueError as error:
             self._file.close()
             raise RecordError(
-                f"{path} is not the log that its checkpoint was made with: {size} bytes of whole "
-                f"lines were expected, it has {have}; delete the folder to make the run again"
-            )
+                f"{path} is not the log that its checkpoint was made with ({error}); delete the "
+                "folder to make the run again"
+            ) from error
         self._file.truncate(size)
         self._on_rows = on_rows
         if on_rows is not None:
-            on_rows(read_metrics(path.parent))
+            on_rows(rows)
 
     def __enter__(self) -> Self:
         return self
@@ -352,9 +353,29 @@ class MetricsLog:
 
 
 def read_metrics(folder: Path) -> Rows:
-    """Return the rows of ``metrics.jsonl``; a last line that is not whole is left out."""
-    with (folder / METRICS).open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.endswith("\n")]
+    """Return the rows of ``metrics.jsonl``; a last line that is not whole is left out.
+
+    Raises:
+        ValueError: a line is damaged.
+    """
+    content = (folder / METRICS).read_bytes()
+    return _rows_of(content, content.rfind(b"\n") + 1)
+
+
+def _rows_of(content: bytes, size: int) -> Rows:
+    """Return the rows in the first ``size`` bytes, which end with a line."""
+    *lines, rest = content[:size].split(b"\n")
+    if len(content) < size or rest:
+        raise ValueError(f"{size} bytes of whole lines were expected, it has {len(content)}")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"line {number} is damaged: {error}") from error
+        if not isinstance(rows[-1], dict):
+            raise ValueError(f"line {number} is damaged: it is no mapping")
+    return rows
 
 
 def write_json(path: Path, value: Any) -> None:

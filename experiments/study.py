@@ -256,9 +256,9 @@ def _check_figures(named: Sequence[str]) -> None:
 
 def _check_budget(config: DictConfig) -> None:
     """Refuse a budget that the study does not have; its settings could not be resolved."""
-    budgets, budget = config.get("budgets"), config.get("budget")
-    if isinstance(budgets, DictConfig) and budgets and budget not in budgets:
-        known = [str(name) for name in budgets]
+    budget = config.get("budget")
+    known = [str(name) for name in config.get("budgets") or ("full", "fast", "smoke")]
+    if budget not in known:
         raise ConfigError(
             f"budget must be one of {', '.join(known)}; got {budget!r}{nearest(budget, known)}"
         )

@@ -13,7 +13,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -541,10 +541,20 @@ def _as_tensor(pending: list[tuple[Tensor, Tensor]]) -> Tensor:
     )
 
 
-def _autocast(run: RunConfig) -> AbstractContextManager[Any]:
+@contextmanager
+def _autocast(run: RunConfig) -> Iterator[None]:
     if run.precision != "bfloat16":
-        return nullcontext()
-    return torch.autocast(torch.device(run.device).type, torch.bfloat16)
+        yield
+        return
+    before = torch.backends.mkldnn.enabled
+    # oneDNN has no bfloat16 LSTM for a CPU without such instructions, and torch asks it all the
+    # same.
+    torch.backends.mkldnn.enabled = before and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    try:
+        with torch.autocast(torch.device(run.device).type, torch.bfloat16):
+            yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 @contextmanager

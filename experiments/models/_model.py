@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from experiments.fields import Config, flag, integer
 from rnn_cuda import AntisymmetricRNN, FusedRNN, LeakyRNN
@@ -156,6 +157,16 @@ class SequenceModel(nn.Module):
                     tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
                 )
         return torch.cat(outputs), state
+
+    @property
+    def core_name(self) -> str:
+        """What kind of layer the core is, parametrized or not."""
+        return type_before_parametrizations(self.core).__name__
+
+    @property
+    def state_size(self) -> int:
+        """Numbers that a step of a layer hands on: H, for an LSTM's ``(h, c)`` twice as many."""
+        return self.core.hidden_size * (2 if isinstance(self.core, nn.LSTM) else 1)
 
     @property
     def num_parameters(self) -> int:

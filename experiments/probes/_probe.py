@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 from experiments.fields import Config, ConfigError, integer, optional
 from experiments.models import SequenceModel
@@ -60,7 +59,7 @@ class Probe(ABC):
         if not isinstance(model.core, self.layers):
             raise ProbeError(
                 f"probe.{self.name} measures {', '.join(k.__name__ for k in self.layers)}; "
-                f"got {type_before_parametrizations(model.core).__name__}"
+                f"got {model.core_name}"
             )
 
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiments.fields import integer, number
 from experiments.models import RECURRENT, SequenceModel
@@ -39,11 +39,10 @@ class Lyapunov(Probe):
     def check(self, model: SequenceModel, task: Task) -> None:
         """Refuse more exponents than the state has dimensions."""
         super().check(model, task)
-        size = model.core.hidden_size * (2 if isinstance(model.core, nn.LSTM) else 1)
-        if self.config.exponents > size:
+        if self.config.exponents > model.state_size:
             raise ProbeError(
-                f"probe.lyapunov.exponents must be at most {size}, the size of the state of "
-                f"{model.core}; got {self.config.exponents}"
+                f"probe.lyapunov.exponents must be at most {model.state_size}, the size of the "
+                f"state of this {model.core_name}; got {self.config.exponents}"
             )
 
     def measure(

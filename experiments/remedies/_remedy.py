@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 import rnn_cuda
 from experiments.fields import Config, ConfigError
@@ -77,7 +76,7 @@ class Remedy:
         if not isinstance(model.core, self.layers):
             raise ConfigError(
                 f"remedy.{self.name} applies to {', '.join(k.__name__ for k in self.layers)}; "
-                f"got {type_before_parametrizations(model.core).__name__}"
+                f"got {model.core_name}"
             )
 
     def change(self, model: SequenceModel, problem: Problem) -> None:

@@ -43,12 +43,10 @@ class Flossing(Remedy):
     def check(self, model: SequenceModel) -> None:
         """Refuse more exponents than the state has dimensions."""
         super().check(model)
-        core = model.core
-        size = core.hidden_size * (2 if isinstance(core, torch.nn.LSTM) else 1)
-        if self.config.exponents > size:
+        if self.config.exponents > model.state_size:
             raise ConfigError(
-                f"remedy.flossing.exponents must be at most {size}, the size of the state of "
-                f"{core}; got {self.config.exponents}"
+                f"remedy.flossing.exponents must be at most {model.state_size}, the size of the "
+                f"state of this {model.core_name}; got {self.config.exponents}"
             )
 
     def prepare(self, model: SequenceModel, problem: Problem, generator: torch.Generator) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from experiments.fields import fraction, seed
+from experiments.fields import ConfigError, fraction, seed
 from experiments.tasks._images import ImageConfig, ImageTask
 
 
@@ -33,15 +33,21 @@ class DigitsTask(ImageTask):
         from sklearn.model_selection import train_test_split
 
         images, labels = load_digits(return_X_y=True)
-        train_images, test_images, train_labels, test_labels = (
-            torch.as_tensor(part, dtype=torch.uint8)
-            for part in train_test_split(
+        try:
+            parts = train_test_split(
                 images.reshape(-1, 8, 8),
                 labels,
                 test_size=config.test_fraction,
                 random_state=config.split_seed,
                 stratify=labels,
             )
+        except ValueError as error:
+            raise ConfigError(
+                "task.test_fraction must leave an image of each digit to train on and to test on; "
+                f"got {config.test_fraction:g} ({error})"
+            ) from error
+        train_images, test_images, train_labels, test_labels = (
+            torch.as_tensor(part, dtype=torch.uint8) for part in parts
         )
         super().__init__(
             config, (train_images, train_labels), (test_images, test_labels), brightest=16

@@ -257,6 +257,10 @@ def test_a_bad_value_is_refused_by_the_name_of_its_key(override, message):
         ({"remedy": {"cliping": {}}}, "unknown remedy cliping; .*did you mean clipping?"),
         ({"remedy": ["clipping"]}, "remedy must be a mapping from names to options"),
         ({"probe": {"adjoint": 3}}, "probe.adjoint must be a mapping of its options; got 3"),
+        (
+            {"optimizer": {"name": "sgd", "nesterov": True}},
+            "optimizer.nesterov=true needs an optimizer.momentum above 0; got 0",
+        ),
         ({"training": None}, "training must be a mapping; got None"),
         ({"horizons": [3]}, "unknown key horizons; .*did you mean horizon?"),
     ],

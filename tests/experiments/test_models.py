@@ -12,8 +12,11 @@ import torch
 
 from experiments.composition import CONFIGURATION
 from experiments.config import RunConfig
+from experiments.models import CORES
 from experiments.probes.adjoint import Adjoint
+from experiments.record import Record
 from experiments.study import resolved
+from tests.experiments.processes import make, small
 from tests.experiments.studies import ROOT, choices, composed, listing_also
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,6 +38,13 @@ def test_a_seed_fixes_the_weights_and_leaves_the_global_generator_alone(name):
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("name", sorted(CORES))
+def test_every_core_trains_in_bfloat16(name, tmp_path):
+    values = small(model={"core": name}, precision="bfloat16", probe={"adjoint": {}})
+    assert Record.load(make(values, tmp_path)).status == "finished"
+    assert torch.backends.mkldnn.enabled
 
 
 @pytest.mark.parametrize(

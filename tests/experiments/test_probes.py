@@ -112,8 +112,13 @@ def test_a_probe_measures_a_core_or_is_refused_before_the_run(name, core):
 def test_a_remedy_decides_what_a_probe_gets():
     with pytest.raises(ConfigError, match=r"lag_contribution measures .*; got AntisymmetricRNN"):
         run_of("fused_rnn", "lag_contribution", remedy={"antisymmetric": {}})
-    with pytest.raises(ConfigError, match=r"lyapunov.exponents must be at most 4, .*; got 5"):
-        run_of("gru", "lyapunov", options={"lyapunov": {"exponents": 5}})
+    with pytest.raises(ConfigError, match=r"at most 4, the size of the state of this GRU; got 5"):
+        run_of(
+            "gru",
+            "lyapunov",
+            options={"lyapunov": {"exponents": 5}},
+            remedy={"orthogonal_parametrization": {}},
+        )
     run_of("lstm", "lyapunov", options={"lyapunov": {"exponents": 8}})
 
 

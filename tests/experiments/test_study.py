@@ -56,6 +56,12 @@ def test_more_seeds_and_another_name_keep_the_runs_that_there_are(tmp_path):
     assert one < more
 
 
+def test_a_study_without_budgets_is_told_of_a_budget_that_none_has():
+    assert study_of("experiment=single", "budget=fast").config.budget == "fast"
+    with pytest.raises(ConfigError, match="budget must be one of full, fast, smoke; got 'fats'"):
+        study_of("experiment=single", "budget=fats")
+
+
 @pytest.mark.parametrize("none", ["probe=[]", "remedy=[]"])
 def test_a_study_can_be_without_probes_or_remedies(none):
     run = study_of(none, "horizons=[10]", "seeds=[0]").members[0].run

@@ -785,6 +785,8 @@ adding, order, latch, match, digits, mnist = (partial(dict, name=name) for name 
         (digits(form="noise-padded"), "got 'noise-padded'; did you mean noise_padded?"),
         (digits(question="even"), "task.question must be one of class, odd; got 'even'"),
         (digits(test_fraction=1), "task.test_fraction must be a number between 0 and 1; got 1"),
+        (digits(test_fraction=0.001), "task.test_fraction must leave .*; got 0.001 (The test_size"),
+        (digits(test_fraction=0.9999), "task.test_fraction must leave .*train set will be empty"),
         (digits(split_seed=2**32), "task.split_seed must be an integer from 0 to 4294967295; got"),
         (mnist(root=3), "task.root must be a non-empty string; got 3"),
         (mnist(root=""), "task.root must be a non-empty string; got ''"),

@@ -237,6 +237,18 @@ def test_a_log_older_than_its_checkpoint_is_refused(half, keep):
     assert contents(half) == before
 
 
+@pytest.mark.parametrize("garbage", [b"\x00\xff", b"3\n", b"\n\n"])
+def test_a_log_that_is_damaged_inside_is_refused(half, garbage):
+    path = half / "metrics.jsonl"
+    content = bytearray(path.read_bytes())
+    content[: len(garbage)] = garbage
+    path.write_bytes(content)
+    before = contents(half)
+    with pytest.raises(RecordError, match=r"metrics\.jsonl is not the log.*line 1 is damaged"):
+        resumed(half)
+    assert contents(half) == before
+
+
 def test_a_configuration_that_is_damaged_or_another_run_s_is_written_again(whole, half):
     for text in ("", (whole / "config.json").read_text().replace('"seed": 0', '"seed": 5')):
         (half / "config.json").write_text(text)
