@@ -83,6 +83,13 @@ def scontrol(folder, arguments):
     Path(folder, f"{arguments[1]}.requeue").touch()
 
 
+def not_requeued():
+    """Fail as submitit does in a job that ran out of time too often."""
+    from submitit.core.utils import UncompletedJobError
+
+    raise UncompletedJobError("Job not requeued because: timed-out too many times.")
+
+
 def scancel(folder, arguments):
     raise NotImplementedError("no test cancels")
 

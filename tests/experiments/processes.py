@@ -5,13 +5,15 @@ What stands here is imported by name in those processes.
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
 import signal
 import socket
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,26 @@ def killed(values: Mapping[str, Any], root: Path, kill_at: int | None, **options
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL)
     return ours.recv() if process.exitcode == 0 else 0
+
+
+def printed_by(program: str) -> str:
+    """Run a program in a process of its own; return what it prints, its traceback too."""
+    ours, theirs = SERVER.Pipe(duplex=False)
+    process = SERVER.Process(target=_run_program, args=(program, theirs))
+    process.start()
+    theirs.close()
+    printed = ours.recv()
+    process.join()
+    return printed
+
+
+def _run_program(program: str, results: Any) -> None:
+    with redirect_stdout(io.StringIO()) as printed:
+        try:
+            exec(program, {"__name__": "__main__"})
+        except Exception:
+            traceback.print_exc(file=printed)
+    results.send(printed.getvalue())
 
 
 def as_rank(

@@ -110,7 +110,7 @@ def test_a_run_that_another_process_works_on_is_left_to_it(tmp_path):
     assert Watch(study).states() == {10: "done"}
 
 
-LONG = (*PAIR, "training.steps=800", "checkpoint_seconds=1e-3")
+LONG = (*PAIR, "training.steps=2000")  # longer than it takes to notice its first progress
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def undisturbed(tmp_path_factory):
 def test_a_process_that_is_killed_is_tried_alone_and_reported_and_the_others_end(
     tmp_path, undisturbed
 ):
-    study = tiny(tmp_path, *LONG, "workers=2")
+    study = tiny(tmp_path, *LONG, "workers=2", "checkpoint_seconds=0.05")
     killed = set()
 
     def kill(member):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
+from functools import cache
 
 import pytest
 import torch
@@ -16,14 +15,19 @@ from experiments.models import CORES
 from experiments.probes.adjoint import Adjoint
 from experiments.record import Record
 from experiments.study import resolved
-from tests.experiments.processes import make, small
+from tests.experiments.processes import make, printed_by, small
 from tests.experiments.studies import ROOT, choices, composed, listing_also
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@cache
+def choice_of(name: str) -> dict:
+    return resolved(composed(f"model={name}"))["model"]
+
+
 def run_of(name: str, seed: int = 0, remedy=None, **changes) -> RunConfig:
-    model = {**resolved(composed(f"model={name}"))["model"], **changes}
+    model = {**choice_of(name), **changes}
     model.pop("contrasts", None)
     task = {"name": "adding", "test_size": 8}
     return RunConfig.parse(
@@ -116,5 +120,5 @@ def test_a_model_and_a_study_are_added_as_the_page_says(tmp_path):
         "for member in study.members:\n"
         "    print(member.label, member.run.core.name, train(member.run, member.folder).status)\n"
     )
-    made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert made.stdout == "slow slow finished\nfast slow finished\ngru gru finished\n", made.stderr
+    made = printed_by(program)
+    assert made == "slow slow finished\nfast slow finished\ngru gru finished\n"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import asdict, replace
 
 import pytest
@@ -22,6 +20,7 @@ from experiments.probes import PROBES, Probe, ProbeConfig
 from experiments.record import read_metrics
 from experiments.train import train
 from rnn_cuda.instruments import lyapunov_exponents
+from tests.experiments.processes import printed_by
 from tests.experiments.studies import ROOT, example, listing_also
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -371,9 +370,8 @@ def test_a_probe_is_added_with_one_file_as_the_page_says(tmp_path):
         f"record = train(run, Path({str(tmp_path)!r}) / run.folder_name)\n"
         f"print(sorted(record.probes[{name!r}]['trained']))\n"
     )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     names = [name for name, _ in run_of("rnn").build_model().named_parameters()]
-    assert found.stdout == f"{sorted(names)}\n", found.stderr
+    assert printed_by(program) == f"{sorted(names)}\n"
 
 
 def test_the_page_names_every_probe():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import subprocess
-import sys
 from dataclasses import fields, replace
 
 import pytest
@@ -24,6 +22,7 @@ from experiments.record import METRICS
 from experiments.remedies import REMEDIES, Problem
 from experiments.train import Interrupted, train
 from rnn_cuda.instruments import lyapunov_exponents
+from tests.experiments.processes import printed_by
 from tests.experiments.studies import ROOT, example, listing_also
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -667,8 +666,7 @@ def test_a_remedy_is_added_with_one_file_as_the_page_says(tmp_path):
         f"plain, scaled = run(), run({name}={dict(shown)!r})\n"
         "print((scaled.weight_ih_l0 / plain.weight_ih_l0).unique().tolist())\n"
     )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert found.stdout == f"[{shown.factor}]\n", found.stderr
+    assert printed_by(program) == f"[{shown.factor}]\n"
 
 
 def test_the_page_names_every_remedy_and_choice():

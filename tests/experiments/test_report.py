@@ -7,6 +7,7 @@ import html
 import json
 import math
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -620,11 +621,13 @@ def test_errors_are_one_line_and_exit_status_1(tmp_path, capsys):
         assert printed.count("\n") == 1
 
 
-def test_the_module_is_a_command(tmp_path):
-    whole = [sys.executable, "-m", "experiments.report", str(tmp_path)]
-    done = subprocess.run(whole, capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"error: no records in {tmp_path}\n"
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_the_module_is_a_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("experiments.report", run_name="__main__")
+    assert end.value.code == 1
+    assert capsys.readouterr() == ("", f"error: no records in {tmp_path}\n")
 
 
 # ---- the command ---------------------------------------------------------------------------------

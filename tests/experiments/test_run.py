@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from experiments import run
 from experiments.record import OWNER, RECORD
+from tests.experiments.processes import SERVER
 from tests.experiments.studies import ROOT, TINY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,7 +53,11 @@ def test_help_and_configuration_are_for_a_newcomer(command):
     assert "\n  hidden_size: 16\n" in out
 
 
-def test_a_sweep_ends_in_one_comparison_and_lists_the_member_that_failed(command, tmp_path):
+def test_a_sweep_ends_in_one_comparison_and_lists_the_member_that_failed(
+    command, tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(run.figures, "draw", lambda _, folder: drawn.append(folder))
     root = tmp_path / "a [b] c"
     words = [*TINY, "horizons=[10]", "contrast_horizons=[]", "name='s/t [red]'"]
     status, out, err = command(
@@ -68,7 +74,7 @@ def test_a_sweep_ends_in_one_comparison_and_lists_the_member_that_failed(command
     assert "2 studies: adding" in report
     assert "fused_rnn: the gradient vanishes" in report
     assert "\n2 run(s) without a result:\n  2_s_t [red]_fused_rnn: training.steps must be" in report
-    assert (folder / "ladder.png").exists()
+    assert drawn == [folder / "0_s_t [red]_fused_rnn", folder / "1_s_t [red]_rnn", folder]
     assert out.splitlines()[-1] == f"Comparison: {folder}"
     # Given again without them: nothing is made a second time.
     records = {path: path.stat().st_mtime_ns for path in root.rglob(RECORD)}
@@ -127,15 +133,19 @@ def test_what_cannot_be_drawn_costs_no_record_and_is_said(command, tmp_path, mon
 # Processes
 
 
-def started(*arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.run", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+def started(output: Path, *arguments: str) -> BaseProcess:
+    """Give the command in a process that writes what it prints to a file."""
+    process = SERVER.Process(target=give, args=(output, arguments))
+    process.start()
+    return process
+
+
+def give(output: Path, arguments: tuple[str, ...]) -> None:
+    file = os.open(output, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = ["run.py", *arguments]
+    run.start()
 
 
 def session(leader: int) -> list[int]:
@@ -154,8 +164,7 @@ def session(leader: int) -> list[int]:
 def wait_for(condition, process=None, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
-        if process is not None and process.poll() is not None:
-            raise AssertionError(f"it ended by itself:\n{process.communicate()[0]}")
+        assert process is None or process.is_alive(), "it ended by itself"
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.05)
 
@@ -169,9 +178,16 @@ def test_killed_it_leaves_no_process_asked_to_end_it_saves_and_twice_at_once_is_
     def checkpoints():
         return list(tmp_path.rglob("checkpoint.pt"))
 
-    first = started(*words, "workers=2")
+    # As it is typed, in a session of its own.
+    first = subprocess.Popen(
+        [sys.executable, "-m", "experiments.run", *words, "workers=2"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
-        wait_for(lambda: len(checkpoints()) == 2, first)
+        wait_for(lambda: len(checkpoints()) == 2 or first.poll() is not None)
+        assert first.poll() is None
         first.kill()
         first.communicate()
         wait_for(lambda: not session(first.pid))
@@ -179,19 +195,20 @@ def test_killed_it_leaves_no_process_asked_to_end_it_saves_and_twice_at_once_is_
         if session(first.pid):
             os.killpg(first.pid, signal.SIGKILL)
     before = {path: path.stat().st_mtime_ns for path in checkpoints()}
-    second = started(*words, "workers=1")
+    second = started(tmp_path / "second", *words, "workers=1")
     third = None
     try:
         # The longest first. A process that finds it taken says so, and goes on with the next.
         (owner,) = tmp_path.rglob(f"*T12*/{OWNER}")
         wait_for(lambda: json.loads(owner.read_text())["pid"] == second.pid, second)
-        third = started(*words, "workers=1")
+        third = started(tmp_path / "third", *words, "workers=1")
         (other,) = tmp_path.rglob(f"*T10*/{OWNER}")
         wait_for(lambda: json.loads(other.read_text())["pid"] == third.pid, third)
         for process, how in ((second, signal.SIGTERM), (third, signal.SIGINT)):
-            process.send_signal(how)
-            out, _ = process.communicate(timeout=60)
-            assert process.returncode == 1
+            os.kill(process.pid, how)
+            process.join(60)
+            assert process.exitcode == 1
+            out = (tmp_path / ("second" if process is second else "third")).read_text()
             assert "the same command goes on from here" in out.splitlines()[-1]
         assert f"elsewhere: {owner.parent}: process {second.pid} on " in out
     finally:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -14,52 +16,54 @@ from experiments import run_folder
 from experiments.record import OWNER
 from experiments.run_folder import FolderTakenError, claim, claim_next, file_name, release
 from experiments.view import STUDY
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-CLAIMANT = """
-import sys
-from pathlib import Path
-from experiments.run_folder import FolderTakenError, claim, claim_next
-print("ready", flush=True)
-sys.stdin.readline()
-folder = Path(sys.argv[2])
-try:
-    print(claim_next(folder) if sys.argv[1] == "next" else claim(folder) or folder, flush=True)
-except FolderTakenError as error:
-    print(f"refused: {error}", flush=True)
-sys.stdin.readline()
-"""
+from tests.experiments.processes import SERVER
 
 
-def claimants(count: int, how: str, folder: Path) -> list[subprocess.Popen]:
-    """Start processes that claim a folder when they are told to, and live until they are told."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", CLAIMANT, how, str(folder)],
-            cwd=REPOSITORY,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(count)
-    ]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    return processes
+@dataclass(frozen=True)
+class Claimant:
+    """A process that claims a folder when it is told to, and lives until it is told."""
+
+    process: BaseProcess
+    pipe: Connection
+
+    @property
+    def pid(self):
+        return self.process.pid
 
 
-def answers(processes: list[subprocess.Popen]) -> list[str]:
+def claim_when_told(how: str, folder: Path, pipe: Connection) -> None:
+    pipe.recv()
+    try:
+        pipe.send(str(claim_next(folder) if how == "next" else claim(folder) or folder))
+    except FolderTakenError as error:
+        pipe.send(f"refused: {error}")
+    with suppress(EOFError):
+        pipe.recv()
+
+
+def claimants(count: int, how: str, folder: Path) -> list[Claimant]:
+    found = []
+    for _ in range(count):
+        ours, theirs = SERVER.Pipe()
+        process = SERVER.Process(target=claim_when_told, args=(how, folder, theirs))
+        process.start()
+        theirs.close()
+        found.append(Claimant(process, ours))
+    return found
+
+
+def answers(processes: list[Claimant]) -> list[str]:
     """Let all of them claim at once; return what each says of it."""
-    for process in processes:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    return [process.stdout.readline().rstrip("\n") for process in processes]
+    for each in processes:
+        each.pipe.send("claim")
+    return [each.pipe.recv() for each in processes]
 
 
-def ended(processes: list[subprocess.Popen]) -> None:
-    for process in processes:
-        process.communicate("\n", timeout=60)
+def ended(processes: list[Claimant]) -> None:
+    for each in processes:
+        each.pipe.close()
+        each.process.join(60)
+        assert each.process.exitcode is not None
 
 
 def test_of_processes_that_start_at_once_each_takes_a_folder_of_its_own(tmp_path):
@@ -87,7 +91,7 @@ def test_a_named_folder_has_one_owner_and_others_are_told_whether_it_lives(tmp_p
         FolderTakenError, match=rf"process {owner.pid} on .* is still running; choose"
     ):
         claim(folder)
-    owner.kill()
+    owner.process.kill()
     ended(processes)
     with pytest.raises(FolderTakenError, match=rf"process {owner.pid} .* has ended; .* or delete"):
         claim(folder)

@@ -6,8 +6,6 @@ import os
 import shlex
 import signal
 import statistics
-import subprocess
-import sys
 import time
 
 import pytest
@@ -19,13 +17,14 @@ from experiments.record import METRICS, Record
 from experiments.run import CONFIGURATION
 from experiments.search import main
 from experiments.study import parse_study
+from tests.experiments.processes import SERVER
 
 SMALL = [
     "horizons=[8]",
     "model.hidden_size=8",
-    "training.steps=100",
+    "training.steps=50",
     "training.batch_size=8",
-    "evaluation.every=20",
+    "evaluation.every=10",
     "evaluation.train_size=8",
     "probe=[]",
     "search.n_trials=6",
@@ -50,8 +49,10 @@ def _search(root, *others):
 
 
 def _start(root, *others):
-    command = [sys.executable, "-m", "experiments.search", *_arguments(root, *others)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    """Search in another process."""
+    process = SERVER.Process(target=main, args=(_arguments(root, *others),))
+    process.start()
+    return process
 
 
 def _intermediate(folder):
@@ -74,26 +75,17 @@ def whole(tmp_path_factory):
     return _search(tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.slow
-def test_a_search_repeats_and_depends_on_its_seed(whole, tmp_path):
-    again = _search(tmp_path / "again")
-    other = _search(tmp_path / "other", "search.seed=1", "search.n_trials=1")
-
-    assert again[0]["trials"] == whole[0]["trials"]
-    assert _intermediate(again[1]) == _intermediate(whole[1])
-    assert other[0]["trials"][0]["params"] != whole[0]["trials"][0]["params"]
-
-
-@pytest.mark.slow
-def test_a_killed_search_goes_on_to_the_same_end(whole, tmp_path):
-    process = _start(tmp_path, "checkpoint_seconds=1e-9")
-    # In the fourth run, whenever that is.
-    _wait_for(lambda: len(list(tmp_path.glob(f"runs/records/*/{METRICS}"))) == 4)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def test_a_killed_search_goes_on_to_the_same_end_with_more_trials(whole, tmp_path):
+    process = _start(tmp_path, "checkpoint_seconds=1e-9", "search.n_trials=3")
+    # In the third run, whenever that is.
+    _wait_for(lambda: len(list(tmp_path.glob(f"runs/records/*/{METRICS}"))) == 3)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
     values, folder, _ = _search(tmp_path)
 
+    assert list(folder.parent.iterdir()) == [folder]
     assert values["trials"] == whole[0]["trials"]
     assert _intermediate(folder) == _intermediate(whole[1])
     for trial in values["trials"]:
@@ -104,10 +96,9 @@ def test_a_killed_search_goes_on_to_the_same_end(whole, tmp_path):
             assert record.result == Record.load(root).result
 
 
-def test_it_goes_on_with_more_trials(whole, tmp_path):
-    _search(tmp_path, "search.n_trials=2")
-
-    assert _search(tmp_path)[0]["trials"] == whole[0]["trials"]
+def test_what_is_drawn_depends_on_the_seed(whole, tmp_path):
+    values, _, _ = _search(tmp_path, "search.seed=1", "search.n_trials=1", "training.steps=1")
+    assert values["trials"][0]["params"] != whole[0]["trials"][0]["params"]
 
 
 def test_it_prunes_what_is_worse_than_the_median_and_nothing_else(whole):
@@ -123,7 +114,7 @@ def test_it_prunes_what_is_worse_than_the_median_and_nothing_else(whole):
                 pruned_at = step
                 break
         assert (state == "pruned") == (pruned_at is not None), number
-        assert max(reported) == (80 if pruned_at is None else pruned_at)  # none at the end, 100
+        assert max(reported) == (40 if pruned_at is None else pruned_at)  # none at the end, 50
         if state == "complete":
             complete.append(reported)
     assert {"pruned", "complete"} == set(states)
@@ -152,14 +143,14 @@ def test_the_command_of_the_best_trial_composes_its_run(whole):
     assert [member.folder.name for member in study.members] == best["runs"]
 
 
-@pytest.mark.slow
 def test_processes_share_a_search(tmp_path):
     storage = "search.storage=journal"
     process = _start(tmp_path, storage)
     _wait_for(lambda: list(tmp_path.glob(f"runs/records/*/{METRICS}")))
 
     _search(tmp_path, storage)
-    assert process.wait() == 0
+    process.join()
+    assert process.exitcode == 0
 
     values, _, _ = _search(tmp_path, storage)
     trials = values["trials"]
@@ -177,9 +168,10 @@ def test_a_trial_that_no_run_can_be_made_of_fails_with_its_reason(tmp_path):
     values, _, printed = _search(
         tmp_path,
         "search.space={model: [gru, fused_rnn], model.nonlinearity: [relu, tanh]}",
-        "training.steps=20",
+        "training.steps=2",
         "search.pruner=none",
         "search.sampler=random",
+        "search.n_trials=3",
     )
 
     by_model = {trial["params"]["model"]: trial for trial in values["trials"]}
@@ -199,7 +191,7 @@ def test_a_trial_that_no_run_can_be_made_of_fails_with_its_reason(tmp_path):
         (["search.trials=3"], "unknown key search.trials"),
         (["optimizer.learning_rate=1"], "is searched; it cannot be given too"),
         (["evaluation.every=null"], "search.pruner needs evaluation.every"),
-        (["experiment=four_models"], "needs a study of one model"),
+        (["+arms={a: ['model=rnn'], b: ['model=gru']}"], "needs a study of one model"),
         (["launcher=slurm"], "makes its runs in its own process|needs submitit"),
     ],
 )

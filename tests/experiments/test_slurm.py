@@ -23,7 +23,6 @@ SMALL = [
     "horizons=[8]",
     "contrast_horizons=[]",
     "model.hidden_size=8",
-    "evaluation.every=20",
 ]
 _has_submitit = pytest.mark.skipif(
     extras.find_spec("submitit") is None, reason='needs pip install -e ".[cluster]"'
@@ -58,93 +57,97 @@ def _assert_same(member, other):
     assert (member.folder / METRICS).read_bytes() == (other.folder / METRICS).read_bytes()
 
 
+@pytest.fixture
+def often(monkeypatch):
+    """Look at the jobs often: what has to come before a run ends then comes early in it."""
+    from experiments import slurm
+
+    monkeypatch.setattr(slurm, "_POLL_SECONDS", 0.05)
+
+
+# Longer than it takes to notice that a run has begun.
+LONG = ("training.steps=2000", "evaluation.every=500")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    study = _study(tmp_path_factory.mktemp("undisturbed"), *LONG)
+    _execute(study)
+    return study.reference
+
+
 @pytest.mark.slow
 @_has_submitit
-def test_local_jobs_give_what_processes_give_and_a_failure_stops_nothing(tmp_path):
-    seeds = "seeds=[0,1,2]"
-    study = _study(tmp_path / "jobs", seeds, "launcher=submitit_local", "workers=2")
-    damaged = study.members[1].folder
+def test_a_local_job_that_fails_stops_nothing_and_one_that_is_cancelled_goes_on_to_the_same_end(
+    tmp_path, often, undisturbed
+):
+    options = ("launcher=submitit_local", "workers=1", "checkpoint_seconds=1000")
+    study = _study(tmp_path, *LONG, *options, "seeds=[1,0]")
+    damaged, cancelled = (member.folder for member in study.members)
     damaged.mkdir(parents=True)
     (damaged / CHECKPOINT).write_bytes(b"nothing that could be read")
-    plain = _study(tmp_path / "plain", seeds)
 
-    outcomes, _ = _execute(study)
-    _execute(plain)
+    outcomes, _ = _execute(study, lambda: (cancelled / METRICS).exists())
 
     assert {seed: outcome.state for seed, outcome in outcomes.items()} == {
-        0: "done",
         1: "failed",
-        2: "done",
+        0: "interrupted",
     }
     assert "no checkpoint can be read" in outcomes[1].reason
-    for index in (0, 2):
-        _assert_same(study.members[index], plain.members[index])
-
-
-@pytest.mark.slow
-@_has_submitit
-def test_a_cancelled_job_is_saved_and_goes_on_to_the_same_end(tmp_path):
-    steps = "training.steps=15000"  # longer than it takes to notice
-    study = _study(tmp_path / "a", steps, "launcher=submitit_local", "checkpoint_seconds=1000")
-    (member,) = study.members
-
-    outcomes, _ = _execute(study, lambda: (member.folder / METRICS).exists())
-
-    assert outcomes[0].state == "interrupted"
-    assert (member.folder / CHECKPOINT).exists()
-    again = _study(tmp_path / "a", steps)
+    assert (cancelled / CHECKPOINT).exists()
+    again = _study(tmp_path, *LONG)
     _execute(again)
-    whole = _study(tmp_path / "b", steps)
-    _execute(whole)
-    _assert_same(again.members[0], whole.members[0])
+    _assert_same(again.reference, undisturbed)
 
 
 @pytest.mark.slow
 @_has_submitit
-def test_preempted_jobs_of_slurm_go_on_and_a_dead_one_is_a_failure(tmp_path, monkeypatch):
+def test_preempted_jobs_of_slurm_go_on_and_a_dead_one_is_a_failure(
+    tmp_path, monkeypatch, often, undisturbed
+):
     slurm = tmp_path / "slurm"
     slurm.mkdir()
     fake_slurm.install(slurm)
     monkeypatch.setenv("PATH", str(slurm), prepend=os.pathsep)
     monkeypatch.setattr("submitit.SlurmJob._results_timeout_s", 0)
-    steps = "training.steps=6000"
     options = ["slurm.partition=cpu", "slurm.mem_gb=2.5", "slurm.extra={account: me}"]
     study = _study(
-        tmp_path / "a",
-        steps,
+        tmp_path,
+        *LONG,
         "seeds=[0,1]",
         "launcher=slurm",
         "slurm.array_parallelism=7",
         *options,
     )
     preempted, killed = study.members
-    signals = threading.Thread(target=_preempt_and_kill, args=(preempted.folder, killed.folder))
-    signals.start()
+    signals = [
+        threading.Thread(target=_preempt, args=(preempted.folder,)),
+        threading.Thread(target=lambda: os.kill(_owner(killed.folder), signal.SIGKILL)),
+    ]
+    for thread in signals:
+        thread.start()
 
     outcomes, progress = _execute(study)
 
-    signals.join()
+    for thread in signals:
+        thread.join()
     script = (slurm / "submission.sh").read_text()
     for flag in ("partition=cpu", "mem=2560M", "account=me", "array=0-1%2", "signal=USR2@90"):
         assert f"#SBATCH --{flag}\n" in script
     assert outcomes[0].state == "done"
-    (error,) = (tmp_path / "a").glob("runs/jobs/*/7_0_0_log.err")
+    (error,) = tmp_path.glob("runs/jobs/*/7_0_0_log.err")
     assert error.read_text().count("Caught signal SIGUSR2") == 1
     assert outcomes[1].state == "failed"
     assert outcomes[1].reason.startswith("job 7_1: ended without a result (state NODE_FAIL)")
     assert not (killed.folder / "record.json").exists()
     assert max(step for member, step in progress if member is preempted) > 0
-
-    plain = _study(tmp_path / "b", steps)
-    _execute(plain)
-    _assert_same(preempted, plain.members[0])
+    _assert_same(preempted, undisturbed)
 
 
-def _preempt_and_kill(preempted, killed):
-    os.kill(_owner(killed), signal.SIGKILL)
-    pid = _owner(preempted)
+def _preempt(folder):
+    pid = _owner(folder)
     os.kill(pid, signal.SIGTERM)
-    _wait_for((preempted / CHECKPOINT).exists)
+    _wait_for((folder / CHECKPOINT).exists)
     os.kill(pid, signal.SIGUSR2)
 
 
@@ -162,13 +165,13 @@ def _wait_for(holds, seconds=120.0):
 
 
 @_has_submitit
-def test_a_job_that_was_not_requeued_is_a_failure_with_its_reason(tmp_path, monkeypatch):
+def test_a_job_that_was_not_requeued_is_a_failure_with_its_reason(tmp_path):
     """A call that fails outside of a run, as submitit's own do."""
     import submitit
 
     from experiments import slurm
 
-    job = submitit.LocalExecutor(tmp_path).submit(_not_requeued)
+    job = submitit.LocalExecutor(tmp_path).submit(fake_slurm.not_requeued)
     job.wait()
 
     outcome = slurm._outcome(job)
@@ -177,12 +180,6 @@ def test_a_job_that_was_not_requeued_is_a_failure_with_its_reason(tmp_path, monk
     assert "UncompletedJobError: Job not requeued because: timed-out too many times." in (
         outcome.reason
     )
-
-
-def _not_requeued():
-    from submitit.core.utils import UncompletedJobError
-
-    raise UncompletedJobError("Job not requeued because: timed-out too many times.")
 
 
 @_has_submitit

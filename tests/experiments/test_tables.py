@@ -204,6 +204,7 @@ def test_a_sweep_is_one_view_and_lists_the_members_that_failed(named, tmp_path):
     (tmp_path / "2_c" / FAILURE).write_text('{"reason": "ValueError: eleven [/b]"}')
     console = quiet()
     assert not compare(tmp_path, console)
+    assert (tmp_path / "ladder.png").exists()
     for text in ((tmp_path / "report.txt").read_text(), console.file.getvalue()):
         assert "2 studies: adding" in text
         assert "_m [/i] $y_$ (0_a)" in text

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -24,6 +22,7 @@ from experiments.config import RunConfig
 from experiments.fields import Config, ConfigError, choice, fraction, integer, number
 from experiments.tasks import TASKS, build_task, shown_metric
 from experiments.train import train
+from tests.experiments.processes import printed_by
 from tests.experiments.studies import choices, composed, listing_also, study_of
 from tests.idx_files import idx_bytes, mnist_like, write_mnist
 
@@ -735,15 +734,10 @@ def test_a_task_is_found_by_its_file_alone(tmp_path):
     program = listing_also("experiments.tasks", tmp_path) + (
         f"task = package.build_task({dict(shown)!r})\nprint(task.name, task.settings)\n"
     )
-
-    def run() -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-
     (tmp_path / "first_bit.py").write_text(source)
-    found = run()
-    assert found.stdout == f"first_bit {dict(shown)!r}\n", found.stderr
+    assert printed_by(program) == f"first_bit {dict(shown)!r}\n"
     (tmp_path / "first_bit.py").write_text(source.replace('"first_bit"', '"other"'))
-    assert "must define one subclass of Task, with name = 'first_bit'" in run().stderr
+    assert "must define one subclass of Task, with name = 'first_bit'" in printed_by(program)
     assert set(TASKS) == {path.stem for path in Path(package.__file__).parent.glob("[!_]*.py")}
 
 
