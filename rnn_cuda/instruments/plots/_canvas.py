@@ -24,7 +24,8 @@ STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
-    "legend.frameon": False,
+    "legend.framealpha": 0.8,  # lines that it lies on stay visible, and it readable
+    "legend.edgecolor": "none",
     "legend.fontsize": 8,
     "savefig.dpi": 160,
     "svg.hashsalt": "rnn_cuda",
