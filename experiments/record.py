@@ -23,7 +23,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -105,10 +105,9 @@ class Record:
                 f"{path} is damaged (missing or unknown: {', '.join(wrong)}); {again}"
             )
         record = cls(**values)
-        wrong = [name for name, kinds in _KINDS.items() if not isinstance(values[name], kinds)]
-        if wrong or record.status not in get_args(Status):
-            wrong = ", ".join(wrong) or "status"
-            raise RecordError(f"{path} is damaged (impossible values: {wrong}); {again}")
+        wrong = _impossible(values)
+        if wrong:
+            raise RecordError(f"{path} is damaged (impossible values: {', '.join(wrong)}); {again}")
         if not folder.resolve().name.endswith(record.identity):
             raise RecordError(f"{path} is the record of another run, {record.identity}; {again}")
         return record
@@ -125,6 +124,43 @@ _KINDS: dict[str, type | UnionType] = {
     "provenance": dict,
 }
 """What each entry of ``record.json`` holds."""
+
+_GROUPS = ("model", "task", "remedy", "optimizer", "probe", "training", "evaluation")
+_OF_CONFIG: dict[str, type | UnionType] = {
+    **dict.fromkeys(_GROUPS, dict),
+    "horizon": int,
+    "seed": int,
+}
+_OF_RESULT: dict[str, type | UnionType] = {
+    **dict.fromkeys(("task", "metric", "verdict"), str),
+    **dict.fromkeys(("hidden_size", "parameters", "steps"), int),
+    **dict.fromkeys(("know_nothing_loss", "know_nothing_error"), float | int),
+}
+"""What every record has in there; in the result if the run did not fail."""
+
+
+def _impossible(record: Mapping[str, Any]) -> list[str]:
+    """Return the entries of a record that hold what no run leaves; the names are all there."""
+    wrong = _of_other_kinds(record, _KINDS, "")
+    if record["status"] not in get_args(Status):
+        wrong.append("status")
+    if wrong:
+        return wrong
+    wrong = _of_other_kinds(record["config"], _OF_CONFIG, "config.")
+    wrong += _of_other_kinds(record["probes"], dict.fromkeys(record["probes"], dict), "probes.")
+    for name, stages in record["probes"].items() if not wrong else ():
+        kinds = dict.fromkeys(stages, dict | None)
+        wrong += _of_other_kinds(stages, kinds, f"probes.{name}.")
+    if record["status"] != "failed":
+        wrong += _of_other_kinds(record["result"], _OF_RESULT, "result.")
+        wrong += _of_other_kinds(record["provenance"], {"seconds": float | int}, "provenance.")
+    return wrong
+
+
+def _of_other_kinds(
+    values: Mapping[str, Any], kinds: Mapping[str, type | UnionType], prefix: str
+) -> list[str]:
+    return [prefix + key for key, kind in kinds.items() if not isinstance(values.get(key), kind)]
 
 
 @contextmanager
