@@ -167,6 +167,11 @@ class RunConfig:
                 "training.stop_when_solved needs evaluation.every, the steps between two looks at "
                 "the held-out data; got null"
             )
+        if self.evaluation.seed == DATA_STREAM + self.seed:
+            raise ConfigError(
+                f"evaluation.seed must not be that of the training data, {DATA_STREAM} + seed; got "
+                f"{self.evaluation.seed}"
+            )
         _check_device(self.device)
         model = self._build()  # refuses remedies that do not apply
         for probe in self.probes:

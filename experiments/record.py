@@ -106,7 +106,7 @@ class Record:
     reason: str | None
     config: dict[str, Any]
     result: Result | None = None
-    probes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    probes: dict[str, dict[str, dict[str, Any] | None]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     version: int = VERSION
 

@@ -88,9 +88,15 @@ def main(folders: list[str]) -> None:
     logs = sorted({log for folder in folders for log in Path(folder).rglob(METRICS)})
     if not logs:
         raise SystemExit(f"error: no run is in {', '.join(folders)}")
+    damaged = []
     for log in logs:
-        convert(log.parent)
-    print(f"{len(logs)} runs; to look at them: tensorboard --logdir {folders[0]}")
+        try:
+            convert(log.parent)
+        except ValueError as error:
+            damaged.append(f"error: {log}: {error}")
+    print(f"{len(logs) - len(damaged)} runs; to look at them: tensorboard --logdir {folders[0]}")
+    if damaged:
+        raise SystemExit("\n".join(damaged))
 
 
 if __name__ == "__main__":

@@ -207,6 +207,7 @@ def test_the_main_job_is_the_horizon_ladder_as_specified():
         ("training.steps=1.5", "training.steps must be an integer of at least 1; got 1.5"),
         ("training.steps=true", "got True"),
         ("training.stop_when_solved=true", "needs evaluation.every"),
+        ("evaluation.seed=1000001", "must not be that of the training data, 1000000 + seed; got"),
         ("evaluation.probe_size=0", "evaluation.probe_size must be an integer of at least 1"),
         ("workers=0", "workers must be an integer of at least 1, or null; got 0"),
         ("retry=1", "retry must be true or false; got 1"),

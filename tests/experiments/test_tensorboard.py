@@ -136,6 +136,19 @@ def test_a_number_that_was_not_finite_is_shown_as_nan(tmp_path):
     assert value != value
 
 
+@_has_tensorboard
+def test_a_damaged_log_is_named_and_the_others_are_converted(tmp_path, capsys):
+    for name, line in (("a", b"\xff\n"), ("b", b'{"step": 1, "loss": 2.0}\n')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / METRICS).write_bytes(line)
+
+    with pytest.raises(SystemExit, match=r"a/metrics\.jsonl: line 1 is damaged"):
+        main([str(tmp_path)])
+
+    assert "1 runs" in capsys.readouterr().out
+    assert _events(tmp_path / "b")["loss"] == [(1, 2.0)]
+
+
 def test_without_the_package_nothing_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
 

@@ -264,6 +264,14 @@ RECORDS = {
     "another version": (lambda text: text.replace('"version": 1', '"version": 9'), "version 9"),
     "without result": (lambda text: text.replace('"result"', '"resolt"'), "record.resolt"),
     "a number for identity": (lambda text: json.dumps(json.loads(text) | {"identity": 3}), "ident"),
+    "an empty result": (
+        lambda text: json.dumps(json.loads(text) | {"result": {}}),
+        "record.result",
+    ),
+    "a number for a probe": (
+        lambda text: json.dumps(json.loads(text) | {"probes": {"adjoint": {"trained": 3}}}),
+        "probes.adjoint.trained",
+    ),
     "an unknown status": (lambda text: text.replace('"finished"', '"fine"'), "record.status"),
     "of another run": (
         lambda text: json.dumps(json.loads(text) | {"identity": "0" * 16}),
