@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from rich.console import Console
@@ -169,7 +170,8 @@ def power(exponent: float | None) -> str:
 
 def _on_slope(ladder: Sequence[Row]) -> str:
     slope = decades_per_step(ladder)
-    span = f"T = {ladder[0].horizon} to {ladder[-1].horizon}"
+    ends = dict.fromkeys((ladder[0].horizon, ladder[-1].horizon))
+    span = f"T = {' to '.join(map(str, ends))}"
     if slope is None:
         if not any(row.is_measured for row in ladder):
             return "the gradient at initialisation was not measured (no adjoint probe)."
@@ -192,27 +194,18 @@ def _on_slope(ladder: Sequence[Row]) -> str:
 
 
 def _on_learning(ladder: Sequence[Row]) -> str:
-    learned = [row for row in ladder if row.is_learned]
-    failed = [row for row in ladder if not row.is_learned]
-    if not failed:
-        text = f"every horizon up to T = {ladder[-1].horizon} was learned by most seeds"
-        if ladder[-1].is_measured:
-            text += f", that one from a ratio of {power(ladder[-1].mean_log10_ratio())}"
-        return f"{text}."
-    if not learned:
-        words = ", ".join(f"T = {row.horizon}" for row in failed)
-        return f"most seeds failed at every horizon ({words})."
-    text = (
-        f"learned by most seeds: T = {', '.join(str(row.horizon) for row in learned)}; not "
-        f"learned: T = {', '.join(str(row.horizon) for row in failed)}"
+    shares = ", ".join(
+        f"{row.count('solved', 'learned')} of {len(row.records)} at T = {row.horizon}"
+        for row in ladder
     )
-    before = [row for row in learned if row.horizon < failed[0].horizon]
-    if before and before[-1].is_measured and failed[0].is_measured:
-        text += (
-            f" (the initial ratio goes from {power(before[-1].mean_log10_ratio())} to "
-            f"{power(failed[0].mean_log10_ratio())} there)"
-        )
-    return text + "."
+    text = f"seeds that learned: {shares}"
+    for before, after in pairwise(ladder):
+        if before.is_learned and not after.is_learned and before.is_measured and after.is_measured:
+            return (
+                f"{text}; between T = {before.horizon} and {after.horizon} the initial ratio goes "
+                f"from {power(before.mean_log10_ratio())} to {power(after.mean_log10_ratio())}."
+            )
+    return f"{text}."
 
 
 def _on_smallest_ratio(ladder: Sequence[Row]) -> list[str]:

@@ -470,7 +470,8 @@ def _outcome(training: Training, held_out: HeldOut, log: MetricsLog) -> Record:
         error = held_out.error(training.model)
         log.write([{"step": training.step, "test_error": error}])
         trained = _measure(training, held_out, log, run.probes)
-        generator = torch.Generator().manual_seed(run.evaluation.seed)
+        # Not the seed of the test set: a task that draws its data would show the same once more.
+        generator = torch.Generator().manual_seed(run.evaluation.seed + 1)
         seen = training.batches.same or on_device(
             run, task.sample(run.evaluation.train_size, horizon, generator)
         )
