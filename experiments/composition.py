@@ -1,14 +1,11 @@
-"""Where the configuration lies, its keys, and what is wrong with one that Hydra cannot compose."""
+"""Where the configuration lies, and what is wrong with one that Hydra cannot compose."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hydra import compose
-from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -16,45 +13,6 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.fields import ConfigError, nearest
 
 CONFIGURATION = Path(__file__).resolve().parents[1] / "hydra_conf"
-
-
-@dataclass
-class Schema:
-    """The keys of ``config.yaml``; the values are checked by the classes that they become.
-
-    Those say more than OmegaConf can: the range, the choices, the nearest right name.
-    """
-
-    name: str = "study"
-    about: str = "-"
-    model: Any = None
-    task: Any = None
-    optimizer: Any = None
-    remedy: dict[str, Any] = field(default_factory=dict)
-    probe: dict[str, Any] = field(default_factory=dict)
-    seeds: Any = None
-    horizons: Any = None
-    contrast_horizons: Any = None
-    budget: Any = None
-    budgets: dict[str, Any] = field(default_factory=dict)
-    figures: Any = None
-    arms: dict[str, Any] = field(default_factory=dict)
-    expected: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    evaluation: dict[str, Any] = field(default_factory=dict)
-    precision: Any = None
-    device: Any = None
-    threads: Any = None
-    workers: Any = None
-    launcher: Any = "processes"
-    retry: Any = None
-    checkpoint_seconds: Any = None
-    tensorboard: Any = None
-    slurm: dict[str, Any] = field(default_factory=dict)
-    output: dict[str, Any] = field(default_factory=dict)
-
-
-ConfigStore.instance().store(name="schema", node=Schema)
 
 
 def composed(overrides: Sequence[str], where: str = "") -> DictConfig:

@@ -109,25 +109,19 @@ def execute(
             if not _has_ended(member, study.execution.retry, on_outcome)
         ]
     )
-    pending = {identity: runs[identity] for identity in left}
-    jobs = {identity: job_of(member, study.execution) for identity, member in pending.items()}
+    jobs = {identity: job_of(runs[identity], study.execution) for identity in left}
+    if not jobs:
+        return
+    launch: Launcher = _in_processes
+    if study.execution.launcher != "processes":
+        # Only here: submitit is not installed everywhere.
+        from experiments.slurm import in_jobs as launch
 
     def progress(identity: str, step: int, loss: float) -> None:
-        on_progress(pending[identity], step, loss)
+        on_progress(runs[identity], step, loss)
 
-    launch = _launcher(study)
-    if jobs:
-        for identity, outcome in launch(study, jobs, is_asked_to_end, progress):
-            on_outcome(pending[identity], outcome)
-
-
-def _launcher(study: Study) -> Launcher:
-    if study.execution.launcher == "processes":
-        return _in_processes
-    # Only here: submitit is not installed everywhere.
-    from experiments.slurm import in_jobs
-
-    return in_jobs
+    for identity, outcome in launch(study, jobs, is_asked_to_end, progress):
+        on_outcome(runs[identity], outcome)
 
 
 def _in_processes(
@@ -220,7 +214,11 @@ def _failed(error: Exception, run: RunConfig | None, job: Job) -> Outcome:
     """
     reason = f"{type(error).__name__}: {error}"
     if run is not None and not isinstance(error, OSError | RecordError | CheckpointError):
-        _record_failure(run, job.folder, reason, traceback.format_exc())
+        origin = {**provenance(run.device), "traceback": traceback.format_exc()}
+        record = Record(run.identity, run.label, "failed", reason, run.plain(), provenance=origin)
+        # Without it the next command tries again; the reason is said all the same.
+        with suppress(OSError, RunTakenError), owned(job.folder):
+            record.save(job.folder)
     return Outcome("failed", reason)
 
 
@@ -246,14 +244,6 @@ def _forget_failure(member: Member) -> None:
         record = member.record()
         if record is not None and record.status == "failed":
             (member.folder / RECORD).unlink()
-
-
-def _record_failure(run: RunConfig, folder: Path, reason: str, details: str) -> None:
-    origin = {**provenance(run.device), "traceback": details}
-    record = Record(run.identity, run.label, "failed", reason, run.plain(), provenance=origin)
-    # Without a record the run is tried again by the next command; the reason is said all the same.
-    with suppress(OSError, RunTakenError), owned(folder):
-        record.save(folder)
 
 
 class _Pool:

@@ -22,10 +22,10 @@ import math
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from hydra import initialize_config_dir
@@ -165,27 +165,6 @@ class Search:
         words = [*self.overrides, *self.changes(params)]
         return shlex.join(["python", "-m", "experiments.run", *words])
 
-    def open(self) -> optuna.Study:
-        """Return Optuna's study, made if it is missing."""
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        if self.config.storage == "sqlite":
-            storage: Any = f"sqlite:///{self.folder.resolve()}/trials.sqlite"
-        else:
-            backend = optuna.storages.journal.JournalFileBackend(str(self.folder / "trials.log"))
-            storage = optuna.storages.JournalStorage(backend)
-        pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
-        if self.config.pruner == "median":
-            pruner = optuna.pruners.MedianPruner(n_startup_trials=self.config.startup_trials)
-        return optuna.create_study(
-            study_name=self.config.name,
-            storage=storage,
-            sampler=_sampler(self.config),
-            pruner=pruner,
-            load_if_exists=True,
-        )
-
 
 def _distribution(key: str, values: Any, is_given: bool) -> Any:
     """Return what Optuna draws a hyperparameter from; choices as words of a command line."""
@@ -209,73 +188,91 @@ def _distribution(key: str, values: Any, is_given: bool) -> Any:
         raise ConfigError(f"{key}: {error}") from error
 
 
-def _sampler(config: SearchConfig) -> optuna.samplers.BaseSampler:
-    """Return a sampler whose draws for a trial depend on its number and on the trials before.
+def _sampler(config: SearchConfig, number: int) -> optuna.samplers.BaseSampler:
+    """Return the sampler that draws the trial of a number.
 
-    So they are the same whichever process asks, and whether or not one was killed before.
+    So a trial depends on its number and on the trials before, whichever process asks, and whether
+    or not one was killed before.
     """
     from optuna import samplers
 
-    def new(seed: int) -> samplers.BaseSampler:
-        if config.sampler == "random":
-            return samplers.RandomSampler(seed)
-        return samplers.TPESampler(n_startup_trials=config.startup_trials, seed=seed)
-
-    class ByNumber(samplers.BaseSampler):
-        def before_trial(self, study: Any, trial: Any) -> None:
-            # Odd factor: seeds of searches that lie side by side give no trial in common.
-            self._sampler = new((config.seed * 1_000_003 + trial.number) % 2**32)
-            self._sampler.before_trial(study, trial)
-
-        def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
-            return self._sampler.infer_relative_search_space(study, trial)
-
-        def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:
-            return self._sampler.sample_relative(study, trial, search_space)
-
-        def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
-            return self._sampler.sample_independent(study, trial, name, distribution)
-
-        def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
-            self._sampler.after_trial(study, trial, state, values)
-
-    return ByNumber()
+    # Odd factor: seeds of searches that lie side by side give no trial in common.
+    seed = (config.seed * 1_000_003 + number) % 2**32
+    if config.sampler == "random":
+        return samplers.RandomSampler(seed)
+    return samplers.TPESampler(n_startup_trials=config.startup_trials, seed=seed)
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock on a file, which ends with the process at the latest."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _draw(trial: optuna.Trial, key: str, distribution: Any) -> None:
+    if hasattr(distribution, "choices"):
+        trial.suggest_categorical(key, distribution.choices)
+    else:
+        suggest = trial.suggest_int if isinstance(distribution.low, int) else trial.suggest_float
+        suggest(
+            key, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+        )
 
 
 class _Trials:
-    """Gives this process a trial at a time: one that was left by a dead process, or a new one."""
+    """Gives this process a trial at a time: one that was left by a dead process, or a new one.
+
+    Attributes:
+        study: Optuna's.
+    """
 
     def __init__(self, search: Search) -> None:
-        self._search = search
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._search, config = search, search.config
         self._lock: IO[str] | None = None
-        with _locked(search.folder / "search.lock"):
-            self.study = search.open()
+        pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
+        if config.pruner == "median":
+            pruner = optuna.pruners.MedianPruner(n_startup_trials=config.startup_trials)
+        with self._locked():
+            self._storage = self._open()
+            self.study = optuna.create_study(
+                study_name=config.name, storage=self._storage, pruner=pruner, load_if_exists=True
+            )
+
+    def _open(self) -> optuna.storages.BaseStorage:
+        from optuna.storages import JournalStorage, get_storage
+        from optuna.storages.journal import JournalFileBackend
+
+        folder = self._search.folder.resolve()
+        if self._search.config.storage == "sqlite":
+            return get_storage(f"sqlite:///{folder}/trials.sqlite")
+        return JournalStorage(JournalFileBackend(str(folder / "trials.log")))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold a lock on the search, which ends with the process at the latest."""
+        with (self._search.folder / "search.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def next(self) -> optuna.Trial | None:
         """Return a trial with its parameters drawn; ``None`` if there are ``n_trials``."""
         import optuna
 
-        with _locked(self._search.folder / "search.lock"):
-            trial = None
+        with self._locked():
             trials = self.study.get_trials(deepcopy=False)
-            for left in trials:
-                if left.state == optuna.trial.TrialState.RUNNING and self._take(left.number):
-                    trial = optuna.Trial(self.study, left._trial_id)
-                    break
-            if trial is None and len(trials) < self._search.config.n_trials:
+            running = optuna.trial.TrialState.RUNNING
+            left = [trial.number for trial in trials if trial.state == running]
+            # The next number is nobody's yet.
+            new = [len(trials)] if len(trials) < self._search.config.n_trials else []
+            number = next((number for number in (*left, *new) if self._take(number)), None)
+            if number is None:
+                return None
+            self.study.sampler = _sampler(self._search.config, number)
+            if number == len(trials):
                 trial = self.study.ask()
-                self._take(trial.number)
-            if trial is not None:
-                for key, distribution in self._search.distributions.items():
-                    trial._suggest(key, distribution)
+            else:
+                study = self._storage.get_study_id_from_name(self._search.config.name)
+                its = self._storage.get_trial_id_from_study_id_trial_number(study, number)
+                trial = optuna.Trial(self.study, its)
+            for key, distribution in self._search.distributions.items():
+                _draw(trial, key, distribution)
             return trial
 
     def _take(self, number: int) -> bool:
@@ -317,37 +314,33 @@ class _Watch:
         self._trial, self._run = trial, member.run
         self._shares, self._steps = shares, steps
         self._nothing = member.run.task.know_nothing_error(member.run.horizon)
+        so_far = trial.study.get_trials(deepcopy=False)[trial.number]
+        self._reported = set(so_far.intermediate_values)
         self.is_pruned = False
 
     def __call__(self, rows: Rows) -> None:
         """Report evaluations; one that an earlier process has reported is not reported twice."""
-        reported = self._trial.study._storage.get_trial(self._trial._trial_id).intermediate_values
         for row in rows:
             if row.get("test_error") is None or row["step"] == self._run.training.steps:
                 continue
             step = self._steps + row["step"]
-            if step not in reported:
+            if step not in self._reported:
                 share = row["test_error"] / self._nothing
                 self._trial.report(sum([*self._shares, share]) / (len(self._shares) + 1), step)
-                reported = {**reported, step: share}
+                self._reported.add(step)
             # Optuna judges by the last report; that of an earlier process may lie further on.
-            if step == max(reported) and self._trial.should_prune():
+            if step == max(self._reported) and self._trial.should_prune():
                 self.is_pruned = True
 
 
-def run_search(search: Search, console: Console, is_asked_to_end: Callable[[], bool]) -> None:
+def make_trials(
+    search: Search, trials: _Trials, console: Console, is_asked_to_end: Callable[[], bool]
+) -> None:
     """Make trials until there are as many as there will be, or it is asked to end.
 
     Raises:
         SearchError: a run could not be made, because of a full disk or a damaged folder.
     """
-    with closing(_Trials(search)) as trials:
-        _make_trials(search, trials, console, is_asked_to_end)
-
-
-def _make_trials(
-    search: Search, trials: _Trials, console: Console, is_asked_to_end: Callable[[], bool]
-) -> None:
     from optuna.trial import TrialState
 
     while not is_asked_to_end() and (trial := trials.next()) is not None:
@@ -401,7 +394,7 @@ def _make_trial(
     return sum(shares) / len(shares), TrialState.COMPLETE
 
 
-def summary(search: Search) -> dict[str, Any]:
+def summary(search: Search, study: optuna.Study) -> dict[str, Any]:
     """Return what ``search.json`` holds: all trials, and the best with its command."""
     trials = [
         {
@@ -412,7 +405,7 @@ def summary(search: Search) -> dict[str, Any]:
             "reason": trial.user_attrs.get("reason"),
             "runs": trial.user_attrs.get("runs", []),
         }
-        for trial in search.open().get_trials()
+        for trial in study.get_trials()
     ]
     ranked = _ranked(trials)
     best = {**ranked[0], "command": search.command(ranked[0]["params"])} if ranked else None
@@ -429,9 +422,7 @@ def _ranked(trials: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def say_summary(console: Console, values: Mapping[str, Any]) -> None:
     """Print a table of the best trials, and the command of the best."""
     trials = values["trials"]
-    counts: dict[str, int] = {}
-    for trial in trials:
-        counts[trial["state"]] = counts.get(trial["state"], 0) + 1
+    counts = Counter(trial["state"] for trial in trials)
     words = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
     table = new_table(f"{values['search']['name']}: {words}", "value: error over know-nothing")
     keys = list(values["search"]["space"])
@@ -478,12 +469,12 @@ def main(arguments: Sequence[str], console: Console | None = None) -> None:
             search = parse(arguments)
             search.folder.mkdir(parents=True, exist_ok=True)
             say(console, f"{search.config.n_trials} trials in {search.folder}")
-            with interrupts.noticed() as is_asked_to_end:
-                run_search(search, console, is_asked_to_end)
+            with interrupts.noticed() as is_asked_to_end, closing(_Trials(search)) as trials:
+                make_trials(search, trials, console, is_asked_to_end)
                 is_ended = is_asked_to_end()
         except (ConfigError, SearchError) as error:
             raise SystemExit(f"error: {error}") from None
-        values = summary(search)
+        values = summary(search, trials.study)
     write_json(search.folder / SUMMARY, values)
     say_summary(console, values)
     if is_ended:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -192,7 +193,26 @@ class Study:
 _STUDY = tuple(StudyConfig.__dataclass_fields__)
 _EXECUTION = tuple(ExecutionConfig.__dataclass_fields__)
 _SHARED = tuple(key for key in RUN_KEYS if key not in ("horizon", "seed"))
-_OTHERS = ("arms", "budgets", "expected", "output", "hydra", "slurm")
+_OTHERS = ("arms", "budgets", "expected", "slurm", "output")
+_KEYS = (*_STUDY, *_SHARED, *_EXECUTION, *_OTHERS)
+
+_MAPPINGS = ("remedy", "probe", "training", "evaluation", *_OTHERS)
+
+
+def _typed(key: str) -> tuple[str, Any, Any]:
+    """Return a field of the schema: a key of ``config.yaml``.
+
+    Values are checked by the classes that they become, which say more than OmegaConf can: the
+    range, the choices, the nearest right name.
+    """
+    if key in _MAPPINGS:
+        return key, dict[str, Any], field(default_factory=dict)
+    if key in ("name", "about"):
+        return key, str, getattr(StudyConfig, key)
+    return key, Any, None
+
+
+ConfigStore.instance().store(name="schema", node=make_dataclass("Schema", map(_typed, _KEYS)))
 
 
 def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study:
@@ -207,7 +227,7 @@ def parse_study(config: DictConfig, overrides: Sequence[str] = ()) -> Study:
     """
     _check_budget(config)
     values = resolved(config)
-    check_keys(values, (*_STUDY, *_EXECUTION, *_OTHERS, *_SHARED), "")
+    check_keys(values, (*_KEYS, "hydra"), "")
     study = StudyConfig.parse({key: values[key] for key in _STUDY if key in values})
     _check_figures(study.figures)
     execution = ExecutionConfig.parse({key: values[key] for key in _EXECUTION if key in values})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments.composition import CONFIGURATION
@@ -13,7 +14,7 @@ from experiments.expectations import parse_expected
 from experiments.fields import ConfigError
 from experiments.models import CORES
 from experiments.optimizers import CONFIGS
-from experiments.study import StudyConfig, resolved
+from experiments.study import StudyConfig, parse_study, resolved
 from tests.experiments.studies import choices, composed, study_of
 from tests.idx_files import write_mnist
 
@@ -147,9 +148,12 @@ def test_every_optimizer_parses_and_shows_every_key(name):
 
 @pytest.mark.parametrize("name", choices("experiment"))
 def test_every_experiment_makes_a_study_in_every_budget(name, mnist_root):
-    config = composed(f"experiment={name}")
-    root = [f"task.root={mnist_root}"] if config["task"]["name"] == "mnist" else []
-    study = study_of(f"experiment={name}", *root)
+    words = [f"experiment={name}"]
+    if "task: mnist\n" in (CONFIGURATION / "experiment" / f"{name}.yaml").read_text():
+        words.append(f"task.root={mnist_root}")
+    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+        config = compose("config", words)
+        study = parse_study(config, words)
     assert study.config.name == name
     assert study.config.about != "-"
     labels = {member.label for member in study.members}

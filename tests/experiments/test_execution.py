@@ -9,14 +9,21 @@ import signal
 import pytest
 import torch
 
-from experiments import checkpoint
+from experiments import checkpoint, execution
 from experiments.execution import execute
 from experiments.record import METRICS, OWNER, RECORD, owned
 from experiments.tasks.adding import AddingTask
+from tests.experiments.processes import SERVER
 from tests.experiments.studies import tiny
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "forked")
 PAIR = ("horizons=[10,12]", "contrast_horizons=[]")
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Fork workers from the server that has torch loaded; test_run.py has some that are spawned."""
+    monkeypatch.setattr(execution.multiprocessing, "get_context", lambda _: SERVER)
 
 
 class Watch:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from multiprocessing.process import BaseProcess
@@ -16,7 +15,7 @@ import pytest
 from experiments import run
 from experiments.record import OWNER, RECORD
 from tests.experiments.processes import SERVER
-from tests.experiments.studies import ROOT, TINY
+from tests.experiments.studies import TINY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -134,13 +133,14 @@ def test_what_cannot_be_drawn_costs_no_record_and_is_said(command, tmp_path, mon
 
 
 def started(output: Path, *arguments: str) -> BaseProcess:
-    """Give the command in a process that writes what it prints to a file."""
+    """Give the command in a process with a session of its own; it prints to a file."""
     process = SERVER.Process(target=give, args=(output, arguments))
     process.start()
     return process
 
 
 def give(output: Path, arguments: tuple[str, ...]) -> None:
+    os.setsid()
     file = os.open(output, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -178,18 +178,11 @@ def test_killed_it_leaves_no_process_asked_to_end_it_saves_and_twice_at_once_is_
     def checkpoints():
         return list(tmp_path.rglob("checkpoint.pt"))
 
-    # As it is typed, in a session of its own.
-    first = subprocess.Popen(
-        [sys.executable, "-m", "experiments.run", *words, "workers=2"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    first = started(tmp_path / "first", *words, "workers=2")
     try:
-        wait_for(lambda: len(checkpoints()) == 2 or first.poll() is not None)
-        assert first.poll() is None
+        wait_for(lambda: len(checkpoints()) == 2, first)
         first.kill()
-        first.communicate()
+        first.join()
         wait_for(lambda: not session(first.pid))
     finally:
         if session(first.pid):

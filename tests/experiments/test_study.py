@@ -71,7 +71,10 @@ def test_a_study_can_be_without_probes_or_remedies(none):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model=lstm"], "model is what the arms of this study differ in; got model=lstm"),
+        (
+            ["model=lstm", "+arms.x=['model=gru']"],
+            "model is what the arms of this study differ in; got model=lstm",
+        ),
         (["+arms.x=['model=ls']"], r"arms\['x'\]: model must be one of .*; got ls; did you mean"),
         (["+arms.x=['model.hidden_siz=3']"], r"arms\['x'\]: unknown key .* model.hidden_size\?"),
         (["+arms.x=['horizons=[3]']"], r"arms\['x'\]: what an override changes must be one of "),
@@ -81,7 +84,7 @@ def test_a_study_can_be_without_probes_or_remedies(none):
 )
 def test_arms_that_cannot_be_made_are_refused_by_their_label(overrides, message):
     with pytest.raises(ConfigError, match=message):
-        study_of("experiment=four_models", "budget=smoke", *overrides)
+        study_of(*overrides)
 
 
 def test_worker_count_is_one_per_core_at_most_one_per_run(tmp_path):
