@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -52,7 +52,12 @@ def explained(error: BaseException) -> str:
         causes.append(causes[-1].__cause__)
     # Of the last cause the first line; the others of OmegaConf's are for its developers.
     words = ": ".join(dict.fromkeys(str(cause).splitlines()[0] for cause in (error, causes[-1])))
+    if words.startswith("Config group override"):
+        groups = ", ".join(sorted(path.name for path in CONFIGURATION.iterdir() if path.is_dir()))
+        return f"each of {groups} must be the name of a choice or a list of names; got null"
     for cause in causes:
+        if isinstance(cause, OverrideParseException):
+            return f"{cause.override} is not an override that Hydra can read: {words}"
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             group, _, name = cause.missing_cfg_file.rpartition("/")
             options = sorted(path.stem for path in (CONFIGURATION / group).glob("*.yaml"))
@@ -66,6 +71,8 @@ def explained(error: BaseException) -> str:
             prefix = cause.full_key.removesuffix(key)  # type: ignore[attr-defined]
             if prefix in ("remedy.", "probe.", "arms."):  # any number of names
                 return f"there is no {prefix}{key} in this study; +{prefix}{key}=... adds one"
+            if not known:
+                return f"there is no key in {prefix.rstrip('.')}; +{cause.full_key}=... adds one"  # type: ignore[attr-defined]
             if key not in known:
                 return (
                     f"unknown key {cause.full_key}; known here: {', '.join(sorted(known))}"  # type: ignore[attr-defined]

@@ -173,7 +173,10 @@ class RunConfig:
                 f"{self.evaluation.seed}"
             )
         _check_device(self.device)
-        model = self._build()  # refuses remedies that do not apply
+        try:
+            model = self._build()  # refuses remedies that do not apply
+        except RuntimeError as error:  # of torch, which has not the memory
+            raise ConfigError(f"model cannot be built: {str(error).splitlines()[0]}") from error
         for probe in self.probes:
             probe.check(model, self.task)
 

@@ -92,7 +92,12 @@ def test_a_sweep_ends_in_one_comparison_and_lists_the_member_that_failed(
         ("training.step=3", "did you mean training.steps?"),
         ("probe.spectrum.every=3", "there is no probe.spectrum in this study; +probe.spectrum="),
         ("training=null", "field 'training' is not Optional"),
-        ("model=null", "Config group override must be a string or a list. Got NoneType"),
+        (
+            "model=null",
+            "each of experiment, model, optimizer, probe, remedy, task must be the name",
+        ),
+        ("+arms.x=model=lstm", "+arms.x=model=lstm is not an override that Hydra can read: "),
+        ("model.hidden_size=1000000000", "model cannot be built: "),
         ("budget=", "budget must be one of"),
     ],
 )
