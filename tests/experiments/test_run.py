@@ -94,7 +94,7 @@ def test_a_sweep_ends_in_one_comparison_and_lists_the_member_that_failed(
         ("training=null", "field 'training' is not Optional"),
         (
             "model=null",
-            "each of experiment, model, optimizer, probe, remedy, task must be the name",
+            "each of experiment, model, optimizer, probe, remedy, task must be",
         ),
         ("+arms.x=model=lstm", "+arms.x=model=lstm is not an override that Hydra can read: "),
         ("model.hidden_size=1000000000", "model cannot be built: "),
