@@ -22,6 +22,9 @@ from experiments.view import Row, View, decades_per_step, know_nothing_metric
 VANISHING_DECADES_PER_STEP = 0.05
 """A steeper mean fall of the gradient than this is called vanishing: 2.5 decades in 50 steps."""
 
+ARMS_TOLD = 4
+"""More arms than this are not told one by one."""
+
 ROUNDING = 1e-3
 """A larger relative difference from ``torch.nn.RNN`` is not put down to float32 rounding."""
 
@@ -140,11 +143,14 @@ def verdict_text(row: Row) -> str:
 
 
 def conclusions(view: View) -> list[str]:
-    """Return what the runs showed, one statement each: by arm, then signatures, then the kernel."""
+    """Return what the runs showed, one statement each: by arm, then signatures, then the kernel.
+
+    Of more than ``ARMS_TOLD`` arms the table alone tells.
+    """
     rows = [row for row in view.rows if row.records]
     arms = list(dict.fromkeys(row.label for row in rows if not row.is_contrast))
     said = []
-    for label in arms:
+    for label in arms if len(arms) <= ARMS_TOLD else ():
         ladder = [row for row in rows if row.label == label and not row.is_contrast]
         name = f"{label}: " if len(arms) > 1 else ""
         said += [
@@ -153,7 +159,7 @@ def conclusions(view: View) -> list[str]:
         ]
         if len(arms) == 1:
             said += _on_smallest_ratio(ladder)
-    for contrast in (row for row in rows if row.is_contrast):
+    for contrast in (row for row in rows if row.is_contrast and len(arms) <= ARMS_TOLD):
         said += _on_contrast(contrast, rows)
     signatures = statement(expectations(view), rows)
     if signatures is not None:

@@ -133,6 +133,7 @@ def test_arms_are_told_apart():
     text = said([*LADDER, *arm(11, -1.0, YES, "gru"), *arm(51, -1.0, YES, "gru")])
     assert "rnn: seeds that learned: 3 of 3 at T = 11" in text
     assert "gru: seeds that learned: 3 of 3 at T = 11, 3 of 3 at T = 51." in text
+    assert said([entry for label in "abcde" for entry in arm(11, -1.0, YES, label)]) == ""
 
 
 def test_signatures_hold_for_their_settings_alone():
