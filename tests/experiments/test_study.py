@@ -79,7 +79,7 @@ def test_a_study_can_be_without_probes_or_remedies(none):
         (["+arms.x=['model.hidden_siz=3']"], r"arms\['x'\]: unknown key .* model.hidden_size\?"),
         (["+arms.x=['horizons=[3]']"], r"arms\['x'\]: what an override changes must be one of "),
         (["+arms.x=model"], r"arms\['x'\] must be a list of overrides, such as model=lstm; got"),
-        (["+arms.x=['model=null']"], r"arms\['x'\]: Config group override must be"),
+        (["+arms.x=['model=null']"], r"arms\['x'\]: each of experiment, model, .* must be"),
     ],
 )
 def test_arms_that_cannot_be_made_are_refused_by_their_label(overrides, message):
