@@ -433,27 +433,19 @@ def gradient_norms(view: View) -> Iterator[Drawn]:
             )
 
 
-def remedies(view: View) -> Iterator[Drawn]:
-    """10: what arms reach at one horizon, and what they cost."""
-    by_horizon: dict[int, list[Group]] = {}
-    for group in _groups(view):
-        if group.row.values("test_metric"):
-            by_horizon.setdefault(group.row.horizon, []).append(group)
-    if not by_horizon:
-        return
-    horizon, groups = max(by_horizon.items(), key=lambda item: (len(item[1]), item[0]))
+def remedy_bars(view: View) -> Iterator[Drawn]:
+    """10: what arms reach at one horizon."""
+    groups = _most_compared(view)
     if len(groups) < 2:
         return
-    result = groups[0].row.records[0].result
-    is_accuracy = result.metric == "accuracy"
-    label = f"test {result.metric}"
+    horizon, result = groups[0].row.horizon, groups[0].row.records[0].result
     scores = {group.name: group.row.values("test_metric") for group in groups}
     figure = Figure(figsize=(SIZE[0], 1.2 + 0.32 * len(scores)), layout="constrained")
     plots.remedy_bars(
         scores,
-        score_label=label,
+        score_label=f"test {result.metric}",
         know_nothing=know_nothing_metric(groups[0].row.records[0]),
-        log=not is_accuracy and min(min(v) for v in scores.values()) >= 0,
+        log=result.metric != "accuracy" and min(min(v) for v in scores.values()) >= 0,
         title=f"T = {horizon}",
         ax=figure.subplots(),
     )
@@ -463,7 +455,15 @@ def remedies(view: View) -> Iterator[Drawn]:
         f"Test {result.metric} of every arm at T = {horizon}: the median over seeds, a dot per "
         f"seed; dashed: knowing nothing. {_runs(groups)}",
     )
-    seconds = {
+
+
+def speed_against_accuracy(view: View) -> Iterator[Drawn]:
+    """10: what arms reach at one horizon, and what they cost."""
+    groups = _most_compared(view)
+    if len(groups) < 2:
+        return
+    horizon, metric = groups[0].row.horizon, groups[0].row.records[0].result.metric
+    timed = {
         group.name: [
             record.seconds_per_step
             for record in group.row.records
@@ -471,13 +471,14 @@ def remedies(view: View) -> Iterator[Drawn]:
         ]
         for group in groups
     }
-    timed = {name: values for name, values in seconds.items() if min(values) > 0}
+    timed = {name: seconds for name, seconds in timed.items() if min(seconds) > 0}
+    scores = {group.name: group.row.values("test_metric") for group in groups}
     for name, shown in _parts("speed_against_accuracy", timed):
         figure, axes = _canvas()
         plots.speed_against_accuracy(
             shown,
             {each: scores[each] for each in shown},
-            score_label=label,
+            score_label=f"test {metric}",
             seconds_label="seconds per training step, everything included",
             title=f"T = {horizon}",
             ax=axes,
@@ -486,9 +487,19 @@ def remedies(view: View) -> Iterator[Drawn]:
             name,
             figure,
             "Wall-clock time of a training step (evaluation, probes and checkpoints included) "
-            f"against the test {result.metric}; a large mark for the median over seeds. "
+            f"against the test {metric}; a large mark for the median over seeds. "
             f"{_runs(g for g in groups if g.name in shown)}",
         )
+
+
+def _most_compared(view: View) -> list[Group]:
+    """Return the arms at the horizon that most of them have, the longest of several."""
+    by_horizon: dict[int, list[Group]] = {}
+    for group in _groups(view):
+        if group.row.values("test_metric"):
+            by_horizon.setdefault(group.row.horizon, []).append(group)
+    most = max(by_horizon, key=lambda horizon: (len(by_horizon[horizon]), horizon), default=0)
+    return by_horizon.get(most, [])
 
 
 FIGURES: dict[str, Callable[[View], Iterator[Drawn]]] = {
@@ -506,7 +517,8 @@ FIGURES: dict[str, Callable[[View], Iterator[Drawn]]] = {
         jacobians,
         saturations,
         gradient_norms,
-        remedies,
+        remedy_bars,
+        speed_against_accuracy,
     )
 }
 EVERY = tuple(name for name in FIGURES if name != "ladder")
