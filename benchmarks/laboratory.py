@@ -18,8 +18,9 @@ import torch
 
 from benchmarks.timing import Contestant, interleave, summarise
 from experiments.config import RunConfig
+from experiments.evaluation import HeldOut
 from experiments.record import MetricsLog
-from experiments.train import CHECK_EVERY, HeldOut, Training, step, train
+from experiments.train import CHECK_EVERY, Training, step, train
 
 LENGTHS = (10, 20, 50)
 END_TO_END = {"horizon": 100, "training": {"steps": 200}}

@@ -17,7 +17,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.train import LEARNED_BELOW, SOLVED_BELOW
+from experiments.evaluation import LEARNED_BELOW, SOLVED_BELOW
 from experiments.view import (
     Entry,
     Row,

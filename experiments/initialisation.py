@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 import rnn_cuda
 from experiments import console, files, initialisation_figures, run_folder
+from experiments.numerics import use_threads
 from experiments.provenance import provenance
 from experiments.record import write_json
-from experiments.train import use_threads
 from rnn_cuda import init
 from rnn_cuda.instruments import GradientFlow
 

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from experiments.batches import on_device
 from experiments.config import DATA_STREAM, RunConfig
+from experiments.evaluation import HeldOut
 from experiments.models import SequenceModel, build_core
+from experiments.numerics import use_threads
 from experiments.probes.adjoint import Adjoint
 from experiments.tasks import Task
-from experiments.train import HeldOut, use_threads
 from rnn_cuda import FusedRNN
 
 _WARM_UP, _ROUNDS = 3, 15

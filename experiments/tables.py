@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import as_line, as_text, new_table, say, say_items
+from experiments.evaluation import LEARNED_BELOW, SOLVED_BELOW
 from experiments.expectations import expectations, statement
-from experiments.train import LEARNED_BELOW, SOLVED_BELOW
 from experiments.view import Row, View, decades_per_step, know_nothing_metric
 
 VANISHING_DECADES_PER_STEP = 0.05

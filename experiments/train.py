@@ -10,48 +10,36 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
 from experiments import checkpoint, distributed
-from experiments.batches import Batches, on_device
-from experiments.config import DATA_STREAM, RunConfig
+from experiments.batches import Batches
+from experiments.config import RunConfig
+from experiments.evaluation import SOLVED_BELOW, HeldOut
 from experiments.models import SequenceModel
+from experiments.numerics import (
+    autocast,
+    own_random_state,
+    random_state,
+    set_random_state,
+    use_threads,
+)
 from experiments.optimizers import build_optimizer, set_rate
 from experiments.probes import Probe
 from experiments.provenance import provenance
-from experiments.record import (
-    CONFIG,
-    METRICS,
-    MetricsLog,
-    Record,
-    Result,
-    Rows,
-    Verdict,
-    owned,
-    write_json,
-)
+from experiments.record import CONFIG, METRICS, MetricsLog, Record, Rows, owned, write_json
 from experiments.remedies import Problem
-from experiments.tasks import Batch, shown_metric
 from rnn_cuda import backend
 
 CHECK_EVERY = 50
-
-SOLVED_BELOW = 0.10
-LEARNED_BELOW = 0.25
-"""Bounds on test error over know-nothing error; ``solved`` runs count as ``learned`` too."""
-
-EVALUATION_NUMBERS = 2**24
-"""Input numbers of a piece of test data that is evaluated at once."""
 
 Progress = Callable[[int, float], None]
 """Called with the number of steps done and the last loss."""
@@ -147,7 +135,7 @@ class Training:
         """Return what is minimised on the next batch, and the task's loss on it, detached."""
         run = self.run
         (x_TBI, target), weight = distributed.share(self.batches.next(), run.task)
-        with _autocast(run):
+        with autocast(run):
             prediction = predict(x_TBI)
             if weight == 0:  # the mean over no scored entry is nan
                 objective = loss = prediction.sum() * 0
@@ -178,7 +166,7 @@ class Training:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "data": self.batches.state(),
-            "random": _random_state(self.run),
+            "random": random_state(self.run),
             "pending": _as_tensor(self.pending),
             **{name: getattr(self, name) for name in self._PLAIN},
         }
@@ -196,37 +184,13 @@ class Training:
             self.pending = [(loss, norm) for loss, norm in state["pending"].to(self.run.device)]
             for name in self._PLAIN:
                 setattr(self, name, state[name])
-            _set_random_state(self.run, state["random"])
+            set_random_state(self.run, state["random"])
         except (KeyError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise checkpoint.CheckpointError(
                 f"the checkpoint does not fit this program ({reason}); go on with the program "
                 "that wrote it, or delete the run's folder to make the run from its first step"
             ) from error
-
-
-class HeldOut:
-    """The data that a model is judged and measured on; the same for every model and seed.
-
-    Attributes:
-        test: the test set.
-        probe: the batch for probes.
-        model: the model that probes measure; its weights are those of the last measurement.
-    """
-
-    def __init__(self, run: RunConfig) -> None:
-        self._run = run
-        generator = torch.Generator().manual_seed(run.evaluation.seed)
-        test = run.task.test_set(run.horizon, generator)
-        self.test = on_device(run, test)
-        self.probe = on_device(
-            run, run.task.sample(run.evaluation.probe_size, run.horizon, generator)
-        )
-        self.model = run.build_model()
-
-    def error(self, model: SequenceModel) -> float:
-        """Return the test error of a model."""
-        return evaluate(model, self._run, self.test)
 
 
 def train(
@@ -267,7 +231,7 @@ def train(
     distributed.check(run)
     with ExitStack() as stack:
         stack.enter_context(use_threads(run.threads))
-        stack.enter_context(_own_random_state(run))
+        stack.enter_context(own_random_state(run))
         record, state = distributed.from_main(lambda: _claim(stack, run, folder))
         if record is not None:
             return record
@@ -421,22 +385,11 @@ def _look(training: Training, held_out: HeldOut, log: MetricsLog) -> None:
 def _measure(
     training: Training, held_out: HeldOut, log: MetricsLog, probes: Iterable[Probe]
 ) -> dict[str, dict[str, Any]]:
-    """Take probes; log and return what each measured, by name.
-
-    They measure another model with the same weights, so that nothing they do changes the run.
-    """
+    """Take probes; log and return what each measured, by name."""
     results = {}
     for probe in probes:
-        model = held_out.model
-        model.load_state_dict(training.model.state_dict())
-        model.eval()
-        model.core.training = True  # cuDNN's layers have no gradients otherwise
-        with torch.random.fork_rng(devices=_cuda_devices(training.run)):
-            torch.manual_seed(training.run.evaluation.seed)
-            values = probe.measure(model, training.run.task, *held_out.probe)
+        results[probe.name] = values = held_out.measure(training.model, probe)
         log.write([{"step": training.step, "probe": probe.name, **values}])
-        # Plain numbers, whatever numpy made of them: a checkpoint holds no others.
-        results[probe.name] = json.loads(json.dumps(values))
     return results
 
 
@@ -450,51 +403,24 @@ def _finish(training: Training, held_out: HeldOut, folder: Path, log: MetricsLog
 
 def _outcome(training: Training, held_out: HeldOut, log: MetricsLog) -> Record:
     """Test and probe the trained model; return the run's record."""
-    run, task, horizon = training.run, training.run.task, training.run.horizon
-    measured: dict[str, Any] = {
-        "hidden_size": training.model.core.hidden_size,
-        "parameters": training.model.num_parameters,
-        "steps": training.step,
-        "solved_at": training.solved_at,
-        "task": task.name,
-        "metric": task.metric,
-        "know_nothing_loss": task.know_nothing_loss(horizon),
-        "know_nothing_error": task.know_nothing_error(horizon),
-        "dependency": task.dependency(horizon),
-    }
-    reason, trained = None, {}
+    run, model = training.run, training.model
+    trained, reason = {}, None
+    done = {"steps": training.step, "solved_at": training.solved_at}
     if training.diverged_at is not None:
         reason = f"the loss or the gradient of step {training.diverged_at} is not finite"
-        measured["verdict"] = "diverged"
+        result = held_out.result(model, None, **done)
     else:
-        error = held_out.error(training.model)
+        error = held_out.error(model)
         log.write([{"step": training.step, "test_error": error}])
         trained = _measure(training, held_out, log, run.probes)
-        # Not the seed of the test set: a task that draws its data would show the same once more.
-        generator = torch.Generator().manual_seed(run.evaluation.seed + 1)
-        seen = training.batches.same or on_device(
-            run, task.sample(run.evaluation.train_size, horizon, generator)
-        )
-        measured |= {
-            "test_error": error,
-            "test_metric": shown_metric(task, error),
-            "error_over_know_nothing": error / task.know_nothing_error(horizon),
-            "train_error": evaluate(training.model, run, seen),
-            "test_error_at": {
-                str(other): evaluate(
-                    training.model, run, on_device(run, task.test_set(other, generator))
-                )
-                for other in run.evaluation.horizons
-            },
-        }
-        measured["verdict"] = verdict(measured["error_over_know_nothing"])
+        result = held_out.result(model, error, seen=training.batches.same, **done)
     return Record(
         identity=run.identity,
         label=run.label,
         status="finished" if reason is None else "diverged",
         reason=reason,
         config=run.plain(),
-        result=Result(**measured),
+        result=result,
         probes={
             name: {"initial": initial, "trained": trained.get(name)}
             for name, initial in training.probes.items()
@@ -507,32 +433,6 @@ def _outcome(training: Training, held_out: HeldOut, log: MetricsLog) -> Record:
     )
 
 
-def verdict(share: float) -> Verdict:
-    """Judge a run by its test error over that of knowing nothing."""
-    if share < SOLVED_BELOW:
-        return "solved"
-    return "learned" if share < LEARNED_BELOW else "failed"
-
-
-@torch.no_grad()
-def evaluate(model: SequenceModel, run: RunConfig, batch: Batch) -> float:
-    """Return the task's error on a batch, evaluated a piece at a time."""
-    x_TBI, target = batch
-    task = run.task
-    numbers = len(x_TBI) * max(model.core.hidden_size, x_TBI.shape[2])
-    size = max(1, EVALUATION_NUMBERS // numbers)
-    total, scored = 0.0, 0
-    model.eval()
-    for x, y in zip(x_TBI.split(size, 1), target.split(size, task.sample_dim), strict=True):
-        with _autocast(run):
-            error = task.error(model(x).float() if run.precision == "bfloat16" else model(x), y)
-        count = task.scored(y)
-        if count:
-            total, scored = total + error.item() * count, scored + count
-    model.train()
-    return total / scored
-
-
 def _as_tensor(pending: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Return losses and norms ``[N, 2]`` in float64, so that every precision is kept."""
     if not pending:
@@ -540,73 +440,3 @@ def _as_tensor(pending: list[tuple[Tensor, Tensor]]) -> Tensor:
     return torch.stack(
         [torch.stack(values).double() for values in zip(*pending, strict=True)], dim=1
     )
-
-
-@contextmanager
-def _autocast(run: RunConfig) -> Iterator[None]:
-    if run.precision != "bfloat16":
-        yield
-        return
-    before = torch.backends.mkldnn.enabled
-    # oneDNN has no bfloat16 LSTM for a CPU without such instructions, and torch asks it all the
-    # same.
-    torch.backends.mkldnn.enabled = before and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    try:
-        with torch.autocast(torch.device(run.device).type, torch.bfloat16):
-            yield
-    finally:
-        torch.backends.mkldnn.enabled = before
-
-
-@contextmanager
-def use_threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads: their number can change the rounding of a sum."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _own_random_state(run: RunConfig) -> Iterator[None]:
-    """Seed every generator for a run (dropout draws from torch's), and put them back after it."""
-    before = _random_state(run)
-    seed = 2 * DATA_STREAM + run.seed
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        _set_random_state(run, before)
-
-
-def _random_state(run: RunConfig) -> dict[str, Any]:
-    # Their many integers as tensors, which torch.save writes a hundred times as fast.
-    python_version, python_state, python_gauss = random.getstate()
-    numpy_name, numpy_state, *numpy_rest = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": [torch.cuda.get_rng_state(device) for device in _cuda_devices(run)],
-        "python": (python_version, torch.tensor(python_state), python_gauss),
-        "numpy": (numpy_name, torch.from_numpy(numpy_state.astype(np.int64)), *numpy_rest),
-    }
-
-
-def _set_random_state(run: RunConfig, state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    for device, value in zip(_cuda_devices(run), state["cuda"], strict=True):
-        torch.cuda.set_rng_state(value, device)
-    version, python_state, gauss = state["python"]
-    random.setstate((version, tuple(python_state.tolist()), gauss))
-    name, numpy_state, *rest = state["numpy"]
-    np.random.set_state((name, numpy_state.numpy().astype(np.uint32), *rest))
-
-
-def _cuda_devices(run: RunConfig) -> list[int]:
-    device = torch.device(run.device)
-    if device.type != "cuda":
-        return []
-    return [torch.cuda.current_device() if device.index is None else device.index]

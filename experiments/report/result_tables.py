@@ -13,9 +13,9 @@ from scipy.special import stdtrit
 from experiments import tables, view
 from experiments.command import command
 from experiments.console import as_line
+from experiments.evaluation import LEARNED_BELOW, SOLVED_BELOW
 from experiments.expectations import QUANTITIES, Expectation, expectations, measure, parse_expected
 from experiments.report.arms import plain
-from experiments.train import LEARNED_BELOW, SOLVED_BELOW
 from experiments.view import Row, View
 
 CONFIDENCE = 0.95

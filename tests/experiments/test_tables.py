@@ -11,11 +11,11 @@ import pytest
 
 from experiments import view
 from experiments.console import write_printed
+from experiments.evaluation import verdict
 from experiments.record import Record, Result
 from experiments.run import compare, run_study
 from experiments.run_folder import FAILURE
 from experiments.tables import ROUNDING, conclusions, say_view, verdict_text
-from experiments.train import verdict
 from experiments.view import Entry, View
 from tests.experiments.studies import quiet, study_of, tiny
 

@@ -16,8 +16,9 @@ import torch
 from benchmarks import laboratory
 from experiments import checkpoint, interrupts, record
 from experiments.config import RunConfig
+from experiments.evaluation import evaluate
 from experiments.record import MetricsLog, Record, RecordError, RunTakenError, is_owned, owned
-from experiments.train import Interrupted, evaluate, load_model, train
+from experiments.train import Interrupted, load_model, train
 from tests.experiments.processes import OFTEN, SERVER, assert_same, make, outcome, small
 
 STEPS = 11
