@@ -15,6 +15,7 @@ import jinja2
 
 from experiments import figures, tables
 from experiments.console import as_line
+from experiments.expectations import expectations, statement
 from experiments.report.arms import by_task
 from experiments.report.reading import Collection, title
 from experiments.report.result_tables import Table, expected, gaps, other_lengths, results
@@ -153,6 +154,11 @@ def _content(
         "records": len(records),
         "provenance": provenance(records),
         "expected": expected(found.studies),
+        "signatures": [
+            f"{study.name}: {said}"
+            for study in found.studies
+            if (said := statement(expectations(study), study.rows)) is not None
+        ],
         "speeds": speeds(found.entries),
         "sections": sections,
         "problems": {as_line(name): as_line(reason) for name, reason in problems.items()},

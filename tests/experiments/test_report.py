@@ -494,6 +494,7 @@ def test_markdown_shows_what_the_page_shows(study, page, tmp_path):
     root = Page(path).root
     assert not list(root.all("script"))
     assert EVIL in root.text
+    assert "Signatures expected of this study: 1 of 2 met; not met: rnn, T = 8, " in root.text
     tables = [
         [[cell.text for cell in line.all("td")] for line in next(each.all("tbody")).all("tr")]
         for each in root.all("table")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
 from experiments.execution import worker_count
 from experiments.fields import ConfigError
-from tests.experiments.studies import study_of, tiny
+from tests.experiments.studies import ROOT, study_of, tiny
 
 
 def test_arms_by_horizons_by_seeds_and_the_overrides_reach_every_arm():
@@ -92,3 +93,15 @@ def test_worker_count_is_one_per_core_at_most_one_per_run(tmp_path):
     assert 1 <= worker_count(study, 1000) <= (os.cpu_count() or 1)
     assert worker_count(study, 1) == 1
     assert worker_count(tiny(tmp_path, "workers=5"), 3) == 3
+
+
+def test_every_study_stands_in_the_docs():
+    page = (ROOT / "docs" / "studies.md").read_text()
+    names = {path.stem for path in (ROOT / "hydra_conf" / "experiment").glob("*.yaml")}
+    for name in names - {"single", "smoke"}:
+        assert f"[{name}](studies/{name}.md)" in page or f"`{name}`" in page
+    for name in re.findall(r"\(studies/(\w+)\.md\)", page):
+        written = (ROOT / "docs" / "studies" / f"{name}.md").read_text()
+        assert f"experiment={name} budget=full" in written
+        for figure in re.findall(r"\(<(.*)>\)", written):
+            assert (ROOT / "docs" / "studies" / figure).exists()
