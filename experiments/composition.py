@@ -54,7 +54,8 @@ def explained(error: BaseException) -> str:
     words = ": ".join(dict.fromkeys(str(cause).splitlines()[0] for cause in (error, causes[-1])))
     if words.startswith("Config group override"):
         groups = ", ".join(sorted(path.name for path in CONFIGURATION.iterdir() if path.is_dir()))
-        return f"each of {groups} must be the name of a choice or a list of names; got null"
+        got = words.rpartition("Got ")[2].replace("NoneType", "null")
+        return f"each of {groups} must be the name of a choice or a list of names; got {got}"
     for cause in causes:
         if isinstance(cause, OverrideParseException):
             return f"{cause.override} is not an override that Hydra can read: {words}"

@@ -175,7 +175,9 @@ class RunConfig:
         _check_device(self.device)
         try:
             model = self._build()  # refuses remedies that do not apply
-        except RuntimeError as error:  # of torch, which has not the memory
+        except RuntimeError as error:
+            if "allocate memory" not in str(error):
+                raise
             raise ConfigError(f"model cannot be built: {str(error).splitlines()[0]}") from error
         for probe in self.probes:
             probe.check(model, self.task)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from experiments.fields import ConfigError, check_keys
+from experiments.fields import ConfigError, check_keys, value_at
 
 if TYPE_CHECKING:
     from experiments.view import Row, View
@@ -188,10 +188,5 @@ def _check_value(key: str, value: Any, is_interval: bool) -> None:
 
 
 def _has_settings(config: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
-    for key, value in (expected.get("settings") or {}).items():
-        found: Any = config
-        for part in key.split("."):
-            found = found.get(part) if isinstance(found, Mapping) else None
-        if found != value:
-            return False
-    return True
+    settings = expected.get("settings") or {}
+    return all(value_at(config, key) == value for key, value in settings.items())

@@ -313,6 +313,13 @@ def _range_words(at_least: float, at_most: float | None) -> str:
     return f"of at least {low}" if at_most is None else f"from {low} to {at_most}"
 
 
+def value_at(values: Any, key: str) -> Any:
+    """Return what nested mappings hold at a key with dots; ``None`` if nothing."""
+    for name in key.split("."):
+        values = values.get(name) if isinstance(values, Mapping) else None
+    return values
+
+
 def nearest(name: Any, names: Iterable[str], prefix: str = "") -> str:
     """Return words that suggest the nearest of ``names``; empty if none is near."""
     close = difflib.get_close_matches(str(name), list(names), n=1)

@@ -31,6 +31,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
+from experiments.fields import value_at
+
 RECORD, CONFIG, METRICS, OWNER = "record.json", "config.json", "metrics.jsonl", "owner.json"
 VERSION = 1
 
@@ -202,10 +204,7 @@ def _impossible(values: dict[str, Any]) -> list[str]:
     """Return the names of what has its type and is yet not what a run leaves."""
     wrong, result = [], values.get("result")
     for name, kind in _CONFIG.items():
-        value: Any = values["config"]
-        for key in name.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        wrong += _wrong(kind, value, f"record.config.{name}")
+        wrong += _wrong(kind, value_at(values["config"], name), f"record.config.{name}")
     if (result is None) != (values["status"] == "failed") or (result and result["steps"] < 1):
         wrong.append("record.result")
     if result:

@@ -149,8 +149,18 @@ def conclusions(view: View) -> list[str]:
     """
     rows = [row for row in view.rows if row.records]
     arms = list(dict.fromkeys(row.label for row in rows if not row.is_contrast))
+    said = _on_arms(arms, rows) if len(arms) <= ARMS_TOLD else []
+    signatures = statement(expectations(view), rows)
+    if signatures is not None:
+        said.append(signatures)
+    if view.kernel_check is not None:
+        said += _on_kernel(view.kernel_check)
+    return said
+
+
+def _on_arms(arms: Sequence[str], rows: Sequence[Row]) -> list[str]:
     said = []
-    for label in arms if len(arms) <= ARMS_TOLD else ():
+    for label in arms:
         ladder = [row for row in rows if row.label == label and not row.is_contrast]
         name = f"{label}: " if len(arms) > 1 else ""
         said += [
@@ -159,13 +169,8 @@ def conclusions(view: View) -> list[str]:
         ]
         if len(arms) == 1:
             said += _on_smallest_ratio(ladder)
-    for contrast in (row for row in rows if row.is_contrast and len(arms) <= ARMS_TOLD):
+    for contrast in (row for row in rows if row.is_contrast):
         said += _on_contrast(contrast, rows)
-    signatures = statement(expectations(view), rows)
-    if signatures is not None:
-        said.append(signatures)
-    if view.kernel_check is not None:
-        said += _on_kernel(view.kernel_check)
     return said
 
 

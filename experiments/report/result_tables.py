@@ -235,12 +235,11 @@ def gaps(seen: View) -> Table | None:
 
 def expected(studies: Sequence[View]) -> Table | None:
     """Return signatures and published numbers beside what was measured; ``None`` without any."""
-    lines = [
-        line
-        for study in studies
-        for each in parse_expected(study.expected)
-        for line in _expected_lines(study, each, each in expectations(study))
-    ]
+    lines: list[Line] = []
+    for study in studies:
+        compared = expectations(study)
+        for each in parse_expected(study.expected):
+            lines += _expected_lines(study, each, each in compared)
     if not lines:
         return None
     return Table(

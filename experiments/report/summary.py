@@ -32,16 +32,16 @@ def speeds(entries: Sequence[Entry]) -> list[str]:
         seeds = sorted(set(own["fused_rnn"]) & set(own["rnn"]))
         if not seeds:
             continue
-        fused, plain = (
+        fused, torchs = (
             median(1e3 * record.seconds_per_step for record in records)
             for records in ([own[core][seed] for seed in seeds] for core in ("fused_rnn", "rnn"))
         )
-        if fused > 0 and plain > 0:
+        if fused > 0 and torchs > 0:
             record = own["fused_rnn"][seeds[0]]
             said.append(
                 f"{record.result.task}, T = {record.config['horizon']}, "
-                f"H = {record.result.hidden_size}: fused_rnn trains {plain / fused:.2f} times "
-                f"as fast as rnn, end to end ({fused:.2f} against {plain:.2f} ms per step, median "
+                f"H = {record.result.hidden_size}: fused_rnn trains {torchs / fused:.2f} times "
+                f"as fast as rnn, end to end ({fused:.2f} against {torchs:.2f} ms per step, median "
                 f"over {len(seeds)} seed(s), all other settings equal)."
             )
     return said
