@@ -24,8 +24,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
-    "legend.framealpha": 0.8,  # lines that it lies on stay visible, and it readable
-    "legend.edgecolor": "none",
+    "legend.frameon": False,  # a ground would hide the points that it lies on
     "legend.fontsize": 8,
     "savefig.dpi": 160,
     "svg.hashsalt": "rnn_cuda",
