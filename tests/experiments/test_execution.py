@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from multiprocessing import forkserver
 
 import pytest
 import torch
@@ -23,6 +24,8 @@ PAIR = ("horizons=[10,12]", "contrast_horizons=[]")
 @pytest.fixture
 def forked(monkeypatch):
     """Fork workers from the server that has torch loaded; test_run.py has some that are spawned."""
+    # Before a pool holds signals back: a server that is started then never gets any.
+    forkserver.ensure_running()
     monkeypatch.setattr(execution.multiprocessing, "get_context", lambda _: SERVER)
 
 

@@ -309,6 +309,7 @@ def owner(half):
     ours, theirs = SERVER.Pipe(duplex=False)
     process = SERVER.Process(target=hold, args=(half, theirs))
     process.start()
+    theirs.close()
     yield ours.recv()
     process.kill()
     process.join()
@@ -389,6 +390,7 @@ def test_a_signal_saves_and_ends_the_run(whole, tmp_path, number):
     ours, theirs = SERVER.Pipe(duplex=False)
     process = SERVER.Process(target=end_at, args=(folder, number, theirs))
     process.start()
+    theirs.close()
     process.join()
     assert ours.recv() == 4
     assert_same(resumed(folder), outcome(whole))
