@@ -110,7 +110,7 @@ def _loop(training: Training, path: Path) -> Callable[[], None]:
     def work() -> None:
         training.step = 0  # never at its end
         for _ in range(CHECK_EVERY):
-            step(training, training.model, held_out, log, lambda step, loss: None)
+            step(training, training.model, held_out, log, path.parent, lambda step, loss: None)
 
     return work
 

@@ -12,6 +12,7 @@ import torch
 
 from experiments.batches import on_device
 from experiments.config import RunConfig
+from experiments.looks import Look
 from experiments.models import SequenceModel
 from experiments.numerics import autocast, cuda_devices
 from experiments.probes import Probe
@@ -55,14 +56,24 @@ class HeldOut:
         It measures another model with the same weights, so that nothing it does changes the run.
         """
         run = self._run
-        self.model.load_state_dict(model.state_dict())
-        self.model.eval()
-        self.model.core.training = True  # cuDNN's layers have no gradients otherwise
+        self._copy(model)
         with torch.random.fork_rng(devices=cuda_devices(run)):
             torch.manual_seed(run.evaluation.seed)
             values = probe.measure(self.model, run.task, *self.probe)
         # Plain numbers, whatever numpy made of them: a checkpoint holds no others.
         return json.loads(json.dumps(values))
+
+    def looks(self, model: SequenceModel) -> list[Look]:
+        """Return what the task would show of a model; the run does not change."""
+        run = self._run
+        self._copy(model)
+        generator = torch.Generator().manual_seed(run.evaluation.seed + 2)
+        return run.task.looks(self.model, run.horizon, generator)
+
+    def _copy(self, model: SequenceModel) -> None:
+        self.model.load_state_dict(model.state_dict())
+        self.model.eval()
+        self.model.core.training = True  # cuDNN's layers have no gradients otherwise
 
     def result(
         self,
@@ -101,9 +112,14 @@ class HeldOut:
         generator = torch.Generator().manual_seed(run.evaluation.seed + 1)
         if seen is None:
             seen = on_device(run, task.sample(run.evaluation.train_size, horizon, generator))
+        self._copy(model)
+        x_TBI, target = self.test
+        baselines = task.baselines(x_TBI, target, horizon)
+        with torch.no_grad(), autocast(run):
+            measures = task.measures(self.model, x_TBI, target, horizon)
         return Result(
             **common,
-            verdict=verdict(error / nothing),
+            verdict=verdict(error / nothing, *(each / nothing for each in baselines.values())),
             test_error=error,
             test_metric=shown_metric(task, error),
             error_over_know_nothing=error / nothing,
@@ -112,14 +128,22 @@ class HeldOut:
                 str(other): evaluate(model, run, on_device(run, task.test_set(other, generator)))
                 for other in run.evaluation.horizons
             },
+            baselines=baselines,
+            measures=measures,
         )
 
 
-def verdict(share: float) -> Verdict:
-    """Judge a run by its test error over that of knowing nothing."""
-    if share < SOLVED_BELOW:
+def verdict(share: float, *baselines: float) -> Verdict:
+    """Judge a run by its test error over that of knowing nothing.
+
+    Args:
+        share: it.
+        baselines: the same of simple methods; where there are any, what is learned beats them all.
+    """
+    if share < min(SOLVED_BELOW, *baselines, 1.0):
         return "solved"
-    return "learned" if share < LEARNED_BELOW else "failed"
+    bound = min(*baselines, 1.0) if baselines else LEARNED_BELOW
+    return "learned" if share < bound else "failed"
 
 
 @torch.no_grad()
@@ -133,7 +157,7 @@ def evaluate(model: SequenceModel, run: RunConfig, batch: Batch) -> float:
     model.eval()
     for x, y in zip(x_TBI.split(size, 1), target.split(size, task.sample_dim), strict=True):
         with autocast(run):
-            error = task.error(model(x).float() if run.precision == "bfloat16" else model(x), y)
+            error = task.judge(model, x, y)
         count = task.scored(y)
         if count:
             total, scored = total + error.item() * count, scored + count

@@ -23,6 +23,7 @@ from experiments.view import (
     Row,
     View,
     ViewError,
+    baselines,
     curve,
     know_nothing_metric,
     measurements,
@@ -274,6 +275,35 @@ def cliffs(view: View) -> Iterator[Drawn]:
             yield Drawn(name, figure, words + _runs(g for g in groups if g.name in shown))
 
 
+def quality(view: View) -> Iterator[Drawn]:
+    """4: the test metric in its own unit against T, beside simple methods."""
+    groups = [group for group in _groups(view) if group.row.values("test_metric")]
+    if not groups:
+        return
+    horizons = sorted({group.row.horizon for group in groups})
+    records = {
+        T: [r for g in groups if g.row.horizon == T for r in g.row.records] for T in horizons
+    }
+    references = {
+        name: [_mean(baselines(records[T]).get(name, [])) for T in horizons]
+        for name in baselines(view.records)
+    }
+    references["knowing nothing"] = [_mean(map(know_nothing_metric, records[T])) for T in horizons]
+    metric = view.metric
+    for name, shown in _parts("quality", _by_arm([g.row for g in groups], horizons, _metrics)):
+        figure, axes = _canvas()
+        plots.quality_by_horizon(
+            shown, horizons, score_label=f"test {metric}", references=references, ax=axes
+        )
+        yield Drawn(
+            name,
+            figure,
+            f"Test {metric} against T; a dot per seed, a line through the medians; seeds that "
+            "diverged are not drawn. Dashed: simple methods on the same data. "
+            f"{_runs(g for g in groups if g.name in shown)}",
+        )
+
+
 def solved_by_ratio(view: View) -> Iterator[Drawn]:
     """4: share solved against the initial ratio."""
     ratios: dict[str, list[float]] = {}
@@ -511,6 +541,7 @@ FIGURES: dict[str, Callable[[View], Iterator[Drawn]]] = {
         lag_contributions,
         loss_curves,
         cliffs,
+        quality,
         solved_by_ratio,
         recurrent_weights,
         lyapunov_spectra,
@@ -527,16 +558,32 @@ EVERY = tuple(name for name in FIGURES if name != "ladder")
 
 def cliff_series(rows: Sequence[Row], horizons: Sequence[int]) -> dict[str, list[list[float]]]:
     """Return, by arm, error over know-nothing error: seeds by horizons; nan where there is none."""
+    return _by_arm(rows, horizons, _shares)
+
+
+def _by_arm(
+    rows: Sequence[Row], horizons: Sequence[int], numbers: Callable[[Row], list[float]]
+) -> dict[str, list[list[float]]]:
+    """Return a number of each seed by arm, seeds by horizons; nan where there is none."""
     series: dict[str, list[list[float]]] = {}
     for label in dict.fromkeys(_name(row) for row in rows):
         own = {row.horizon: row for row in rows if _name(row) == label}
-        shares = {T: _shares(own[T]) if T in own else [] for T in horizons}
-        seeds = max(len(values) for values in shares.values())
+        values = {T: numbers(own[T]) if T in own else [] for T in horizons}
+        seeds = max(map(len, values.values()))
         series[label] = [
-            [shares[T][seed] if seed < len(shares[T]) else math.nan for T in horizons]
+            [values[T][seed] if seed < len(values[T]) else math.nan for T in horizons]
             for seed in range(seeds)
         ]
     return series
+
+
+def _metrics(row: Row) -> list[float]:
+    return row.values("test_metric")
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = list(values)
+    return sum(known) / len(known) if known else math.nan
 
 
 def _shares(row: Row) -> list[float]:

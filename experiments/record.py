@@ -62,11 +62,14 @@ class Result:
         task, metric: names, of the task and of what is shown of it.
         know_nothing_loss, know_nothing_error: of the best answer that ignores the input.
         dependency: the longest lag that matters, in time steps.
-        verdict: test error below 10 % of that of knowing nothing, below 25 %, or not.
+        verdict: test error below 10 % of that of knowing nothing, below 25 %, or not. Of a task
+            with baselines: below all of them and 10 %, below all of them, or not.
         test_error, train_error: what the task counts as error, on held-out and on training data.
         test_metric: what is shown of the test error: an accuracy, of a classifier.
         error_over_know_nothing: test error over that of knowing nothing.
         test_error_at: at other lengths, by T.
+        baselines: errors of simple methods on the same test data, by name.
+        measures: what the task measures beside the error, by name.
     """
 
     hidden_size: int
@@ -84,6 +87,8 @@ class Result:
     error_over_know_nothing: float | None = None
     train_error: float | None = None
     test_error_at: dict[str, float | None] = field(default_factory=dict)
+    baselines: dict[str, float] = field(default_factory=dict)
+    measures: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

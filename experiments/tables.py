@@ -17,7 +17,7 @@ from rich.table import Table
 from experiments.console import as_line, as_text, new_table, say, say_items
 from experiments.evaluation import LEARNED_BELOW, SOLVED_BELOW
 from experiments.expectations import expectations, statement
-from experiments.view import Row, View, decades_per_step, know_nothing_metric
+from experiments.view import Row, View, baselines, decades_per_step, know_nothing_metric
 
 VANISHING_DECADES_PER_STEP = 0.05
 """A steeper mean fall of the gradient than this is called vanishing: 2.5 decades in 50 steps."""
@@ -105,12 +105,22 @@ def _caption(view: View, has_expectations: bool) -> str:
     nothing = numbers([know_nothing_metric(record) for record in view.records], "{:.3f}")
     lines = [
         "ratio: |dL/dh_1| / |dL/dh_T|, total adjoint, mean over a batch; low..high over seeds",
-        f"knowing nothing: {view.metric} {nothing}; solved / learned: "
-        f"error below {SOLVED_BELOW:.0%} / {LEARNED_BELOW:.0%} of that of knowing nothing",
+        f"knowing nothing: {view.metric} {nothing}; solved / learned: {bounds(view)}",
+    ]
+    lines += [
+        f"{name}: {numbers(values, '{:.3f}')}" for name, values in baselines(view.records).items()
     ]
     if has_expectations:
         lines.append(f"expected, published: {view.expected.get('source', 'see the study')}")
     return "\n".join(as_line(line) for line in lines)
+
+
+def bounds(view: View) -> str:
+    """Say below which errors a run has solved or learned its task."""
+    share = f"error below {SOLVED_BELOW:.0%} / "
+    if beaten := baselines(view.records):
+        return f"{share}100% of that of knowing nothing, and below that of {', '.join(beaten)}"
+    return f"{share}{LEARNED_BELOW:.0%} of that of knowing nothing"
 
 
 def numbers(values: Sequence[float | None], pattern: str) -> str:

@@ -24,6 +24,7 @@ from experiments import checkpoint, distributed
 from experiments.batches import Batches
 from experiments.config import RunConfig
 from experiments.evaluation import SOLVED_BELOW, HeldOut
+from experiments.looks import save_looks
 from experiments.models import SequenceModel
 from experiments.numerics import (
     autocast,
@@ -246,8 +247,8 @@ def train(
         return distributed.from_main(lambda: _finish(training, held_out, folder, log))
 
 
-def load_model(folder: Path, device: str = "cpu") -> SequenceModel:
-    """Return the model of a run's folder, with the weights of its newest checkpoint.
+def load_run(folder: Path, device: str = "cpu") -> tuple[RunConfig, SequenceModel]:
+    """Return the run of a folder, and its model with the weights of the newest checkpoint.
 
     Of a run that has ended, the newest checkpoint holds the trained weights.
 
@@ -265,9 +266,10 @@ def load_model(folder: Path, device: str = "cpu") -> SequenceModel:
         raise FileNotFoundError(f"there is no checkpoint in {folder}")
     _check_identity(state, folder, folder.resolve().name[-len(state["identity"]) :])
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    model = RunConfig.parse({**config, "device": device}).build_model()
+    run = RunConfig.parse({**config, "device": device})
+    model = run.build_model()
     model.load_state_dict(state["model"])
-    return model
+    return run, model
 
 
 def _claim(
@@ -317,6 +319,7 @@ def _loop(
             remedy.prepare(model, Problem(run.task, run.horizon), training.batches.generator)
         if log is not None:
             training.probes = _measure(training, held_out, log, run.probes)
+            save_looks(held_out.looks(model), folder, 0)
         training.is_prepared = True
     predict = distributed.parallel(model)
     saved = time.perf_counter()
@@ -327,7 +330,7 @@ def _loop(
             if is_over:
                 return
             raise Interrupted
-        step(training, predict, held_out, log, on_progress)
+        step(training, predict, held_out, log, folder, on_progress)
         if time.perf_counter() - saved > checkpoint_seconds:
             save()
             saved = time.perf_counter()
@@ -338,6 +341,7 @@ def step(
     predict: Callable[[Tensor], Tensor],
     held_out: HeldOut,
     log: MetricsLog | None,
+    folder: Path,
     on_progress: Progress,
 ) -> None:
     """Do one step, and what is due after it."""
@@ -347,7 +351,7 @@ def step(
         return
     if training.step % CHECK_EVERY == 0 or training.step == training.run.training.steps:
         on_progress(training.step, _log_steps(training, log))
-    _look(training, held_out, log)
+    _examine(training, held_out, log, folder)
 
 
 def _log_steps(training: Training, log: MetricsLog) -> float:
@@ -362,8 +366,8 @@ def _log_steps(training: Training, log: MetricsLog) -> float:
     return rows[-1][1]
 
 
-def _look(training: Training, held_out: HeldOut, log: MetricsLog) -> None:
-    """Evaluate and probe, where this step is one for that; the end is not."""
+def _examine(training: Training, held_out: HeldOut, log: MetricsLog, folder: Path) -> None:
+    """Evaluate, probe and look, where this step is one for that; the end is not."""
     run, step = training.run, training.step
     is_evaluation = run.evaluation.every is not None and step % run.evaluation.every == 0
     due = [p for p in run.probes if p.config.every is not None and step % p.config.every == 0]
@@ -378,6 +382,7 @@ def _look(training: Training, held_out: HeldOut, log: MetricsLog) -> None:
             training.solved_at = step
         if not training.is_over:  # at the end everything is measured again
             log.write([{"step": step, "test_error": error}])
+            save_looks(held_out.looks(training.model), folder, step)
     if not training.is_over:
         _measure(training, held_out, log, due)
 
@@ -396,6 +401,8 @@ def _measure(
 def _finish(training: Training, held_out: HeldOut, folder: Path, log: MetricsLog | None) -> Record:
     assert log is not None
     record = _outcome(training, held_out, log)
+    if training.diverged_at is None:
+        save_looks(held_out.looks(training.model), folder, training.step)
     log.commit()
     record.save(folder)
     return record

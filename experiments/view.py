@@ -135,13 +135,26 @@ def probed(record: Record, probe: str, stage: str) -> Mapping[str, Any]:
     return (record.probes.get(probe) or {}).get(stage) or {}
 
 
-def know_nothing_metric(record: Record) -> float:
-    """Return what a table shows of knowing nothing: an accuracy, of a classifier, else the error.
+def shown(record: Record, error: float) -> float:
+    """Return what a table shows of an error: an accuracy, of a classifier, else the error.
 
     The counterpart of `experiments.tasks.shown_metric`, for a record.
     """
-    error = record.result.know_nothing_error
     return 1 - error if record.result.metric == "accuracy" else error
+
+
+def know_nothing_metric(record: Record) -> float:
+    """Return what a table shows of knowing nothing."""
+    return shown(record, record.result.know_nothing_error)
+
+
+def baselines(records: Iterable[Record]) -> dict[str, list[float]]:
+    """Return what simple methods reach on the test data of records, by name, as tables show it."""
+    found: dict[str, list[float]] = {}
+    for record in records:
+        for name, error in record.result.baselines.items():
+            found.setdefault(name, []).append(shown(record, error))
+    return found
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,27 @@ class SequenceModel(nn.Module):
         h_n = state[0] if isinstance(state, tuple) else state  # an LSTM's state is (h, c)
         return self.readout(h_n[-1] if self.directions == 1 else torch.cat((h_n[-2], h_n[-1]), -1))
 
+    @torch.no_grad()
+    def stream(self, x_TBI: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Predict at every step of a piece of a sequence, going on from where another one ended.
+
+        The states are those of the whole sequence; where the layer promises it, to the last bit.
+
+        Args:
+            x_TBI: the piece, ``[T, B, I]``.
+            state: what the call for the piece before returned; ``None`` at the beginning.
+
+        Returns:
+            The predictions ``[T, B, O]``, whatever the task reads, and the state.
+
+        Raises:
+            ValueError: the core is bidirectional: its states depend on what is still to come.
+        """
+        if self.core.bidirectional:
+            raise ValueError("model.bidirectional must be false to stream; got true")
+        output, state = self.core(x_TBI, state)
+        return self.readout(output), state
+
     def _truncated(self, x_TBI: Tensor) -> tuple[Tensor, Any]:
         outputs, state = [], None
         for piece in x_TBI.split(self.segment or len(x_TBI)):

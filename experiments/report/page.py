@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -16,11 +17,19 @@ import jinja2
 from experiments import figures, tables
 from experiments.console import as_line
 from experiments.expectations import expectations, statement
+from experiments.looks import saved_looks
 from experiments.report.arms import by_task
 from experiments.report.reading import Collection, title
-from experiments.report.result_tables import Table, expected, gaps, other_lengths, results
+from experiments.report.result_tables import (
+    Table,
+    expected,
+    gaps,
+    measures,
+    other_lengths,
+    results,
+)
 from experiments.report.summary import provenance, speeds
-from experiments.view import View
+from experiments.view import Entry, View
 from rnn_cuda.instruments import plots
 
 LARGE_DRAWING = 110_000
@@ -44,6 +53,22 @@ class Section:
     tables: list[Table]
     statements: list[str]
     pictures: list[Picture]
+    looks: list[Shown]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A look at a trained model.
+
+    Attributes:
+        title: what it is, and of which run.
+        source: where the page finds a picture; empty for text.
+        texts: by title, one for each step that is shown; the last one is of the trained model.
+    """
+
+    title: str
+    source: str
+    texts: dict[str, str]
 
 
 def html(found: Collection) -> str:
@@ -51,11 +76,14 @@ def html(found: Collection) -> str:
     with tempfile.TemporaryDirectory() as folder:
 
         def embedded(task: str, drawn: figures.Drawn) -> str:
-            path = _saved(drawn, Path(folder) / task)
-            kind = {".svg": "svg+xml"}.get(path.suffix, path.suffix[1:])
-            return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+            return _embedded(_saved(drawn, Path(folder) / task))
 
-        return _rendered("page.html.j2", _content(found, figures.EVERY, embedded))
+        return _rendered("page.html.j2", _content(found, figures.EVERY, embedded, _embedded))
+
+
+def _embedded(path: Path) -> str:
+    kind = {".svg": "svg+xml"}.get(path.suffix, path.suffix[1:])
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def markdown(found: Collection, folder: Path) -> str:
@@ -70,7 +98,14 @@ def markdown(found: Collection, folder: Path) -> str:
     def beside(task: str, drawn: figures.Drawn) -> str:
         return f"{folder.name}/{_saved(drawn, folder / task).name}"
 
-    return _rendered("page.md.j2", _content(found, list(names) or figures.EVERY, beside))
+    def copied(path: Path) -> str:
+        name = f"{path.parent.parent.name}_{path.name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
+        return f"{folder.name}/{name}"
+
+    content = _content(found, list(names) or figures.EVERY, beside, copied)
+    return _rendered("page.md.j2", content)
 
 
 def _rendered(template: str, content: dict[str, Any]) -> str:
@@ -105,7 +140,10 @@ def _saved(drawn: figures.Drawn, stem: Path) -> Path:
 
 
 def _content(
-    found: Collection, names: Iterable[str], source: Callable[[str, figures.Drawn], str]
+    found: Collection,
+    names: Iterable[str],
+    source: Callable[[str, figures.Drawn], str],
+    file_source: Callable[[Path], str],
 ) -> dict[str, Any]:
     """Return what a template fills in."""
     problems = dict(found.problems)
@@ -126,13 +164,14 @@ def _content(
     sections = []
     for task, entries in by_task(found.entries).items():
         seen = View(task, "", "", entries)
-        shown = [results(seen), other_lengths(seen), gaps(seen)]
+        shown = [results(seen), measures(seen), other_lengths(seen), gaps(seen)]
         sections.append(
             Section(
                 task,
                 [table for table in shown if table is not None],
                 tables.conclusions(seen) if seen.records else [],
                 pictures(seen),
+                _looks(seen, file_source),
             )
         )
     records = [entry.record for entry in found.entries if entry.record is not None]
@@ -163,3 +202,24 @@ def _content(
         "sections": sections,
         "problems": {as_line(name): as_line(reason) for name, reason in problems.items()},
     }
+
+
+def _looks(seen: View, source: Callable[[Path], str]) -> list[Shown]:
+    """Return what the first seed of each arm shows, at the longest horizon."""
+    chosen: dict[str, Entry] = {}
+    for entry in seen.entries:
+        before = chosen.get(entry.label)
+        if before is None or entry.horizon > before.horizon:
+            chosen[entry.label] = entry
+    shown = []
+    for entry in chosen.values():
+        for name, by_step in saved_looks(entry.folder).items():
+            title = as_line(f"{name}: {entry.label}, T = {entry.horizon}, seed {entry.seed}")
+            steps = list(by_step)
+            if by_step[steps[-1]].suffix != ".txt":
+                shown.append(Shown(title, source(by_step[steps[-1]]), {}))
+                continue
+            few = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
+            texts = {f"step {s}": by_step[s].read_text(encoding="utf-8") for s in few}
+            shown.append(Shown(title, "", texts))
+    return shown

@@ -13,7 +13,6 @@ from scipy.special import stdtrit
 from experiments import tables, view
 from experiments.command import command
 from experiments.console import as_line
-from experiments.evaluation import LEARNED_BELOW, SOLVED_BELOW
 from experiments.expectations import QUANTITIES, Expectation, expectations, measure, parse_expected
 from experiments.report.arms import plain
 from experiments.view import Row, View
@@ -71,6 +70,7 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 def results(seen: View) -> Table:
     """Return the table of a task: an arm at a horizon per line."""
     lines = []
+    has_baselines = bool(view.baselines(seen.records))
     for row in seen.rows:
         known = [record.config for record in row.records] or [
             entry.record.config
@@ -78,7 +78,7 @@ def results(seen: View) -> Table:
             if entry.record is not None and (entry.label, entry.horizon) == (row.label, row.horizon)
         ]
         seeds = sorted({config["seed"] for config in known} | set(row.failures))
-        lines.append(Line(_row_cells(row), _command(known[0], [row.horizon], seeds)))
+        lines.append(Line(_row_cells(row, has_baselines), _command(known[0], [row.horizon], seeds)))
     metric = seen.metric or "metric"
     return Table(
         "Results",
@@ -91,6 +91,7 @@ def results(seen: View) -> Table:
             f"test {metric}, mean",
             "95 % interval",
             "knowing nothing",
+            *(["baselines"] if has_baselines else []),
             "verdicts",
             "log10 ratio, initial",
             "trained",
@@ -99,14 +100,13 @@ def results(seen: View) -> Table:
         lines,
         "Mean and 95 % confidence interval of the mean over seeds (Student's t; none for a single "
         f"seed); seeds that diverged have no {metric}. Knowing nothing: the best answer that "
-        f"ignores the input. Solved, learned: test error below {SOLVED_BELOW:.0%}, "
-        f"{LEARNED_BELOW:.0%} of that. log10 ratio: |dL/dh_1| / |dL/dh_T|, total adjoint, mean "
-        "over seeds, at initialisation and trained. ms per step: median over seeds of wall-clock "
-        "time, evaluation, probes and checkpoints included.",
+        f"ignores the input. Solved / learned: {tables.bounds(seen)}. log10 ratio: |dL/dh_1| / "
+        "|dL/dh_T|, total adjoint, mean over seeds, at initialisation and trained. ms per step: "
+        "median over seeds of wall-clock time, evaluation, probes and checkpoints included.",
     )
 
 
-def _row_cells(row: Row) -> list[Cell]:
+def _row_cells(row: Row, has_baselines: bool) -> list[Cell]:
     values = row.values("test_metric")
     ends = interval(values)
     is_accuracy = bool(row.records) and row.records[0].result.metric == "accuracy"
@@ -125,11 +125,18 @@ def _row_cells(row: Row) -> list[Cell]:
         if ends is None
         else Cell(f"{pattern.format(ends[0])} to {pattern.format(ends[1])}", ends[0]),
         _number(nothing, pattern),
+        *([_baselines(row, pattern)] if has_baselines else []),
         Cell(verdicts(row), row.count("solved", "learned") / max(1, total)),
         _ratio(row, "initial"),
         _ratio(row, "trained"),
         _number(row.milliseconds_per_step, "{:.2f}"),
     ]
+
+
+def _baselines(row: Row, pattern: str) -> Cell:
+    found = view.baselines(row.records)
+    words = (f"{name} {tables.numbers(values, pattern)}" for name, values in found.items())
+    return Cell(as_line(", ".join(words)))
 
 
 def verdicts(row: Row) -> str:
@@ -198,6 +205,35 @@ def other_lengths(seen: View) -> Table | None:
         lines,
         "Error: of a classifier the share of wrong answers.",
     )
+
+
+def measures(seen: View) -> Table | None:
+    """Return what the task measures beside its error; ``None`` if it measures nothing else."""
+    names = dict.fromkeys(name for record in seen.records for name in record.result.measures)
+    lines = []
+    for row in seen.rows:
+        values = [
+            [
+                each
+                for record in row.records
+                if (each := record.result.measures.get(name)) is not None
+            ]
+            for name in names
+        ]
+        if any(values):
+            lines.append(
+                Line(
+                    [
+                        _number(row.horizon, "{:d}"),
+                        Cell(as_line(row.label), row.label),
+                        *(_number(mean(own) if own else None, "{:.3g}") for own in values),
+                    ]
+                )
+            )
+    if not lines:
+        return None
+    headings = ["T", "arm", *map(as_line, names)]
+    return Table("Beside the error", headings, lines, "Means over seeds, on held-out data.")
 
 
 def gaps(seen: View) -> Table | None:

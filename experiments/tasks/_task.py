@@ -9,22 +9,32 @@ Shape legend: T time steps, B batch, I inputs, O outputs.
 
 from __future__ import annotations
 
+import argparse
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
 from experiments.fields import Config, ConfigError
+from experiments.looks import Look
+
+if TYPE_CHECKING:  # models know tasks
+    from experiments.models import SequenceModel
 
 Batch = tuple[Tensor, Tensor]
 """Input ``[T, B, I]`` and target; the target's shape depends on the kind of answer."""
 
 UNSCORED = -100
 """Target of a step that does not count; ``cross_entropy`` ignores this value by default."""
+
+Metric = Literal[
+    "MSE", "accuracy", "cross-entropy", "bits per character", "character error rate", "pixel error"
+]
 
 
 @dataclass(frozen=True)
@@ -33,12 +43,19 @@ class Answer:
 
     ``loss`` and ``error`` take prediction and target and return a mean over samples and scored
     steps, a scalar. An *error* is what verdicts are taken on: lower is better, and 0 is perfect.
-    Its ratio to that of knowing nothing is comparable between tasks.
+    Its ratio to that of knowing nothing is comparable between tasks. ``scored`` returns how many
+    entries of a target the means are taken over.
     """
 
-    metric: Literal["MSE", "accuracy", "cross-entropy"]
+    metric: Metric
     loss: Callable[[Tensor, Tensor], Tensor]
     error: Callable[[Tensor, Tensor], Tensor]
+    scored: Callable[[Tensor], Tensor] = lambda target: (target != UNSCORED).sum()
+
+
+def _masked_mse(prediction: Tensor, target: Tensor) -> Tensor:
+    scored = ~target.isnan()
+    return (prediction - target).where(scored, 0).square().sum() / scored.sum()
 
 
 def _class_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -62,12 +79,20 @@ def _bit_error(prediction: Tensor, target: Tensor) -> Tensor:
     return (((prediction > 0) != (target > 0.5)) & scored).double().sum() / scored.sum()
 
 
-NUMBERS = Answer("MSE", mse_loss, mse_loss)
+def _bits(prediction: Tensor, target: Tensor) -> Tensor:
+    return _class_loss(prediction, target) / math.log(2)
+
+
+NUMBERS = Answer("MSE", mse_loss, mse_loss, Tensor.numel)
 """Target: floats of the prediction's shape."""
+MASKED_NUMBERS = Answer("MSE", _masked_mse, _masked_mse, lambda target: (~target.isnan()).sum())
+"""As ``NUMBERS``; an entry that is nan does not count."""
 CLASS = Answer("accuracy", _class_loss, _class_error)
 """Prediction: O logits; target: class indices ``[B]`` or ``[T, B]``."""
 SYMBOLS = Answer("cross-entropy", _class_loss, _class_loss)
 """As ``CLASS``, where most steps are easy and accuracy would say little."""
+CHARACTERS = Answer("bits per character", _class_loss, _bits)
+"""As ``SYMBOLS``; the error is in bits."""
 BIT = Answer("accuracy", _bit_loss, _bit_error)
 """Prediction: one logit; target: 0.0 or 1.0, ``[B, 1]`` or ``[T, B, 1]``."""
 
@@ -134,7 +159,7 @@ class Task(ABC):
             raise ConfigError(f"{key} must be {expected} for task {self.name}; got {horizon}")
 
     @property
-    def metric(self) -> Literal["MSE", "accuracy", "cross-entropy"]:
+    def metric(self) -> Metric:
         """What tables show; see :func:`shown_metric`."""
         return self.answer.metric
 
@@ -155,9 +180,7 @@ class Task(ABC):
 
     def scored(self, target: Tensor) -> int:
         """Return how many entries of a target count; means are over these."""
-        if self.answer is NUMBERS:
-            return target.numel()
-        return int((target != UNSCORED).sum())
+        return int(self.answer.scored(target))
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Return the training loss, a mean over the batch (scalar)."""
@@ -166,6 +189,48 @@ class Task(ABC):
     def error(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Return the test error, a mean over the batch (scalar)."""
         return self.answer.error(prediction, target)
+
+    def judge(self, model: SequenceModel, x_TBI: Tensor, target: Tensor) -> Tensor:
+        """Return the test error of a model, as `error` does of a prediction.
+
+        A task whose answers are sequences lets the model write them on its own here.
+        """
+        prediction = model(x_TBI)
+        is_rounded = prediction.dtype == torch.bfloat16
+        return self.error(prediction.float() if is_rounded else prediction, target)
+
+    def baselines(self, x_TBI: Tensor, target: Tensor, horizon: int) -> dict[str, float]:
+        """Return the errors of simple methods on test data, by name; a model should beat them."""
+        return {}
+
+    def measures(
+        self, model: SequenceModel, x_TBI: Tensor, target: Tensor, horizon: int
+    ) -> dict[str, float]:
+        """Return more numbers about a trained model on test data, by name and unit."""
+        return {}
+
+    def looks(self, model: SequenceModel, horizon: int, generator: torch.Generator) -> list[Look]:
+        """Return what a person would want to see of a model: text, pictures, videos.
+
+        They follow from the weights and the generator alone.
+        """
+        return []
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the arguments of ``python -m experiments.use RUN`` for a model of this task.
+
+        Raises:
+            ConfigError: there is no use for one.
+        """
+        raise ConfigError(f"RUN is of task {self.name}, whose models are of no use beyond it")
+
+    def use(self, model: SequenceModel, arguments: argparse.Namespace, horizon: int) -> None:
+        """Do what the arguments ask for, with a trained model; print it, or write files.
+
+        Raises:
+            ConfigError: names the argument, what was expected and what came.
+        """
+        raise NotImplementedError
 
 
 def one_hot(symbols: Tensor, size: int) -> Tensor:

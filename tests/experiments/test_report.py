@@ -268,6 +268,7 @@ def test_every_figure_that_the_records_allow_is_there_and_says_of_which_runs(pag
         "loss_curves",
         "cliff",
         "share_solved",
+        "quality",
         "solved_by_ratio",
         "recurrent_weights",
         "lyapunov_spectrum",

@@ -18,7 +18,7 @@ from experiments import checkpoint, interrupts, record
 from experiments.config import RunConfig
 from experiments.evaluation import evaluate
 from experiments.record import MetricsLog, Record, RecordError, RunTakenError, is_owned, owned
-from experiments.train import Interrupted, load_model, train
+from experiments.train import Interrupted, load_run, train
 from tests.experiments.processes import OFTEN, SERVER, assert_same, make, outcome, small
 
 STEPS = 11
@@ -59,14 +59,14 @@ def test_each_step_is_logged_once_and_in_order(whole):
 
 
 def test_the_trained_model_can_be_loaded_from_the_folder(whole):
-    model, run = load_model(whole), RunConfig.parse(VALUES)
+    run, model = load_run(whole)
     test = run.task.test_set(run.horizon, torch.Generator().manual_seed(run.evaluation.seed))
     assert evaluate(model, run, test) == Record.load(whole).result.test_error
 
 
 def test_a_folder_without_a_checkpoint_has_no_model(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        load_model(tmp_path)
+        load_run(tmp_path)
 
 
 def test_a_run_that_has_ended_is_shown_and_nothing_is_written(whole):
@@ -215,7 +215,7 @@ def test_a_checkpoint_of_another_run_is_refused(half):
     with pytest.raises(checkpoint.CheckpointError, match="that of another run"):
         make(other, half.parent)
     with pytest.raises(checkpoint.CheckpointError, match="that of another run"):
-        load_model(folder)
+        load_run(folder)
     assert contents(folder) == before
 
 

@@ -31,6 +31,7 @@ from rnn_cuda.instruments.plots._training import (
     gradient_norms,
     horizon_cliff,
     loss_curves,
+    quality_by_horizon,
     recurrent_weights,
     solved_by_ratio,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "legend",
     "loss_curves",
     "lyapunov_spectrum",
+    "quality_by_horizon",
     "recurrent_weights",
     "remedy_bars",
     "saturation_histograms",

@@ -201,9 +201,7 @@ def horizon_cliff(
     check_series("errors", errors)
     x = check_points("horizons", horizons, len(horizons))
     with canvas(ax) as axes:
-        from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
-
-        axes.set_xscale("log")
+        _set_horizons(axes, x)
         if not share_solved:
             axes.set_yscale("log")
         for index, (label, values) in enumerate(errors.items()):
@@ -221,18 +219,59 @@ def horizon_cliff(
             dots_style = {**style, "linestyle": "none", "alpha": 0.45, "markeredgecolor": "none"}
             axes.plot(np.tile(x, len(array)), dots.ravel(), **dots_style)
             draw_seeds(axes, x, array, label=label, band=None, log=True, **style)
-        axes.xaxis.set_major_locator(FixedLocator(x.tolist()))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        horizon = "horizon $T$ (time steps)"
         if share_solved:
             axes.set_ylim(-0.05, 1.05)
             words = f"share of seeds with error below {solved_below:g}"
-            return finish(axes, title, xlabel=horizon, ylabel=words)
+            return finish(axes, title, xlabel=_HORIZON, ylabel=words)
         axes.axhline(1, color="black", linewidth=1, linestyle="--", label="knowing nothing")
         for bound, words in ((learned_below, "learned, solved"), (solved_below, None)):
             axes.axhline(bound, color="0.5", linewidth=0.8, linestyle=":", label=words)
-        return finish(axes, title, xlabel=horizon, ylabel="error / error of knowing nothing")
+        return finish(axes, title, xlabel=_HORIZON, ylabel="error / error of knowing nothing")
+
+
+def quality_by_horizon(
+    scores: Series,
+    horizons: Sequence[int],
+    *,
+    score_label: str,
+    references: Series | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draw a score in its own unit against T, a line per label, beside simple methods.
+
+    Args:
+        scores: by label, ``(N,)`` or ``(S, N)``; what is nan (no such run) is left out.
+        horizons: T, ``(N,)``.
+        score_label: what the score is, with its unit.
+        references: by label, ``(N,)``: the scores of simple methods; drawn dashed, in grey.
+        title: of the axes.
+        ax: axes to draw in; a new figure by default.
+
+    Returns:
+        The figure: every seed as a dot, a line through the medians.
+
+    Raises:
+        TypeError, ValueError, ImportError: as in :func:`adjoint_profile`.
+
+    """
+    check_series("scores", scores)
+    x = check_points("horizons", horizons, len(horizons))
+    with canvas(ax) as axes:
+        _set_horizons(axes, x)
+        for index, (label, values) in enumerate(scores.items()):
+            array = as_seeds(f"scores[{label!r}]", values, len(x))
+            style = look(index)
+            axes.plot(np.tile(x, len(array)), array.ravel(), **{**style, "linestyle": "none"})
+            draw_seeds(axes, x, array, label=label, band=None, log=False, **style)
+        for index, (label, values) in enumerate((references or {}).items()):
+            (array,) = as_seeds(f"references[{label!r}]", values, len(x))
+            dashes = {"linestyle": (0, (4, 1 + 2 * index)), "linewidth": 1, "color": "0.35"}
+            if len(x) == 1:
+                axes.axhline(array[0], label=as_text(label), **dashes)
+            else:
+                axes.plot(x, array, label=as_text(label), **dashes)
+        return finish(axes, title, xlabel=_HORIZON, ylabel=as_text(score_label))
 
 
 def solved_by_ratio(
@@ -294,6 +333,19 @@ def solved_by_ratio(
             xlabel=rf"$\log_{{10}}$ of the initial ratio (by {decades:g} decades)",
             ylabel=f"share of runs with error below {solved_below:g}",
         )
+
+
+_HORIZON = "horizon $T$ (time steps)"
+
+
+def _set_horizons(axes: Axes, x: Any) -> None:
+    """Make a logarithmic axis of horizons, each with its number."""
+    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(x.tolist()))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(ScalarFormatter())
 
 
 def _draw_over_training(

@@ -1,0 +1,55 @@
+"""Uses a trained model: ``python -m experiments.use RUN ...``.
+
+RUN is a run's folder, or one of a study or sweep: then its first run at the longest horizon. What
+else there is to say depends on the task: ``python -m experiments.use RUN --help``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.checkpoint import CHECKPOINT, CheckpointError
+from experiments.fields import ConfigError
+from experiments.report.reading import ReportError, gather
+from experiments.train import load_run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.use",
+        description="Use a trained model. Arguments follow from its task: RUN --help.",
+        add_help=False,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder, or a study's")
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if not words or words[0].startswith("-"):
+        parser.print_help()
+        return 0 if words[:1] in (["--help"], ["-h"]) else 2
+    try:
+        run, model = load_run(_chosen(Path(words[0])))
+        run.task.add_arguments(parser)
+        parser.add_argument("-h", "--help", action="help", help="show this and end")
+        options = parser.parse_args(words)
+        run.task.use(model.eval(), options, run.horizon)
+    except (ConfigError, CheckpointError, ReportError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+def _chosen(folder: Path) -> Path:
+    """Return the folder of the run that a folder stands for."""
+    entries = [each for each in gather([folder]).entries if (each.folder / CHECKPOINT).exists()]
+    if not entries:
+        raise ReportError(f"RUN must be the folder of a run that was trained; {folder} has none")
+    return max(entries, key=lambda entry: entry.horizon).folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""What a task can add to a run: its own judgement, baselines, looks, and a use for the model."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from experiments import figures, report, use, view
+from experiments.config import RunConfig
+from experiments.evaluation import HeldOut, evaluate, verdict
+from experiments.fields import ConfigError
+from experiments.looks import Animation, Drawing, Picture, Text, save_looks, saved_looks
+from experiments.record import Record
+from experiments.tasks._task import MASKED_NUMBERS
+from experiments.tasks.adding import AddingTask
+from experiments.train import load_run, train
+
+VALUES = {
+    "model": {"core": "fused_rnn", "hidden_size": 4},
+    "task": {"name": "adding", "test_size": 20},
+    "horizon": 6,
+    "training": {"steps": 4, "batch_size": 3},
+    "evaluation": {"every": 2},
+    "optimizer": {"name": "adam"},
+}
+
+
+@pytest.fixture
+def scenario(monkeypatch):
+    """The adding task with everything a scenario has."""
+
+    def looks(self, model, horizon, generator):
+        number = torch.rand((), generator=generator).item()
+        return [Text("weights", f"<b> {model.readout.weight.sum().item()} {number}")]
+
+    def add_arguments(self, parser):
+        parser.add_argument("--number", type=int, required=True)
+
+    def use(self, model, arguments, horizon):
+        if arguments.number < 0:
+            raise ConfigError(f"--number must be at least 0; got {arguments.number}")
+        print(arguments.number, horizon, model.training)
+
+    def judge(self, model, x_TBI, target):
+        return model(x_TBI).abs().mean()
+
+    def baselines(self, x_TBI, target, horizon):
+        return {"half": ((target - 0.5) ** 2).mean().item()}
+
+    def measures(self, model, x_TBI, target, horizon):
+        assert not torch.is_grad_enabled()
+        return {"largest, in units": float(model(x_TBI).max())}
+
+    for function in (looks, add_arguments, use, judge, baselines, measures):
+        monkeypatch.setattr(AddingTask, function.__name__, function)
+
+
+@pytest.fixture
+def finished(scenario, tmp_path):
+    run = RunConfig.parse(VALUES)
+    folder = tmp_path / run.folder_name
+    return folder, train(run, folder)
+
+
+def test_a_task_judges_models_itself_and_its_record_holds_what_it_measures(finished):
+    folder, record = finished
+    run, model = load_run(folder)
+    x_TBI, target = HeldOut(run).test
+    with torch.no_grad():
+        prediction = model(x_TBI)
+    assert record.result.test_error == pytest.approx(prediction.abs().mean().item(), rel=1e-6)
+    assert record.result.measures == {"largest, in units": pytest.approx(prediction.max().item())}
+    assert record.result.baselines == {"half": pytest.approx(((target - 0.5) ** 2).mean().item())}
+    assert Record.load(folder).result == record.result
+
+
+@pytest.mark.parametrize(
+    ("share", "baselines", "expected"),
+    [
+        (0.09, (), "solved"),
+        (0.24, (), "learned"),
+        (0.26, (), "failed"),
+        (0.6, (0.7, 0.8), "learned"),
+        (0.7, (0.7, 0.8), "failed"),
+        (0.09, (0.05,), "failed"),
+        (1.1, (1.5,), "failed"),
+    ],
+)
+def test_where_there_are_baselines_what_is_learned_beats_them(share, baselines, expected):
+    assert verdict(share, *baselines) == expected
+
+
+def test_looks_are_made_on_the_way_and_change_no_number(finished, monkeypatch, tmp_path):
+    folder, record = finished
+    files = saved_looks(folder)["weights"]
+    assert list(files) == [0, 2, 4]
+    texts = [path.read_text() for path in files.values()]
+    assert len(set(texts)) == 3
+    _, model = load_run(folder)
+    assert str(model.readout.weight.sum().item()) in texts[-1]
+    monkeypatch.setattr(AddingTask, "looks", lambda *_: [])
+    run = RunConfig.parse(VALUES)
+    without = tmp_path / "without" / run.folder_name
+    assert train(run, without).result == record.result
+    assert not saved_looks(without)
+    assert (without / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
+
+
+def test_a_report_shows_baselines_measures_and_looks_as_text(finished, tmp_path):
+    folder, record = finished
+    path, _ = report.write([folder])
+    page = path.read_text(encoding="utf-8")
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+    assert f"half {record.result.baselines['half']:.3g}" in page
+    assert "largest, in units" in page
+    assert "below that of half" in page
+    markdown, _ = report.write([folder], tmp_path / "page.md")
+    assert "    <b> " in markdown.read_text(encoding="utf-8")
+
+
+def test_quality_is_drawn_with_its_baselines(finished):
+    folder, _ = finished
+    seen = view.View("x", "", "", [view.entry_of(folder)])
+    (drawn,) = figures.drawn(seen, ["quality"])
+    words = [text.get_text() for text in drawn.figure.axes[0].get_legend().get_texts()]
+    assert words == ["fused_rnn", "half", "knowing nothing"]
+
+
+LOOKS = [
+    Text("text", "é\n"),
+    Picture("picture", np.arange(12, dtype=np.uint8).reshape(3, 4)),
+    Animation("video", np.random.default_rng(0).integers(0, 255, (5, 6, 7, 3), dtype=np.uint8), 70),
+    Drawing("drawing", Figure()),
+]
+
+
+def test_every_kind_of_look_is_a_file_with_the_same_bytes_each_time(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        save_looks(LOOKS, tmp_path / name, 12)
+    found = saved_looks(tmp_path / "a")
+    names = {path.name for files in found.values() for path in files.values()}
+    assert names == {
+        f"000012_{name}" for name in ("text.txt", "picture.png", "video.gif", "drawing.svg")
+    }
+    for files in found.values():
+        other = tmp_path / "b" / "looks" / files[12].name
+        assert other.read_bytes() == files[12].read_bytes()
+    with Image.open(found["video"][12]) as video:
+        assert (video.n_frames, video.size, video.info["duration"]) == (5, (7, 6), 70)
+    with Image.open(found["picture"][12]) as picture:
+        assert (np.asarray(picture) == LOOKS[1].pixels).all()
+
+
+def test_a_trained_model_is_used_by_its_folder_or_that_of_its_study(finished, capsys):
+    folder, _ = finished
+    for each in (folder, folder.parent):
+        assert use.main([str(each), "--number", "3"]) == 0
+        assert capsys.readouterr().out == "3 6 False\n"
+    assert use.main([str(folder), "--number", "-1"]) == 1
+    assert capsys.readouterr().err == "error: --number must be at least 0; got -1\n"
+    with pytest.raises(SystemExit):
+        use.main([str(folder), "--help"])
+    assert "--number" in capsys.readouterr().out
+
+
+def test_what_cannot_be_used_is_said(tmp_path, capsys):
+    assert use.main([str(tmp_path / "x")]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'x'} is missing\n"
+    run = RunConfig.parse({**VALUES, "evaluation": {}})
+    folder = tmp_path / run.folder_name
+    train(run, folder)
+    assert use.main([str(folder)]) == 1
+    assert "task adding" in capsys.readouterr().err
+    (folder / "checkpoint.pt").unlink()
+    assert use.main([str(folder)]) == 1
+    assert "must be the folder of a run that was trained" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("core", ["fused_rnn", "rnn", "lstm", "gru", "leaky", "antisymmetric"])
+def test_a_stream_has_the_states_of_the_whole_sequence(core):
+    run = RunConfig.parse({**VALUES, "model": {"core": core, "hidden_size": 9, "num_layers": 2}})
+    model = run.build_model()
+    x_TBI = torch.randn(11, 3, 2)
+    whole, last = model.stream(x_TBI)
+    pieces, state = [], None
+    for piece in x_TBI.split([1, 1, 4, 1, 3, 1]):
+        prediction, state = model.stream(piece, state)
+        pieces.append(prediction)
+    torch.testing.assert_close(torch.cat(pieces), whole)
+    if core == "fused_rnn":  # a CPU's states do not depend on how a sequence is cut
+        assert torch.equal(state, last)
+    assert not whole.requires_grad
+
+
+def test_a_bidirectional_model_does_not_stream():
+    model = dataclasses.replace(RunConfig.parse(VALUES)).core
+    values = {**VALUES, "model": {**VALUES["model"], "bidirectional": True}}
+    model = RunConfig.parse(values).build_model()
+    with pytest.raises(ValueError, match="bidirectional must be false to stream"):
+        model.stream(torch.zeros(1, 1, 2))
+
+
+def test_masked_numbers_that_are_nan_do_not_count():
+    target = torch.tensor([[1.0, float("nan")], [3.0, 4.0]])
+    prediction = torch.tensor([[2.0, 7.0], [3.0, 2.0]], requires_grad=True)
+    loss = MASKED_NUMBERS.loss(prediction, target)
+    assert loss.item() == pytest.approx(5 / 3)
+    loss.backward()
+    assert prediction.grad.tolist() == [[pytest.approx(2 / 3), 0], [0, pytest.approx(-4 / 3)]]
+    assert int(MASKED_NUMBERS.scored(target)) == 3
+
+
+def test_a_run_is_evaluated_a_piece_at_a_time_by_its_judge(scenario, monkeypatch):
+    run = RunConfig.parse(VALUES)
+    model, test = run.build_model(), HeldOut(run).test
+    whole = evaluate(model, run, test)
+    monkeypatch.setattr("experiments.evaluation.EVALUATION_NUMBERS", 6 * 4 * 7)
+    assert evaluate(model, run, test) == pytest.approx(whole, rel=1e-6)
