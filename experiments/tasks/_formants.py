@@ -144,11 +144,11 @@ class Voice:
         return cls(
             pitch=90 * 2.6 ** (height + generator.normal(0, 0.08)),
             scale=0.94 + 0.24 * height + generator.normal(0, 0.025),
-            formants=tuple(generator.normal(1, 0.035, 3)),
-            rate=generator.uniform(0.85, 1.3),
+            formants=tuple(generator.normal(1, 0.05, 3)),
+            rate=generator.uniform(0.75, 1.3),
             fall=generator.uniform(0.0, 0.35),
-            breath=generator.uniform(0.02, 0.2),
-            friction=2 ** generator.normal(0, 0.5),
+            breath=generator.uniform(0.02, 0.3),
+            friction=2 ** generator.normal(0, 0.8),
             openness=generator.uniform(0.45, 0.75),
         )
 
@@ -183,10 +183,10 @@ def _targets(
     """Return ``[K, 8]``: what a word's segments are to reach; no two times quite the same."""
     table = np.array(segments)
     table[:, 1:4] *= voice.scale * np.array(voice.formants)
-    table[:, 1:4] *= generator.normal(1, 0.02, table[:, 1:4].shape)
+    table[:, 1:4] *= generator.normal(1, 0.04, table[:, 1:4].shape)
     table[:, 6] *= voice.friction
     table[:, 5] += voice.breath * table[:, 4]
-    ms = table[:, 0] / voice.rate * generator.uniform(0.85, 1.15, len(table))
+    ms = table[:, 0] / voice.rate * generator.uniform(0.7, 1.3, len(table))
     ends = [round(end / 5) for end in accumulate(ms)]
     return np.repeat(table[:, 1:], np.diff([0, *ends]), axis=0)
 
