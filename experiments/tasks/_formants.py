@@ -1,8 +1,9 @@
-"""Says the ten digits: a formant synthesiser in the manner of Klatt (1980), for many voices at once.
+"""Says the ten digits: a formant synthesiser after Klatt (1980), for many voices at once.
 
-Glottal pulses and breath run through a cascade of time-varying resonators, the formants of the vocal
-tract; noise runs through one more, the place of a consonant. A digit is a row of segments, each with
-what the resonators and the sources are to reach; smoothing makes the movements between them.
+Glottal pulses and breath run through a cascade of time-varying resonators, the formants of the
+vocal tract; noise runs through one more, the place of a consonant. A digit is a row of segments,
+each with what the resonators and the sources are to reach; smoothing makes the movements between
+them.
 
 Shape legend: M clips, K frames of 5 ms, N samples, R resonators.
 """
