@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,8 +18,8 @@ Symbols = Sequence[Sequence[tuple[int, str]]]
 
 
 def transcripts_under_spectrograms(
-    frames_NMK: Tensor,
-    chances_NTO: Tensor,
+    frames_NMK: np.ndarray,
+    chances_NTO: np.ndarray,
     said: Symbols,
     heard: Symbols,
     *,

@@ -73,19 +73,18 @@ def texts(found: Sequence[Sequence[tuple[int, int]]]) -> list[str]:
 def constant_error(shares: tuple[float, ...], length: int) -> float:
     """Return the least expected error rate of a transcript that is always the same.
 
-    It names different symbols, the most frequent ones first.
+    It is the most frequent symbol over and over, or different ones, the most frequent ones first.
 
     Args:
         shares: the probability of each symbol, wherever it stands.
         length: of the right transcripts.
     """
-    best = 1.0
+    errors = [1.0]
     for count in range(1, min(length, len(shares)) + 1):
-        error = _expected_distance(sorted(shares, reverse=True)[:count], length) / length
-        if error >= best:
+        errors.append(_expected_distance(sorted(shares, reverse=True)[:count], length) / length)
+        if errors[-1] > errors[-2]:
             break
-        best = error
-    return best
+    return min(*errors, 1 - max(shares))
 
 
 def _expected_distance(shares: Sequence[float], length: int) -> float:

@@ -53,7 +53,7 @@ NOISE_RANGE = 40.0
 NOISE_SECONDS = 40
 TEMPLATES = 4
 """Clips of each digit that the baseline compares with."""
-SHOWN, WRITTEN = 3, 20
+SHOWN, WRITTEN = 2, 20
 """Strings of the looks: drawn, and written."""
 
 
@@ -305,8 +305,8 @@ class SpeechTask(Task):
         first = len(x_TBI) - len(self._answering(x_TBI))
         frames = x_TBI[:, :SHOWN].unflatten(-1, (self.config.stack, self.config.mels))
         figure = transcripts_under_spectrograms(
-            frames.permute(1, 3, 0, 2).flatten(2),
-            prediction[:, :SHOWN].softmax(-1).transpose(0, 1),
+            frames.permute(1, 3, 0, 2).flatten(2).numpy(),
+            prediction[:, :SHOWN].softmax(-1).transpose(0, 1).numpy(),
             [[(step, WORDS[digit]) for step, digit in each] for each in said],
             [[(first + step, str(digit)) for step, digit in each] for each in heard],
             step_seconds=self._step_seconds,
