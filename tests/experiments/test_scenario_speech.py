@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import itertools
 import math
@@ -430,6 +431,7 @@ def test_the_right_answer_has_no_error_and_costs_nothing(few_voices, answer):
         assert task.error(right.roll(-9, 0), target).item() == 1  # before the string has ended
 
 
+@functools.cache
 def distance(one: str, other: str) -> int:
     if not one or not other:
         return len(one) + len(other)
