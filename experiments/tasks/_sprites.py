@@ -1,31 +1,25 @@
 """Small images that move with constant velocity and bounce off the walls of a frame.
 
-What the tasks on videos share: where their sprites come from, how they move, how they are drawn,
-and how frames are laid out to be looked at.
+What the tasks on videos share: where their sprites come from, how they move and are drawn.
 
-Shape legend: N images, S side of a sprite and L side of a frame in pixels, P = L * L pixels, T
-frames, B batch, R rows and C columns of a layout.
+Shape legend: N images, S side of a sprite and L side of a frame in pixels, T frames, B batch.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiments.fields import Config, ConfigError, integer, number, optional, text
 from experiments.tasks._idx import IDXError, find_idx, read_idx
-from experiments.tasks._npy import NPYError, read_npy, words
 
-_GREY, _ORANGE = (70, 70, 70), (255, 140, 0)
-_GAP = 2
+_HELD_OUT = 360  # of scikit-learn's 1,797 digits
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class SpriteConfig(Config):
 class MovingSprites:
     """Draws videos of sprites; those of held-out videos are images that training never shows.
 
-    scikit-learn's last 360 digits are held out, of MNIST the images of its test set. The brightest
+    scikit-learn's last 360 digits are held out; of MNIST, the images of its test set. The brightest
     pixel of a sprite is 1.
 
     Attributes:
@@ -156,7 +150,7 @@ def _digits() -> list[Tensor]:
 
     pixels, _ = load_digits(return_X_y=True)
     images = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 8, 8)
-    return list(images.split([len(images) - 360, 360]))
+    return list(images.split([len(images) - _HELD_OUT, _HELD_OUT]))
 
 
 def _mnist(root: str) -> list[Tensor]:
@@ -182,85 +176,3 @@ def _idx_images(folder: Path, part: str) -> Tensor:
         first = is_black.nonzero()[0].item()
         raise IDXError(f"{path}: expected images with something on them, image {first} is black")
     return images.float()
-
-
-@torch.no_grad()
-def predicted(model: nn.Module, x_TBI: Tensor) -> Tensor:
-    """Return what a model says at every step, on the CPU; the input is moved to where it is."""
-    parameter = next(model.parameters())
-    return model(x_TBI.to(parameter.device, parameter.dtype)).float().cpu()
-
-
-def tiled(frames: Tensor, zoom: int, is_marked: bool = False) -> np.ndarray:
-    """Lay frames out in rows and columns.
-
-    Args:
-        frames: ``[R, C, H, W]``, 0 is black and 1 is white.
-        zoom: pixels of the picture, in both directions, for one of a frame.
-        is_marked: whether the gaps between frames are orange instead of grey.
-
-    Returns:
-        A picture ``[height, width, 3]``, uint8.
-    """
-    rows, columns, height, width = frames.shape
-    grey = (255 * frames.clamp(0, 1)).round().byte().numpy()
-    grey = grey.repeat(zoom, 2).repeat(zoom, 3)
-    high, wide = height * zoom + _GAP, width * zoom + _GAP
-    picture = np.empty((rows * high + _GAP, columns * wide + _GAP, 3), np.uint8)
-    picture[:] = _ORANGE if is_marked else _GREY
-    for row in range(rows):
-        for column in range(columns):
-            top, left = row * high + _GAP, column * wide + _GAP
-            tile = picture[top : top + height * zoom, left : left + width * zoom]
-            tile[:] = grey[row, column, ..., None]
-    return picture
-
-
-def marked_column(picture: np.ndarray, column: int, columns: int) -> np.ndarray:
-    """Return a picture that `tiled` made, with the gap before a column in orange."""
-    wide = (picture.shape[1] - _GAP) // columns
-    picture[:, column * wide : column * wide + _GAP] = _ORANGE
-    return picture
-
-
-def add_video_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the use of both tasks takes: a video that is given, and one that is written."""
-    parser.add_argument(
-        "--video",
-        metavar="FILE.npy",
-        type=Path,
-        help="unsigned bytes [T, H, W], or [20, N, 64, 64] as Moving MNIST's, of which the first "
-        "video is taken; without it: one that training did not show",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the video that is drawn without --video"
-    )
-    parser.add_argument("--output", metavar="FILE.gif", type=Path, help="where to write the video")
-
-
-def check_output(path: Path) -> None:
-    """Raise :class:`ConfigError` unless a path can be that of a GIF."""
-    if path.suffix.lower() != ".gif":
-        raise ConfigError(f"--output must be a file whose name ends with .gif; got {path}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--output must lie in a folder that is there; got {path}")
-
-
-def read_video(path: Path) -> Tensor:
-    """Read the video that ``--video`` names, ``[T, H, W]`` from 0 to 1.
-
-    Raises:
-        ConfigError: it cannot be read, or is of another shape.
-    """
-    try:
-        frames = read_npy(path)
-    except NPYError as error:
-        raise ConfigError(f"--video: {error}") from error
-    if frames.ndim == 4 and frames.shape == (20, frames.shape[1], 64, 64):
-        frames = frames[:, 0]
-    if frames.ndim != 3 or frames.shape[1] != frames.shape[2]:
-        raise ConfigError(
-            "--video must have the shape [T, H, H] or [20, N, 64, 64]; "
-            f"{path} has {words(frames.shape)}"
-        )
-    return torch.tensor(frames, dtype=torch.float32) / 255

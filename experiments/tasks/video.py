@@ -10,26 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from experiments.fields import ConfigError, integer, optional, text
 from experiments.looks import Animation, Look, Picture
-from experiments.tasks._npy import NPYError, read_npy, words
-from experiments.tasks._sprites import (
-    MovingSprites,
-    SpriteConfig,
-    add_video_arguments,
+from experiments.tasks._frames import (
+    add_arguments,
     check_output,
-    digest,
-    identity,
-    marked_column,
+    film,
     predicted,
     read_video,
-    shrunk,
-    tiled,
+    sheet,
+    streamed,
 )
+from experiments.tasks._npy import NPYError, read_npy, words
+from experiments.tasks._sprites import MovingSprites, SpriteConfig, digest, identity, shrunk
 from experiments.tasks._task import MASKED_NUMBERS, Batch, Task
 
 if TYPE_CHECKING:
@@ -177,10 +173,10 @@ class VideoTask(Task):
         said_TBP = predicted(model, self._asked(frames_TBP)[0])
         said_TBP[:given] = 0
         rows = self._square(torch.stack((frames_TBP, said_TBP)))
-        sheet = tiled(rows.permute(2, 0, 1, 3, 4).flatten(0, 1), zoom=3)
+        of_each = rows.permute(2, 0, 1, 3, 4).flatten(0, 1)  # the truth, what is said; the next
         return [
-            Animation(self.name, _film(rows, given)),
-            Picture(f"{self.name}_sheet", marked_column(sheet, given, given + horizon)),
+            Animation(self.name, film(rows, 6, range(given, given + horizon))),
+            Picture(f"{self.name}_sheet", sheet(of_each, 3, given)),
         ]
 
     def _square(self, frames: Tensor) -> Tensor:
@@ -188,51 +184,36 @@ class VideoTask(Task):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the arguments of ``python -m experiments.use RUN``."""
-        add_video_arguments(parser)
+        add_arguments(parser, needs_output=True)
         parser.add_argument("--frames", metavar="N", type=int, help="how many to add; T by default")
 
     def use(self, model: SequenceModel, arguments: argparse.Namespace, horizon: int) -> None:
-        """Continue a video after its last frames, or a held-out one beside what really follows."""
+        """Continue a video after its last frames, or a held-out one below what really follows."""
+        given = self.config.given
         frames = horizon if arguments.frames is None else arguments.frames
+        check_output(arguments.output)
         if frames < 1:
             raise ConfigError(f"--frames must be at least 1; got {frames}")
-        if arguments.output is None:
-            raise ConfigError("--output must say where to write the video; got nothing")
-        check_output(arguments.output)
-        given = self.config.given
         if arguments.video is None:
             self.check_horizon("--frames", frames)
             generator = torch.Generator().manual_seed(arguments.seed)
             truth_TBP = self._videos(1, frames, generator, is_held_out=True)
-            rows = [truth_TBP]
+            shown = [truth_TBP]
         else:
-            clip = read_video(arguments.video)
-            if len(clip) < given:
+            video = read_video(arguments.video)
+            if len(video) < given:
                 raise ConfigError(
-                    f"--video must have the {given} frames or more that the model was trained to "
-                    f"see; {arguments.video} has {len(clip)}"
+                    f"--video: {arguments.video}: expected at least the {given} frames that the "
+                    f"model was trained to see, got {len(video)}"
                 )
-            truth_TBP = shrunk(clip[-given:], self.config.side).flatten(1).unsqueeze(1)
-            rows = []
-        said_TBP = continued(model, truth_TBP[:given], frames)
-        rows.append(torch.cat((truth_TBP[:given], said_TBP)))
-        film = _film(self._square(torch.stack(rows)), given)
-        Animation(self.name, film).save(arguments.output)
-        print(
-            f"{arguments.output}: {given} frames that were given, {frames} that the model said"
-            f"{' (below the truth)' if len(rows) == 2 else ''}"
-        )
-
-
-def continued(model: SequenceModel, given_TBP: Tensor, frames: int) -> Tensor:
-    """Stream frames through a model, one by one, then black ones; return its predictions there."""
-    parameter = next(model.parameters())
-    black = torch.zeros(frames, *given_TBP.shape[1:])
-    said, state = [], None
-    for frame in torch.cat((given_TBP, black)).to(parameter.device, parameter.dtype).split(1):
-        prediction, state = model.stream(frame, state)
-        said.append(prediction)
-    return torch.cat(said[len(given_TBP) :]).float().cpu()
+            truth_TBP = shrunk(video[-given:], self.config.side).flatten(1).unsqueeze(1)
+            shown = []
+        black = torch.zeros(frames, *truth_TBP.shape[1:])
+        said_TBP = streamed(model, torch.cat((truth_TBP[:given], black)))
+        said_TBP[:given] = truth_TBP[:given]
+        rows = self._square(torch.stack([*shown, said_TBP]))
+        Animation(self.name, film(rows, 6, range(given, given + frames))).save(arguments.output)
+        print(f"{arguments.output}: {given} frames that were given, then {frames} predicted ones")
 
 
 def _shifted(frames: Tensor, down: int, right: int) -> Tensor:
@@ -246,13 +227,6 @@ def _shifted(frames: Tensor, down: int, right: int) -> Tensor:
         )
         moved[:, to_y, to_x] = frames[:, from_y, from_x]
     return moved
-
-
-def _film(rows: Tensor, given: int, zoom: int = 6) -> np.ndarray:
-    """Lay out videos ``[R, T, C, L, L]``; gaps are orange once frames are predicted."""
-    return np.stack(
-        [tiled(rows[:, step], zoom, is_marked=step >= given) for step in range(rows.shape[1])]
-    )
 
 
 class _Sprites:
