@@ -56,7 +56,7 @@ class TrackingConfig(SpriteConfig):
 
     seen: int = integer(10, at_least=2)
     after: int = integer(5, at_least=0)
-    distractors: int = integer(2, at_least=0)
+    distractors: int = integer(1, at_least=0)
     dimmed: float = fraction(0.5)
 
 
@@ -280,7 +280,7 @@ def _paths(
         for places, colour in paths:
             for part, line in (
                 (slice(0, hidden.start), "-"),
-                (slice(hidden.start - 1, hidden.stop + 1), ":"),
+                (slice(hidden.start - 1, hidden.stop + 1), "--"),
                 (slice(hidden.stop, None), "-"),
             ):
                 row[-1].plot(
