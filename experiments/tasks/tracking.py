@@ -265,17 +265,16 @@ def _paths(
         "hidden": (hidden.start + hidden.stop) // 2,
         "last hidden": hidden.stop - 1,
     }
-    side = frames_TBHW.shape[-1]
-    count = frames_TBHW.shape[1]
+    count, side = frames_TBHW.shape[1], frames_TBHW.shape[-1]
     figure = Figure(figsize=(8, 1.7 * count + 0.5), layout="constrained")
     figure.suptitle(f"{name}: green is true, pink is said, dashed is hidden", fontsize=9)
     grid = figure.subplots(count, len(steps) + 1, squeeze=False)
     for video, row in enumerate(grid):
-        paths = [(true_TB2[:, video], _GREEN), (said_TB2[:, video], _PINK)]
+        paths = [(true_TB2[:, video].numpy(), _GREEN), (said_TB2[:, video].numpy(), _PINK)]
         for axes, (what, step) in zip(row[:-1], steps.items(), strict=True):
-            axes.imshow(frames_TBHW[step, video], cmap="gray", vmin=0, vmax=1)
+            axes.imshow(frames_TBHW[step, video].numpy(), cmap="gray", vmin=0, vmax=1)
             for places, colour in paths:
-                axes.plot(*places[step].flip(0).tolist(), "+", color=_fraction(colour))
+                axes.plot(*places[step, ::-1], "+", color=_fraction(colour))
             axes.set_title(f"{what}, frame {step + 1}", fontsize=7)
         for places, colour in paths:
             for part, line in (

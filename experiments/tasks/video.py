@@ -262,10 +262,7 @@ class _MovingMnist:
         try:
             self._frames_TNP = _read(Path(str(config.file)).expanduser(), config.side)
         except NPYError as error:
-            raise ConfigError(
-                f"task.file must be a file like Moving MNIST's, unsigned bytes "
-                f"[{_FILE_STEPS}, N, {_FILE_SIDE}, {_FILE_SIDE}]: {error}"
-            ) from error
+            raise ConfigError(f"task.file must be a file like Moving MNIST's: {error}") from error
         self.digest = digest(self._frames_TNP)
         count = self._frames_TNP.shape[1]
         self._first_held_out = count - max(1, count // 10)
@@ -287,7 +284,10 @@ def _read(path: Path, side: int) -> Tensor:
     frames = read_npy(path)
     count = frames.shape[1] if frames.ndim > 1 else 0
     if frames.shape != (_FILE_STEPS, count, _FILE_SIDE, _FILE_SIDE) or count < 2:
-        raise NPYError(f"{path}: has the shape {words(frames.shape)}, or fewer than two videos")
+        raise NPYError(
+            f"{path}: expected the shape [{_FILE_STEPS}, N, {_FILE_SIDE}, {_FILE_SIDE}] with N of "
+            f"at least 2, got {words(frames.shape)}"
+        )
     reduced = torch.empty(_FILE_STEPS, count, side * side, dtype=torch.uint8)
     for videos in torch.arange(count).split(200):
         piece = torch.tensor(frames[:, videos.numpy()], dtype=torch.float32)
