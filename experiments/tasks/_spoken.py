@@ -9,7 +9,7 @@ import hashlib
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,8 @@ LOUDNESS = 0.08
 
 TRAINING_VOICES, TEST_VOICES = 48, 12
 _HELD_OUT = 0.2
-_FILE_NAME = re.compile(r"(.+)_nohash_.+\.wav")
-_LISTS = {"test": "testing_list.txt", "neither": "validation_list.txt"}
+_FILE_NAME = re.compile(r"(.+)_nohash_.+")
+_TESTED, _LEFT_OUT = "testing_list.txt", "validation_list.txt"
 _LANGUAGES = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-029")
 _TRAINING_VARIANTS = ("m1", "m3", "m4", "m6", "m7", "f1", "f2", "f3", "klatt", "croak")
 _TEST_VARIANTS = ("m5", "m8", "f5", "klatt3")
@@ -75,50 +75,43 @@ def recorded(root: Path) -> Spoken:
     if not root.is_dir():
         got = "a file" if root.exists() else "nothing"
         raise SpokenError(f"{root}: expected a folder, got {got}")
-    found: dict[str, tuple[Clip, str]] = {}
-    for digit, word in enumerate(WORDS):
-        folder = root / word
-        if not folder.is_dir():
-            raise SpokenError(
-                f"{folder}: missing; expected a folder for each of {', '.join(WORDS)}"
-            )
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".wav")
-        if not files:
-            raise SpokenError(f"{folder}: expected WAV files, got none")
-        for path in files:
-            match = _FILE_NAME.fullmatch(path.name)
-            if match is None:
-                raise SpokenError(f"{path}: expected a name such as SPEAKER_nohash_0.wav")
-            found[f"{word}/{path.name}"] = Clip(digit, match[1], partial(read_wav, path)), match[1]
-    lists = {part: _listed(root / name) for part, name in _LISTS.items()}
-    if lists["test"]:
-        parts = {
-            key: next((part for part, keys in lists.items() if key in keys), "train")
-            for key in found
-        }
-    else:
-        speakers = sorted({speaker for _, speaker in found.values()}, key=_hash)
+    found = {
+        f"{WORDS[digit]}/{path.name}": clip
+        for digit in range(len(WORDS))
+        for path, clip in _clips_in(root / WORDS[digit], digit)
+    }
+    tested, left_out = (_listed(root / name) for name in (_TESTED, _LEFT_OUT))
+    if not tested:
+        speakers = sorted({clip.speaker for clip in found.values()}, key=_hash)
         if len(speakers) < 2:
             raise SpokenError(f"{root}: expected 2 speakers or more, got only {speakers[0]}")
-        held_out = set(speakers[: max(1, round(_HELD_OUT * len(speakers)))])
-        parts = {
-            key: "test" if speaker in held_out else "train" for key, (_, speaker) in found.items()
-        }
-    train, test = (
-        [clip for key, (clip, _) in found.items() if parts[key] == part]
-        for part in ("train", "test")
-    )
+        held_out = speakers[: max(1, round(_HELD_OUT * len(speakers)))]
+        tested = {key for key, clip in found.items() if clip.speaker in held_out}
+        left_out = set()
+    train = [clip for key, clip in found.items() if key not in tested | left_out]
+    test = [clip for key, clip in found.items() if key in tested]
     missing = sorted(set(range(len(WORDS))) - {clip.digit for clip in train})
     if missing:
         raise SpokenError(f"{root / WORDS[missing[0]]}: no file of it is left to train on")
     if not test:
-        raise SpokenError(f"{root / _LISTS['test']}: names no file of a digit that is there")
+        raise SpokenError(f"{root / _TESTED}: names no file of a digit that is there")
     shared = {clip.speaker for clip in train} & {clip.speaker for clip in test}
     if shared:
-        raise SpokenError(
-            f"{root / _LISTS['test']}: speaker {min(shared)} is tested on and trained on"
-        )
+        raise SpokenError(f"{root / _TESTED}: speaker {min(shared)} is tested on and trained on")
     return Spoken(train, test, "recorded")
+
+
+def _clips_in(folder: Path, digit: int) -> Iterator[tuple[Path, Clip]]:
+    if not folder.is_dir():
+        raise SpokenError(f"{folder}: missing; expected a folder for each of {', '.join(WORDS)}")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".wav")
+    if not files:
+        raise SpokenError(f"{folder}: expected WAV files, got none")
+    for path in files:
+        match = _FILE_NAME.fullmatch(path.stem)
+        if match is None:
+            raise SpokenError(f"{path}: expected a name such as SPEAKER_nohash_0.wav")
+        yield path, Clip(digit, match[1], partial(read_wav, path))
 
 
 def _listed(path: Path) -> set[str]:
@@ -151,7 +144,9 @@ def by_espeak(seed: int) -> Spoken:
     def said(variants: tuple[str, ...], voices: int) -> list[Clip]:
         spoken = []
         for i in range(voices):
-            voice = f"{_LANGUAGES[i % len(_LANGUAGES)]}+{variants[i % len(variants)]}"
+            accent, variant = divmod(i, len(variants))
+            language = _LANGUAGES[(variant + accent) % len(_LANGUAGES)]
+            voice = f"{language}+{variants[variant]}"
             speed, pitch = int(generator.integers(110, 181)), int(generator.integers(20, 81))
             name = f"{voice} at speed {speed}, pitch {pitch}"
             spoken.append((name, _espeak(voice, speed, pitch)))
@@ -167,12 +162,11 @@ def by_formants(seed: int) -> Spoken:
     voices = [_formants.Voice.draw(generator) for _ in range(TRAINING_VOICES + TEST_VOICES)]
     spoken = _formants.say(voices, generator)
     named = [
-        (f"voice {i}, {v.pitch:.0f} Hz", s)
-        for i, (v, s) in enumerate(zip(voices, spoken, strict=True))
+        (f"voice {i}, {voice.pitch:.0f} Hz", words)
+        for i, (voice, words) in enumerate(zip(voices, spoken, strict=True))
     ]
-    return Spoken(
-        _clips(named[:TRAINING_VOICES]), _clips(named[TRAINING_VOICES:]), "formant synthesiser"
-    )
+    train, test = named[:TRAINING_VOICES], named[TRAINING_VOICES:]
+    return Spoken(_clips(train), _clips(test), "formant synthesiser")
 
 
 def _clips(spoken: Iterable[tuple[str, list[np.ndarray]]]) -> list[Clip]:
@@ -196,8 +190,7 @@ def _espeak(voice: str, speed: int, pitch: int) -> list[np.ndarray]:
         raise SpokenError(f"{name}: failed ({error})") from error
     loud = np.flatnonzero(np.abs(samples) > 0.01 * np.abs(samples).max())
     ends = np.flatnonzero(np.diff(loud) > 0.25 * RATE)
-    spans = zip(loud[np.r_[0, ends + 1]], loud[np.r_[ends, len(loud) - 1]] + 1, strict=True)
-    clips = [samples[first:last] for first, last in spans]
+    clips = [samples[run[0] : run[-1] + 1] for run in np.split(loud, ends + 1) if len(run)]
     if len(clips) != len(WORDS):
         raise SpokenError(f"{name}: expected {len(WORDS)} words, heard {len(clips)}")
     return clips

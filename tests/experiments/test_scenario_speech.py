@@ -281,11 +281,14 @@ def test_espeak_speaks_where_it_is_installed(few_voices, tmp_path, monkeypatch):
         ("exit 3", "exit status 3"),
         ("echo no sound", "not a WAV file"),
         ("cat {wav}", "expected 10 words, heard 1"),
+        ("cat {silence}", "expected 10 words, heard 0"),
     ],
 )
 def test_what_espeak_does_wrong_is_said(few_voices, tmp_path, monkeypatch, script, message):
     (tmp_path / "one.wav").write_bytes(wav_bytes(said(1)[0][0]))
-    espeak(tmp_path, monkeypatch, script.format(wav=tmp_path / "one.wav"))
+    (tmp_path / "none.wav").write_bytes(wav_bytes(np.zeros(RATE)))
+    files = {"wav": tmp_path / "one.wav", "silence": tmp_path / "none.wav"}
+    espeak(tmp_path, monkeypatch, script.format(**files))
     with pytest.raises(ConfigError, match=message) as error:
         SpeechTask(SpeechConfig(voice="espeak"))
     assert str(error.value).startswith("task.voice=espeak (formants needs no program): espeak-ng ")
