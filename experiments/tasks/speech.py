@@ -65,7 +65,7 @@ class SpeechConfig(Config):
     voice: str = choice("auto", ("auto", "espeak", "formants"))
     answer: str = choice("along", ("along", "after"))
     mels: int = integer(20, at_least=4, at_most=80)
-    stack: int = integer(3, at_least=1, at_most=10)
+    stack: int = integer(4, at_least=1, at_most=10)
     noise: float = number(0.1, at_least=0, at_most=1)
     test_size: int = integer(480, at_least=1)
     data_seed: int = seed(0)
