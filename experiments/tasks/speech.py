@@ -82,7 +82,8 @@ class SpeechTask(Task):
     greedy transcript is judged: the edit distance to the digits, over their number.
 
     ``answer=along``: digits may be named as they are heard, so that the dependency is a word.
-    ``after``: only in silence after the whole string, so that all of it has to be remembered.
+    ``after``: only in silence after the whole string, so that all of it has to be remembered;
+    ``_after`` is added to the instance's name.
 
     Sounds are those of ``root``, a Speech Commands tree. Without one, the instance's name begins
     with ``synthetic_`` and ``voice`` speaks: espeak-ng, a formant synthesiser, or (``auto``) the
@@ -116,6 +117,8 @@ class SpeechTask(Task):
         self._source = spoken.source
         if config.root is None:
             self.name = f"synthetic_{self.name}"
+        if not self._is_along:
+            self.name = f"{self.name}_after"
         longest = max(int(clips.frames.max()) for clips in (self._train, self._test))
         self._slot = math.ceil(longest / config.stack)
         generator = torch.Generator().manual_seed(config.data_seed)
@@ -289,7 +292,9 @@ class SpeechTask(Task):
     @property
     def _title(self) -> str:
         kind = f"synthetic speech ({self._source})" if self.config.root is None else "speech"
-        return f"{kind}, held-out voices, {self.config.answer}"
+        return (
+            f"{kind}, held-out voices{'' if self._is_along else ', transcribed after the string'}"
+        )
 
     @torch.no_grad()
     def looks(self, model: SequenceModel, horizon: int, generator: torch.Generator) -> list[Look]:
