@@ -1,6 +1,6 @@
 """Generates sentences with one opinion of the author's, for ``task=sentiment`` without a folder.
 
-    others said this was never dull while | i thought it was not good | and critics felt ... last week
+    others said this was never dull while | i thought it was not good | and critics ... last week
 
 The clause of the author (I, we) decides. What others hold, in clauses of the same form, does not
 count, and neither do the clauses about nothing in particular. "not", "never" and "hardly" turn an
@@ -24,21 +24,45 @@ WITHOUT_HEAD = 0.3
 PADDING = -1
 """Stands for no word, in front of a shorter sentence."""
 
-_POSITIVE = (
-    "good great lovely clever funny moving brilliant fresh warm charming superb fine".split()
-)
-_NEGATIVE = "bad awful dull silly boring weak terrible stale cold clumsy poor dreadful".split()
-_NEGATIONS = "not never hardly".split()
-_EMPHASES = "quite rather truly".split()
-_AUTHORS = "i we".split()
-_OTHERS = "critics others friends neighbours teachers reviewers".split()
-_SAID = "thought said felt".split()
-_THING = "it this".split()
-_JOINED = "and but while though".split()
-_ADVERBS = "often never hardly slowly quietly always".split()
-_DID = "waited walked talked sat stood read".split()
-_WHERE = "near behind outside by".split()
-_PLACES = "station river market library bridge school".split()
+_POSITIVE = [
+    "good",
+    "great",
+    "lovely",
+    "clever",
+    "funny",
+    "moving",
+    "bright",
+    "fresh",
+    "warm",
+    "witty",
+    "superb",
+    "fine",
+]
+_NEGATIVE = [
+    "bad",
+    "awful",
+    "dull",
+    "silly",
+    "boring",
+    "weak",
+    "empty",
+    "stale",
+    "cold",
+    "clumsy",
+    "poor",
+    "flat",
+]
+_NEGATIONS = ["not", "never", "hardly"]
+_EMPHASES = ["quite", "rather", "truly"]
+_AUTHORS = ["i", "we"]
+_OTHERS = ["critics", "others", "friends", "neighbours", "teachers", "reviewers"]
+_SAID = ["thought", "said", "felt"]
+_THING = ["it", "this"]
+_JOINED = ["and", "but", "while", "though"]
+_ADVERBS = ["often", "never", "hardly", "slowly", "quietly", "always"]
+_DID = ["waited", "walked", "talked", "sat", "stood", "read"]
+_WHERE = ["near", "behind", "outside", "by"]
+_PLACES = ["station", "river", "market", "library", "bridge", "school"]
 _CLOSINGS = (  # of 0 to 6 words
     ("",),
     ("today", "yesterday", "again", "tonight"),
@@ -82,7 +106,7 @@ def polarity(symbols: Tensor) -> Tensor:
 
 
 def is_negated(symbols_SB: Tensor, after: int) -> Tensor:
-    """Return ``[B]``: whether the author's adjective, ``after`` words before the end, is negated."""
+    """Return ``[B]``: whether the adjective that is so many words before the end is negated."""
     return torch.isin(symbols_SB[-after - 2], _MODIFIER_IDS[1])
 
 

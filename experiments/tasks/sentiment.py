@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -224,7 +225,7 @@ class _Source(ABC):
     unknown: int
     input_size: int
     longest: int | None = None
-    identity: dict[str, Any]
+    identity: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def draw(
@@ -267,7 +268,6 @@ class _Grammar(_Source):
     words = opinions.WORDS
     unknown = _PADDING  # it was never read, so it is shown as nothing
     input_size = len(opinions.WORDS)
-    identity: dict[str, Any] = {}
 
     def draw(
         self, count: int, horizon: int, generator: torch.Generator, is_held_out: bool
