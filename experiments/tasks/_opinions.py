@@ -1,6 +1,6 @@
 """Generates sentences with one opinion of the author's, for ``task=sentiment`` without a folder.
 
-    others said this was never dull while | i thought it was not good | and critics ... last week
+    others found this never dull while | i thought it not good | and critics called it ... in spring
 
 The clause of the author (I, we) decides. What others hold, in clauses of the same form, does not
 count, and neither do the clauses about nothing in particular. "not", "never" and "hardly" turn an
@@ -24,57 +24,29 @@ WITHOUT_HEAD = 0.3
 PADDING = -1
 """Stands for no word, in front of a shorter sentence."""
 
-_POSITIVE = [
-    "good",
-    "great",
-    "lovely",
-    "clever",
-    "funny",
-    "moving",
-    "bright",
-    "fresh",
-    "warm",
-    "witty",
-    "superb",
-    "fine",
-]
-_NEGATIVE = [
-    "bad",
-    "awful",
-    "dull",
-    "silly",
-    "boring",
-    "weak",
-    "empty",
-    "stale",
-    "cold",
-    "clumsy",
-    "poor",
-    "flat",
-]
+_POSITIVE = ["good", "great", "lovely", "clever", "funny", "bright", "fresh", "warm", "superb"]
+_NEGATIVE = ["bad", "awful", "dull", "silly", "boring", "weak", "empty", "stale", "dreadful"]
 _NEGATIONS = ["not", "never", "hardly"]
 _EMPHASES = ["quite", "rather", "truly"]
 _AUTHORS = ["i", "we"]
 _OTHERS = ["critics", "others", "friends", "neighbours", "teachers", "reviewers"]
-_SAID = ["thought", "said", "felt"]
+_FOUND = ["found", "thought", "called"]
 _THING = ["it", "this"]
 _JOINED = ["and", "but", "while", "though"]
 _ADVERBS = ["often", "never", "hardly", "slowly", "quietly", "always"]
-_DID = ["waited", "walked", "talked", "sat", "stood", "read"]
-_WHERE = ["near", "behind", "outside", "by"]
+_DID = ["left", "passed", "visited", "crossed", "watched", "reached"]
 _PLACES = ["station", "river", "market", "library", "bridge", "school"]
-_CLOSINGS = (  # of 0 to 6 words
-    ("",),
-    ("today", "yesterday", "again", "tonight"),
-    ("last week", "this morning", "last night", "in spring"),
-    ("on a monday", "after the rain", "before the holidays", "during the summer"),
-    ("on the way home", "at the old cinema", "in the same week", "near the old bridge"),
-    ("in front of the station", "at the end of spring", "on the way to school"),
-    ("on the last day of summer", "at the old cinema last week", "on the way to the market"),
+_CLOSINGS = (  # of 0 to 5 words
+    [""],
+    ["today", "yesterday", "again", "tonight"],
+    ["last week", "this morning", "last night", "in spring"],
+    ["on a monday", "after the rain", "before the holidays", "during the summer"],
+    ["on the way home", "at the old cinema", "in the same week", "near the old bridge"],
+    ["in front of the station", "at the end of spring", "on the way to school"],
 )
 
-_OPINION = (_JOINED, _OTHERS, _SAID, _THING, ["was"])  # then a modifier and an adjective
-_NEUTRAL = (_JOINED, _AUTHORS + _OTHERS, _ADVERBS, _DID, _WHERE, ["the"], _PLACES)
+_OPINION = (_JOINED, _OTHERS, _FOUND, _THING)  # then a modifier and an adjective
+_NEUTRAL = (_JOINED, _AUTHORS + _OTHERS, _ADVERBS, _DID, ["the"], _PLACES)
 _LENGTH = len(_NEUTRAL)
 DECIDING = _LENGTH - 1
 """Words of the author's clause, which no other word joins to what comes before."""
