@@ -32,7 +32,7 @@ _BAG_SENTENCES = 4000
 """Generated sentences that the bag of words is trained on."""
 _SHOWN_TEXTS = 6
 _SHOWN_WORDS = 60
-_LINE = 100
+_LINE = 110
 """Characters of a line of the drawing."""
 
 
@@ -418,6 +418,6 @@ def _drawn(title: str, texts: Sequence[_Judged]) -> Any:
             ground = colormaps["RdBu"](0.5 + 0.35 * style)
             options = {"bbox": {"facecolor": ground, "edgecolor": "none", "pad": 1.2}}
         axes.text(
-            column, row, as_text(words), family="monospace", fontsize=8, va="center", **options
+            column, row, as_text(words), family="monospace", fontsize=8.8, va="center", **options
         )
     return figure

@@ -30,10 +30,9 @@ NEGATIONS = {"not", "never", "hardly"}
 
 def sentences_of(x_TBI) -> list[str]:
     """The words of one-hot vectors; nothing for a zero vector."""
-    steps = [
-        [_opinions.WORDS[vector.argmax()] if vector.any() else "" for vector in x_BI]
-        for x_BI in x_TBI
-    ]
+    table = [*_opinions.WORDS, ""]
+    symbols = x_TBI.argmax(-1).where(x_TBI.any(-1), len(table) - 1)
+    steps = [[table[symbol] for symbol in step] for step in symbols.tolist()]
     return [" ".join(words).strip() for words in zip(*steps, strict=True)]
 
 
@@ -63,9 +62,8 @@ def of_tree(root, **options) -> dict:
     return {"name": "sentiment", "root": str(root), "vocabulary": 4, "test_size": 20, **options}
 
 
-@pytest.mark.parametrize("horizon", [1, 9])
-def test_it_is_a_scenario_on_generated_sentences(tmp_path, horizon):
-    check_scenario(GRAMMAR, horizon, tmp_path)
+def test_it_is_a_scenario_on_generated_sentences(tmp_path):
+    check_scenario(GRAMMAR, 9, tmp_path)
 
 
 def test_it_is_a_scenario_on_reviews(tree, tmp_path):
