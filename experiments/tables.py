@@ -136,8 +136,10 @@ def numbers(values: Sequence[float | None], pattern: str) -> str:
 
 def metric_range(row: Row) -> str:
     """Return the lowest and highest test metric over seeds."""
-    is_accuracy = any(record.result.metric == "accuracy" for record in row.records)
-    return numbers(row.values("test_metric"), "{:.3f}" if is_accuracy else "{:.2g}")
+    metrics = {record.result.metric for record in row.records}
+    # An error of many sizes, or a number of about one.
+    is_error = metrics <= {"MSE", "cross-entropy"}
+    return numbers(row.values("test_metric"), "{:.2g}" if is_error else "{:.3f}")
 
 
 def verdict_text(row: Row) -> str:

@@ -82,7 +82,7 @@ def _settings(entry: Entry) -> dict[str, Any]:
     """Return what makes an arm: the flattened configuration without horizon, seed, data folder."""
     assert entry.record is not None
     values = flat(entry.record.config)
-    for name in ("horizon", "seed", "task.root"):
+    for name in ("horizon", "seed", "task.root", "task.file"):
         values.pop(name, None)
     return values
 
