@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
+import itertools
 import sys
-import unicodedata
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,9 +28,8 @@ from experiments.fields import (
     text,
 )
 from experiments.looks import Look, Text
-from experiments.tasks import _parallel_text
 from experiments.tasks._edit_distance import edit_distances, error_marks, error_rate
-from experiments.tasks._parallel_text import ParallelText
+from experiments.tasks._parallel_text import Pair, normalized, parallel_text
 from experiments.tasks._task import CLASS, UNSCORED, Answer, Batch, Task
 
 if TYPE_CHECKING:  # models know tasks
@@ -81,7 +81,7 @@ class TranslationTask(Task):
 
     def __init__(self, config: TranslationConfig) -> None:
         super().__init__(config)
-        self._text = parallel = _parallel_text_of(config)
+        self._text = parallel = parallel_text(config)
         if parallel.is_synthetic:
             self.name = f"synthetic_{self.name}"
         self._source_alphabet, self._target_alphabet = (
@@ -91,14 +91,11 @@ class TranslationTask(Task):
         self._go = len(self._source_alphabet)
         self.input_size = self._go + 1 + len(self._target_alphabet)
         self.output_size = 1 + len(self._target_alphabet)
-        train, test = [], []
-        for pair in parallel.pairs:
-            is_test = _share_of(pair[parallel.is_synthetic]) < config.test_fraction
-            (test if is_test else train).append(pair)
+        train, test = parallel.split(config.test_fraction)
         if not train or not test:
             raise ConfigError(
-                "task.test_fraction must leave pairs to train on and to test on; of "
-                f"{len(parallel.pairs)}, {config.test_fraction:g} leaves {len(train)} and {len(test)}"
+                f"task.test_fraction must leave pairs to train on and to test on; "
+                f"{config.test_fraction:g} leaves {len(train)} and {len(test)}"
             )
         self._train, self._test = self._encoded(train), self._encoded(test)
         self.minimum_horizon = max(len(train[0][0]), len(test[0][0]))
@@ -108,9 +105,8 @@ class TranslationTask(Task):
     @property
     def identity(self) -> dict[str, Any]:
         """The data, however it was come by, and how it is split."""
-        digest = hashlib.sha256("\n".join(map("\t".join, self._text.pairs)).encode()).hexdigest()
         chosen = {key: self.settings[key] for key in ("name", "test_fraction", "test_size")}
-        return {**chosen, "origin": self._text.origin, "data": digest}
+        return {**chosen, "origin": self._text.origin, "data": self._text.digest}
 
     def sample(self, batch_size: int, horizon: int, generator: torch.Generator) -> Batch:
         """Draw training pairs: input ``[T + 1 + L, B, I]`` and target ``[T + 1 + L, B]``.
@@ -130,12 +126,11 @@ class TranslationTask(Task):
         length = self._longest_target(horizon)
         read = part.sources[chosen, part.sources.shape[1] - horizon :]
         written = part.targets[chosen, : length + 1].long()
-        is_scored = torch.arange(length + 1) <= part.target_lengths[chosen].unsqueeze(1)
         fed_back = (written[:, :-1] + self._go + 1).where(written[:, :-1] != _END, 0)
         go = torch.full((len(chosen), 1), self._go + 1)
         x_TBI = self._one_hot(torch.cat((read.long(), go, fed_back), 1).T)
         target_TB = torch.full(x_TBI.shape[:2], UNSCORED)
-        target_TB[horizon:] = written.where(is_scored, UNSCORED).T
+        target_TB[horizon:] = written.where(part.is_scored[chosen, : length + 1], UNSCORED).T
         return x_TBI, target_TB
 
     def _one_hot(self, symbols: Tensor) -> Tensor:
@@ -147,31 +142,24 @@ class TranslationTask(Task):
     def _longest_target(self, horizon: int) -> int:
         return max(part.longest(horizon) for part in (self._train, self._test))
 
-    def _encoded(self, pairs: Sequence[tuple[str, str]]) -> _Part:
-        numbers = [
-            {character: number for number, character in enumerate(alphabet, start=1)}
-            for alphabet in (self._source_alphabet, self._target_alphabet)
-        ]
-        width = len(self._text.pairs[-1][0])
+    def _encoded(self, pairs: Sequence[Pair]) -> _Part:
+        width, longest = (max(map(len, side)) for side in zip(*self._text.pairs, strict=True))
         sources = torch.zeros(len(pairs), width, dtype=torch.int16)
-        targets = torch.zeros(
-            len(pairs), 1 + max(len(target) for _, target in pairs), dtype=torch.int16
-        )
-        for row, (source, _) in zip(sources.numpy(), pairs, strict=True):
-            row[width - len(source) :] = [numbers[0][character] for character in source]
-        for row, (_, target) in zip(targets.numpy(), pairs, strict=True):
-            row[: len(target)] = [numbers[1][character] for character in target]
+        targets = torch.zeros(len(pairs), longest + 1, dtype=torch.int16)
+        read, written = map(_numbered, (self._source_alphabet, self._target_alphabet))
+        rows = zip(sources.numpy(), targets.numpy(), pairs, strict=True)
+        for source_row, target_row, (source, target) in rows:
+            source_row[width - len(source) :] = [read[character] for character in source]
+            target_row[: len(target)] = [written[character] for character in target]
         return _Part(pairs, sources, targets)
 
     def know_nothing_loss(self, horizon: int) -> float:
         """Return the entropy of the training targets' characters, step by step."""
         part = self._train
-        written = part.targets[: part.count(horizon)].long()
-        is_scored = torch.arange(written.shape[1]) <= part.target_lengths[: len(written)].unsqueeze(
-            1
-        )
+        count = part.count(horizon)
+        is_scored = part.is_scored[:count]
         cost = 0.0
-        for symbols, is_one in zip(written.T, is_scored.T, strict=True):
+        for symbols, is_one in zip(part.targets[:count].T, is_scored.T, strict=True):
             counts = symbols[is_one].bincount().double()
             cost -= torch.xlogy(counts, counts / counts.sum()).sum().item()
         return cost / int(is_scored.sum())
@@ -263,7 +251,7 @@ class TranslationTask(Task):
         lengths = torch.tensor([len(source) for source in self._sources(x_TBI)])
         found = {"exact match": is_exact.mean().item()}
         bounds = [0, -(-horizon // 3), -(-2 * horizon // 3), horizon]
-        for low, high in zip(bounds, bounds[1:], strict=False):
+        for low, high in itertools.pairwise(bounds):
             inside = is_exact[(lengths > low) & (lengths <= high)]
             if len(inside):
                 name = f"exact match, sources of {low + 1} to {high} characters"
@@ -294,7 +282,7 @@ class TranslationTask(Task):
 
     def use(self, model: SequenceModel, arguments: argparse.Namespace, horizon: int) -> None:
         """Print the translation of a text; say so where it is longer than those of training."""
-        source = _parallel_text.normalized(arguments.text)
+        source = normalized(arguments.text)
         if not source:
             raise ConfigError(f"--text must be a text; got {arguments.text!r}")
         if unknown := sorted(set(source) - set(self._source_alphabet)):
@@ -312,6 +300,8 @@ class TranslationTask(Task):
         most = max(self._longest_target(horizon), 2 * len(source)) + 1
         (written,) = self._written(model, x_TBI.to(next(model.parameters())), most)
         print(written)
+        if len(written) == most:
+            print(f"cut off after {most} characters", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -324,13 +314,18 @@ class _Part:
         targets: ``[N, longest + 1]``, counted from 1; `_END` behind.
     """
 
-    pairs: Sequence[tuple[str, str]]
+    pairs: Sequence[Pair]
     sources: Tensor
     targets: Tensor
-    target_lengths: Tensor = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "target_lengths", (self.targets != _END).sum(1))
+    @cached_property
+    def is_scored(self) -> Tensor:
+        """Which targets count: the characters and the end behind them."""
+        return torch.arange(self.targets.shape[1]) <= self._lengths.unsqueeze(1)
+
+    @cached_property
+    def _lengths(self) -> Tensor:
+        return (self.targets != _END).sum(1)
 
     def count(self, horizon: int) -> int:
         """Return how many have a source of at most so many characters: the first ones."""
@@ -338,47 +333,24 @@ class _Part:
 
     def longest(self, horizon: int) -> int:
         """Return the length of the longest target of these."""
-        return int(self.target_lengths[: self.count(horizon)].max())
+        return int(self._lengths[: self.count(horizon)].max())
 
 
-def _parallel_text_of(config: TranslationConfig) -> ParallelText:
-    kind = config.source
-    if kind == "auto":
-        kind = "file" if config.file else "catalogs" if config.root else "auto"
-    if kind == "file":
-        if config.file is None:
-            raise ConfigError(
-                "task.file must be a table of sentences for task.source=file; got None"
-            )
-        return _parallel_text.from_file(config.file, config.columns)
-    if kind == "catalogs" and config.root:
-        return _parallel_text.from_catalogs(config.root, config.language)
-    if kind in ("auto", "catalogs"):
-        found = _parallel_text.from_system(config.language)
-        if len(found.pairs) >= _parallel_text.ENOUGH:
-            return found
-        if kind == "catalogs":
-            raise ConfigError(
-                f"task.root must be a folder with catalogs: those of this system have "
-                f"{len(found.pairs)} pairs of use in task.language={config.language}, fewer than "
-                f"{_parallel_text.ENOUGH}"
-            )
-    return _parallel_text.from_dates(config.languages, config.dates, config.data_seed)
-
-
-def _share_of(text: str) -> float:
-    """Return a number in [0, 1) that follows from a text's letters and digits alone."""
-    letters = "".join(filter(str.isalnum, text.casefold())) or text
-    return int.from_bytes(hashlib.sha256(letters.encode()).digest()[:8]) / 2**64
+def _numbered(alphabet: str) -> dict[str, int]:
+    return {character: number for number, character in enumerate(alphabet, start=1)}
 
 
 def _nearest(texts: Sequence[str], known: Sequence[str]) -> Iterable[int]:
-    """Return the index of each text's nearest: cosine of counts of one to three characters."""
+    """Return the index of each text's nearest one.
+
+    Near is the cosine of counts of one to three characters, the rarer the weightier.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), lowercase=False)
-    rows = vectorizer.fit_transform(known)
+    vectorizer = TfidfVectorizer(
+        analyzer="char", ngram_range=(1, 3), lowercase=False, dtype=np.float32
+    )
+    rows = vectorizer.fit_transform(known).T.tocsr()
     asked = vectorizer.transform(texts)
     for start in range(0, len(texts), 100):  # a part at a time: the products are not sparse
-        products = asked[start : start + 100] @ rows.T
-        yield from products.argmax(1).A1
+        yield from (asked[start : start + 100] @ rows).argmax(1).A1
