@@ -179,9 +179,7 @@ def _charset(path: Path, header: bytes) -> str:
     try:
         bytes(4).decode(name)
     except (LookupError, UnicodeError):
-        raise CatalogError(
-            f"{path}: its header names an encoding that is not known, {name!r}"
-        ) from None
+        raise CatalogError(f"{path}: its header names an unknown encoding, {name!r}") from None
     return name
 
 

@@ -137,12 +137,7 @@ def from_catalogs(root: str, language: str) -> ParallelText:
 
 def from_system(language: str) -> ParallelText:
     """Read the catalogs of this system and of the packages of this Python."""
-    shared = {Path(sys.base_prefix, "share/locale"), Path("/usr/share/locale")}
-    found = [
-        path
-        for folder in sorted({*shared, Path(sysconfig.get_path("purelib"))})
-        for path in find_catalogs(folder, language)
-    ]
+    found = [path for folder in _system_folders() for path in find_catalogs(folder, language)]
 
     def readable() -> Iterator[list[Pair]]:
         for path in found:
@@ -152,6 +147,11 @@ def from_system(language: str) -> ParallelText:
                 continue  # nobody chose this file, and there are others
 
     return _messages(readable(), language)
+
+
+def _system_folders() -> list[Path]:
+    shared = {Path(sys.base_prefix, "share/locale"), Path("/usr/share/locale")}
+    return sorted({*shared, Path(sysconfig.get_path("purelib"))})
 
 
 def from_dates(languages: Sequence[str], dates: int, seed: int) -> ParallelText:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterable, Sequence
-from importlib.util import find_spec
 
 import torch
 
+from experiments import extras
 from experiments.fields import ConfigError
 
 LANGUAGES = ("en", "de", "fr", "es", "it")
@@ -40,7 +40,9 @@ _WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday",
 Wording = Callable[[datetime.date], str]
 
 
-def worded_pairs(languages: Sequence[str], dates: int, seed: int) -> tuple[list[list[str]], str]:
+def worded_pairs(
+    languages: Sequence[str], dates: int, seed: int
+) -> tuple[list[tuple[str, str]], str]:
     """Make pairs of words and what they say.
 
     Args:
@@ -50,28 +52,25 @@ def worded_pairs(languages: Sequence[str], dates: int, seed: int) -> tuple[list[
         seed: of that draw.
 
     Returns:
-        The pairs, ``["3 May 1987", "1987-05-03"]`` and ``["four hundred and twelve", "412"]``, the
+        The pairs, ``("3 May 1987", "1987-05-03")`` and ``("four hundred and twelve", "412")``, the
         numbers below 10,000 once each; and who worded them.
 
     Raises:
         ConfigError: a language that Babel does not know, or there is no Babel.
     """
-    if languages and find_spec("babel") is None:
-        raise ConfigError(
-            f"task.languages={list(languages)} needs babel, which is not installed: "
-            'pip install -e ".[scenarios]"; without it, dates are worded in English'
-        )
-    if find_spec("babel") is None:
-        wordings, by = [*_english(), _spoken], "built-in"
-    else:
+    if languages:
+        extras.require("babel", f"task.languages={list(languages)}")
+    if extras.find_spec("babel"):
         wordings, by = _by_babel(languages or LANGUAGES)
+    else:
+        wordings, by = [*_english(), _spoken], "built-in"
     generator = torch.Generator().manual_seed(seed)
     days = torch.randint(_DAYS, (dates,), generator=generator).tolist()
     chosen = torch.randint(len(wordings), (dates,), generator=generator).tolist()
-    pairs = [[number_words(number), str(number)] for number in range(_NUMBERS)]
+    pairs = [(number_words(number), str(number)) for number in range(_NUMBERS)]
     for day, wording in zip(days, chosen, strict=True):
         date = _FIRST + datetime.timedelta(day)
-        pairs.append([wordings[wording](date), date.isoformat()])
+        pairs.append((wordings[wording](date), date.isoformat()))
     return pairs, by
 
 

@@ -175,9 +175,9 @@ class TranslationTask(Task):
     def _constant(self, horizon: int) -> str:
         if horizon not in self._constants:
             targets = [target for _, target in self._train.pairs[: self._train.count(horizon)]]
-            known = targets[:: max(1, len(targets) // 300)]
+            known = targets[:: max(1, len(targets) // 200)]
             ((frequent, _),) = Counter(targets).most_common(1)
-            tried = [frequent, *dict.fromkeys(targets[:: max(1, len(targets) // 100)])]
+            tried = [frequent, *dict.fromkeys(targets[:: max(1, len(targets) // 60)])]
             costs = edit_distances(
                 [text for text in tried for _ in known], known * len(tried)
             ).view(len(tried), -1)
@@ -284,10 +284,10 @@ class TranslationTask(Task):
         """Print the translation of a text; say so where it is longer than those of training."""
         source = normalized(arguments.text)
         if not source:
-            raise ConfigError(f"--text must be a text; got {arguments.text!r}")
+            raise ConfigError(f"--text must have characters; got {arguments.text!r}")
         if unknown := sorted(set(source) - set(self._source_alphabet)):
             raise ConfigError(
-                f"--text must be of characters that the model has seen; got {' '.join(unknown)}, "
+                f"--text must be of characters that the model has seen; got {', '.join(unknown)}, "
                 f"but they are: {self._source_alphabet}"
             )
         if len(source) > horizon:
