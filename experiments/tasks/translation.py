@@ -296,8 +296,9 @@ class TranslationTask(Task):
                 file=sys.stderr,
             )
         symbols = [self._source_alphabet.index(character) + 1 for character in source]
-        x_TBI = self._one_hot(torch.tensor([*symbols, self._go + 1]).unsqueeze(1))
-        most = max(self._longest_target(horizon), 2 * len(source)) + 1
+        before = [0] * (horizon - len(source))  # as in training: the state is not zero after them
+        x_TBI = self._one_hot(torch.tensor([*before, *symbols, self._go + 1]).unsqueeze(1))
+        most = 1 + self._longest_target(horizon) * max(len(source), horizon) // horizon
         (written,) = self._written(model, x_TBI.to(next(model.parameters())), most)
         print(written)
         if len(written) == most:

@@ -24,7 +24,7 @@ from experiments.tasks._edit_distance import edit_distances, error_marks, error_
 from experiments.tasks._parallel_text import ParallelText
 from experiments.tasks._worded import number_words, ordinal_words
 from experiments.tasks.translation import TranslationConfig, TranslationTask
-from experiments.train import train
+from experiments.train import load_run, train
 from tests.experiments.scenarios import check_scenario, generator, run_of
 from tests.experiments.studies import study_of
 
@@ -700,13 +700,19 @@ def trained(sentences, tmp_path):
     return folder
 
 
-def test_a_trained_model_translates(trained, capsys):
-    assert use.main([str(trained), "--text", " the cat  sees it"]) == 0
-    printed = capsys.readouterr()
-    assert set(printed.out) <= {*"".join(SENTENCES.values()), "\n"}
-    assert "the model was trained" not in printed.err
+def test_a_trained_model_translates_as_it_was_judged(trained, capsys):
+    run, model = load_run(trained)
+    torch.nn.init.normal_(model.readout.weight, std=2.0, generator=generator())
+    x_TBI, target = run.task.test_set(20, generator())
+    for (source, _), answer in zip(
+        shown(run.task, x_TBI, target, 20), run.task._answers(model, x_TBI), strict=True
+    ):
+        run.task.use(model, argparse.Namespace(text=f" {source}  "), 20)
+        assert capsys.readouterr().out == f"{answer}\n"
     assert use.main([str(trained), "--text", "the old man has the ball and milk"]) == 0
-    assert "33 characters; the model was trained on texts of up to 20" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "33 characters; the model was trained on texts of up to 20" in printed.err
+    assert set(printed.out) <= {*"".join(SENTENCES.values()), "\n"}
 
 
 @pytest.mark.parametrize(
