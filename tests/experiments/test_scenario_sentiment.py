@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import re
 
@@ -300,7 +301,7 @@ def test_every_word_of_the_look_is_inside_the_page():
     boxes = [each.get_window_extent(renderer) for each in drawing.figure.axes[0].texts]
     assert all(page.x0 <= b.x0 and b.x1 <= page.x1 for b in boxes)
     assert all(page.y0 <= b.y0 and b.y1 <= page.y1 for b in boxes)
-    for one, other in zip(boxes, boxes[1:], strict=False):
+    for one, other in itertools.pairwise(boxes):
         assert one.x1 <= other.x0 or other.y1 <= one.y0  # beside it or below
 
 
