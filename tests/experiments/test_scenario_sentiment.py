@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import re
+import shutil
+from itertools import pairwise
 
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sklearn.linear_model import LogisticRegression
 
 from experiments import use
@@ -180,11 +182,19 @@ def test_the_last_words_of_reviews_are_read_and_rare_ones_are_one_symbol(tree):
     assert task.baselines(x_TBI, target, 4) == {"bag of words": 0.0}
 
 
-def test_training_reads_the_training_part_and_the_test_set_the_test_part_without_repeats(tree):
-    for part, word in (("train", "seen"), ("test", "held")):
-        for name in ("pos", "neg"):
-            assert (tree / part / name).is_dir(), word
-    task = build_task(of_tree(tree, vocabulary=100, test_size=1000))
+def test_training_texts_are_of_the_training_part_and_held_out_ones_of_the_test_part(tree, tmp_path):
+    root = copied(tree, tmp_path)
+    for name in ("pos", "neg"):
+        for path in (root / "test" / name).iterdir():
+            path.write_text("unheard of")
+    task = build_task(of_tree(root, vocabulary=100))
+    unknown = task.input_size - 1
+    assert not task.sample(200, 3, generator())[0][..., unknown].any()
+    assert task.test_set(3, generator())[0][-2:, :, unknown].all()
+
+
+def test_the_test_set_has_no_review_twice_and_lies_in_order_of_length(tree):
+    task = build_task(of_tree(tree, test_size=1000))
     x_TBI, target = task.test_set(8, generator())
     assert target.sum() == 12
     assert x_TBI.shape[1] == 24
@@ -197,8 +207,6 @@ def test_training_reads_the_training_part_and_the_test_set_the_test_part_without
 
 
 def copied(tree, tmp_path):
-    import shutil
-
     return shutil.copytree(tree, tmp_path / "copy")
 
 
@@ -294,14 +302,12 @@ def test_the_look_has_words_judgements_and_gradients(tree, is_synthetic):
 def test_every_word_of_the_look_is_inside_the_page():
     run = run_of(GRAMMAR, 40)
     drawing, _ = HeldOut(run).looks(run.build_model())
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     renderer = FigureCanvasAgg(drawing.figure).get_renderer()
     page = drawing.figure.bbox
     boxes = [each.get_window_extent(renderer) for each in drawing.figure.axes[0].texts]
     assert all(page.x0 <= b.x0 and b.x1 <= page.x1 for b in boxes)
     assert all(page.y0 <= b.y0 and b.y1 <= page.y1 for b in boxes)
-    for one, other in itertools.pairwise(boxes):
+    for one, other in pairwise(boxes):
         assert one.x1 <= other.x0 or other.y1 <= one.y0  # beside it or below
 
 
