@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _UNSIGNED_BYTES = 0x08
+_FOLDERS = (".", "MNIST/raw", "raw")  # the last two are torchvision's layout
 
 
 class IDXError(ValueError):
@@ -63,3 +64,21 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
         raise IDXError(f"{path}: holds nothing; its header says {' x '.join(map(str, shape))}")
     # A bytearray, because torch wants memory that may be written to.
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).view(shape)
+
+
+def find_idx(root: Path, name: str) -> Path:
+    """Return the file of a name, with ``.gz`` or without, in a folder or where torchvision puts it.
+
+    Raises:
+        IDXError: there is no such folder or file.
+    """
+    if not root.is_dir():
+        raise IDXError(f"{root}: expected a folder, got {'a file' if root.exists() else 'nothing'}")
+    folders = [root / folder for folder in _FOLDERS]
+    for folder in folders:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.is_file():
+                return path
+    raise IDXError(
+        f"{root / name}: missing; neither it nor {name}.gz is in {', '.join(map(str, folders))}"
+    )

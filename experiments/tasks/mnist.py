@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.fields import ConfigError, text
-from experiments.tasks._idx import IDXError, read_idx
+from experiments.tasks._idx import IDXError, find_idx, read_idx
 from experiments.tasks._images import ImageConfig, ImageTask
 from experiments.tasks._task import Batch
 
 _SIDE = 28
 _CLASSES = 10
-_FOLDERS = (".", "MNIST/raw", "raw")  # the last two are torchvision's layout
 _FILES = "{part}-images-idx3-ubyte", "{part}-labels-idx1-ubyte"
 
 
@@ -52,7 +51,7 @@ class MnistTask(ImageTask):
 
 def _read(root: Path, part: str) -> Batch:
     """Return images ``[N, 28, 28]`` and labels ``[N]``, uint8."""
-    images_file, labels_file = (_find(root, name.format(part=part)) for name in _FILES)
+    images_file, labels_file = (find_idx(root, name.format(part=part)) for name in _FILES)
     images, labels = read_idx(images_file, 3), read_idx(labels_file, 1)
     if images.shape[1:] != (_SIDE, _SIDE):
         raise IDXError(
@@ -68,16 +67,3 @@ def _read(root: Path, part: str) -> Batch:
             f"{labels_file}: expected labels from 0 to {_CLASSES - 1}, got {labels.max().item()}"
         )
     return images, labels
-
-
-def _find(root: Path, name: str) -> Path:
-    if not root.is_dir():
-        raise IDXError(f"{root}: expected a folder, got {'a file' if root.exists() else 'nothing'}")
-    folders = [root / folder for folder in _FOLDERS]
-    for folder in folders:
-        for path in (folder / name, folder / f"{name}.gz"):
-            if path.is_file():
-                return path
-    raise IDXError(
-        f"{root / name}: missing; neither it nor {name}.gz is in {', '.join(map(str, folders))}"
-    )
