@@ -78,9 +78,15 @@ def parallel_text(config: Any) -> ParallelText:
         ConfigError: it cannot be had; the message names the key, and the file and its fault.
     """
     kind = config.source
+    for key, own in (("file", "file"), ("root", "catalogs")):
+        value = getattr(config, key)
+        if value is not None and kind not in ("auto", own):
+            raise ConfigError(
+                f"task.source must be auto or {own} for task.{key}={value}; got {kind}"
+            )
     if kind == "file" or (kind == "auto" and config.file):
         if config.file is None:
-            raise ConfigError("task.file must be a file for task.source=file; got null")
+            raise ConfigError("task.file must be given for task.source=file; got null")
         return from_file(config.file, config.columns)
     if config.root and kind in ("catalogs", "auto"):
         return from_catalogs(config.root, config.language)

@@ -51,7 +51,7 @@ class TranslationConfig(Config):
     columns: tuple[str, ...] = names()
     root: str | None = optional(text(""))
     language: str = text("de")
-    dates: int = integer(30_000, at_least=1)
+    dates: int = integer(10_000, at_least=1)
     languages: tuple[str, ...] = names()
     data_seed: int = seed(0)
     test_fraction: float = fraction(0.1)

@@ -320,8 +320,13 @@ def test_a_folder_of_catalogs_gives_the_messages_that_can_be_translated(tmp_path
             r"task.root must hold de/LC_MESSAGES/\*.mo .* for task.language=de; .* none",
         ),
         ({"root": "empty"}, "the catalogs of empty have no message that can be used"),
-        ({"source": "file"}, "task.file must be a file for task.source=file; got null"),
+        ({"source": "file"}, "task.file must be given for task.source=file; got null"),
         ({"source": "dates", "languages": ["xx"]}, "babel|Babel"),
+        (
+            {"source": "dates", "file": "a"},
+            "source must be auto or file for task.file=a; got dates",
+        ),
+        ({"source": "file", "root": "."}, r"auto or catalogs for task.root=\.; got file"),
         ({"source": "words"}, "source must be one of auto, file, catalogs, dates"),
     ],
 )
@@ -366,7 +371,7 @@ def test_the_identity_is_that_of_the_data_wherever_it_lies(tmp_path, monkeypatch
     assert identity(file=one) == identity(file=two, source="file") != identity(file=other)
     assert identity(file=one) != identity(file=one, test_fraction=0.2)
     dates = identity(source="dates", dates=50)
-    assert dates == identity(source="dates", dates=50, file=one)
+    assert dates == identity(source="dates", dates=50, language="fr")
     assert dates != identity(source="dates", dates=50, data_seed=1)
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     built_in = identity(source="dates", dates=50)
