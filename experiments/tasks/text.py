@@ -60,6 +60,7 @@ class TextTask(Task):
     Config = TextConfig
     reads = "every"
     answer = CHARACTERS
+    is_shown_later = True
     minimum_horizon = 1
 
     def __init__(self, config: TextConfig) -> None:
@@ -153,9 +154,8 @@ class TextTask(Task):
             f"bits at character {place}": _bits(prediction[place - 1], target[place - 1])
             for place in places
         }
-        if not model.core.bidirectional:
-            symbols = self._test[: STREAMED + 1]
-            measured["bits per character, streamed"] = self._streamed_bits(model, symbols)
+        symbols = self._test[: STREAMED + 1]
+        measured["bits per character, streamed"] = self._streamed_bits(model, symbols)
         return measured
 
     def _streamed_bits(self, model: SequenceModel, symbols: Tensor) -> float:
@@ -173,8 +173,6 @@ class TextTask(Task):
 
     def looks(self, model: SequenceModel, horizon: int, generator: torch.Generator) -> list[Look]:
         """Return text that the model writes at several temperatures."""
-        if model.core.bidirectional:
-            return []
         written = zip(
             *self._write(model, self._beginning, 300, TEMPERATURES, generator), strict=True
         )
@@ -224,8 +222,6 @@ class TextTask(Task):
 
     def use(self, model: SequenceModel, arguments: argparse.Namespace, horizon: int) -> None:
         """Write text as it comes, a character at a time; or judge a file."""
-        if model.core.bidirectional:
-            raise ConfigError("RUN must have model.bidirectional=false to write text; got true")
         if arguments.file is not None:
             words = _read("--file", arguments.file)
             symbols = self._symbols(words)

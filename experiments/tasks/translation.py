@@ -78,6 +78,7 @@ class TranslationTask(Task):
     Config = TranslationConfig
     reads = "masked"
     answer = TRANSLATION
+    is_shown_later = True
 
     def __init__(self, config: TranslationConfig) -> None:
         super().__init__(config)

@@ -235,3 +235,15 @@ def test_a_reader_of_what_is_printed_may_end_first(finished, monkeypatch, capsys
         monkeypatch.setattr(sys, "stdout", unread)
         assert use.main([str(folder), "--number", "3"]) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["text", "translation"])
+def test_a_model_that_reads_backwards_must_not_see_the_answers(name):
+    values = {
+        **VALUES,
+        "task": {"name": name, **({"source": "dates"} if name == "translation" else {})},
+        "horizon": 25,
+        "model": {**VALUES["model"], "bidirectional": True},
+    }
+    with pytest.raises(ConfigError, match=f"bidirectional must be false for task .*{name}"):
+        RunConfig.parse(values)
