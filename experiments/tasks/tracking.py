@@ -74,6 +74,7 @@ class TrackingTask(Task):
     Config = TrackingConfig
     output_size = 2
     reads = "every"
+    is_shown_later = True  # the frames after the occlusion show where the target has gone
     minimum_horizon = 1
 
     def __init__(self, config: TrackingConfig) -> None:
