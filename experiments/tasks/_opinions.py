@@ -79,7 +79,12 @@ def polarity(symbols: Tensor) -> Tensor:
 
 def is_negated(symbols_SB: Tensor, after: int) -> Tensor:
     """Return ``[B]``: whether the adjective that is so many words before the end is negated."""
-    return torch.isin(symbols_SB[-after - 2], _MODIFIER_IDS[1])
+    return turns(symbols_SB[-after - 2])
+
+
+def turns(symbols: Tensor) -> Tensor:
+    """Return whether words turn the adjective behind them around."""
+    return torch.isin(symbols, _MODIFIER_IDS[1])
 
 
 def draw(

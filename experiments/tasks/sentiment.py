@@ -292,7 +292,9 @@ class _Grammar(_Source):
         polar = opinions.polarity(symbols)
         place = torch.arange(1, len(polar) + 1).unsqueeze(1)
         last = ((polar != 0) * place).argmax(0, keepdim=True)
-        return {"last polar word": polar.gather(0, last)[0] > 0}
+        is_positive = polar.gather(0, last)[0] > 0
+        is_turned = opinions.turns(symbols.gather(0, last - 1)[0])
+        return {"last polar word": is_positive, "last opinion": is_positive ^ is_turned}
 
     def groups(self, symbols: Tensor, horizon: int) -> dict[str, Tensor]:
         negated = opinions.is_negated(symbols, horizon)

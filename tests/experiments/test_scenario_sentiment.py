@@ -123,7 +123,7 @@ def test_labels_are_balanced_and_nothing_but_the_clause_of_the_author_gives_them
     assert accuracy(x_TBI.sum(0)) < 0.7
 
 
-def test_the_baselines_of_sentences_are_a_bag_of_words_and_the_last_polar_word():
+def test_the_baselines_of_sentences_are_a_bag_of_words_and_the_last_polar_word_or_opinion():
     task = build_task({**GRAMMAR, "test_size": 2000})
     x_TBI, target = task.test_set(12, generator(4))
     train_x, train_target = task.sample(4000, 12, generator(0))
@@ -135,6 +135,15 @@ def test_the_baselines_of_sentences_are_a_bag_of_words_and_the_last_polar_word()
     last = [[w for w in s.split() if w in GOOD | BAD][-1] in GOOD for s in sentences_of(x_TBI)]
     wrong = torch.tensor(last) != (target[:, 0] > 0.5)
     assert found["last polar word"] == pytest.approx(wrong.double().mean().item())
+    turned = []
+    for sentence in sentences_of(x_TBI):
+        words = sentence.split()
+        at = max(i for i, word in enumerate(words) if word in GOOD | BAD)
+        turned.append((words[at] in GOOD) != (words[at - 1] in ("not", "never", "hardly")))
+    wrong = torch.tensor(turned) != (target[:, 0] > 0.5)
+    assert found["last opinion"] == pytest.approx(wrong.double().mean().item())
+    assert 0.1 < found["last opinion"] < found["last polar word"]
+    assert task.baselines(*task.test_set(5, generator(4)), 5)["last opinion"] == 0
 
 
 class Constant(torch.nn.Module):
