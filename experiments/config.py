@@ -174,8 +174,8 @@ class RunConfig:
             )
         if self.task.is_shown_later and self.core.config.bidirectional:
             raise ConfigError(
-                f"model.bidirectional must be false for task {self.task.name}, where the answer of "
-                "a step is the input of the next; got true"
+                f"model.bidirectional must be false for task {self.task.name}, whose answers later "
+                "inputs show; got true"
             )
         _check_device(self.device)
         try:
