@@ -19,8 +19,8 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,11 +96,11 @@ def folder_of(revision: str) -> Iterator[Path]:
     if revision == HERE:
         yield REPOSITORY
         return
-    command = ["git", "-C", str(REPOSITORY), "archive", "--format=tar", revision]
+    command = ["git", "-C", str(REPOSITORY), "archive", "--format=zip", revision]
     archive = subprocess.run(command, capture_output=True, check=True).stdout
     with tempfile.TemporaryDirectory(prefix="rnn_cuda-") as folder:
-        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-            files.extractall(folder, filter="data")
+        with zipfile.ZipFile(io.BytesIO(archive)) as files:
+            files.extractall(folder)
         yield Path(folder)
 
 

@@ -172,6 +172,11 @@ class RunConfig:
                 f"evaluation.seed must not be that of the training data, {DATA_STREAM} + seed; got "
                 f"{self.evaluation.seed}"
             )
+        if self.task.is_shown_later and self.core.config.bidirectional:
+            raise ConfigError(
+                f"model.bidirectional must be false for task {self.task.name}, whose answers later "
+                "inputs show; got true"
+            )
         _check_device(self.device)
         try:
             model = self._build()  # refuses remedies that do not apply

@@ -6,7 +6,12 @@ from importlib.util import find_spec
 
 from experiments.fields import ConfigError
 
-_EXTRAS = {"submitit": "cluster", "optuna": "search", "tensorboard": "tensorboard"}
+_EXTRAS = {
+    "submitit": "cluster",
+    "optuna": "search",
+    "tensorboard": "tensorboard",
+    "babel": "scenarios",
+}
 
 
 def require(module: str, wanted_by: str) -> None:

@@ -7,6 +7,7 @@ else there is to say depends on the task: ``python -m experiments.use RUN --help
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,11 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument("-h", "--help", action="help", help="show this and end")
         options = parser.parse_args(words)
         run.task.use(model.eval(), options, run.horizon)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read what is printed has ended; nothing more is printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ConfigError, CheckpointError, ReportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        return 0
     return 0
 
 

@@ -108,6 +108,8 @@ class Task(ABC):
             (``[T, B, O]``), or of every step under a mask (targets are ``UNSCORED`` elsewhere).
         answer: loss, error and the metric that tables show.
         minimum_horizon, maximum_horizon: which horizons there are; ``None`` for no upper bound.
+        is_shown_later: whether answers are among later inputs, so that a model that reads backwards
+            as well would see them.
     """
 
     name: str
@@ -118,6 +120,7 @@ class Task(ABC):
     answer: Answer
     minimum_horizon: int
     maximum_horizon: int | None = None
+    is_shown_later: bool = False
 
     def __init__(self, config: Any) -> None:
         self.config = config

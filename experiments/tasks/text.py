@@ -10,9 +10,9 @@ import hashlib
 import math
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ HELD_OUT = 0.1
 RARE = 10
 """Characters that the training part has less often are one symbol, "unknown"."""
 TEMPERATURES = (0.5, 0.8, 1.0)
+SHOWN = 2**26
+"""Input numbers of the test set, at most: of a long text with many characters, its beginning."""
 STREAMED = 100_000
 """Held-out characters that are read as one stream, at most."""
 PIECE = 1000
@@ -58,6 +60,7 @@ class TextTask(Task):
     Config = TextConfig
     reads = "every"
     answer = CHARACTERS
+    is_shown_later = True
     minimum_horizon = 1
 
     def __init__(self, config: TextConfig) -> None:
@@ -65,28 +68,44 @@ class TextTask(Task):
         words = _reference() if config.file is None else _read("task.file", Path(config.file))
         self._digest = hashlib.sha256(words.encode()).hexdigest()
         cut = len(words) - int(HELD_OUT * len(words))
-        counts = Counter(words[:cut])
-        self.alphabet = sorted(c for c, count in counts.items() if count >= RARE)
+        codes = _codes(words)
+        known = (codes[:cut].bincount() >= RARE).nonzero()[:, 0]
+        self.alphabet = [chr(code) for code in known.tolist()]
         if not self.alphabet or cut > len(words) - 2:
             raise ConfigError(
                 f"task.file must have some characters at least {RARE} times; got {config.file} "
                 f"with {len(words)} characters"
             )
-        self._index = {character: i for i, character in enumerate(self.alphabet)}
         self.input_size = self.output_size = len(self.alphabet) + 1
-        self._train, self._test = self._symbols(words[:cut]), self._symbols(words[cut:])
-        self.maximum_horizon = min(len(self._train), len(self._test)) - 1
-        self._counts = _NGrams(self._train, self.input_size)
+        # V - 1 stands for those that are unknown.
+        self._symbol_of = torch.full((sys.maxunicode + 1,), len(self.alphabet))
+        self._symbol_of[known] = torch.arange(len(self.alphabet))
+        self._train = self._symbol_of[codes[:cut]]
+        self._test = self._symbol_of[codes[cut:][: SHOWN // self.input_size]]
+        self.maximum_horizon = len(self._test) - 1
 
     @property
     def identity(self) -> dict[str, Any]:
         """The settings, with a hash of the text for the file it came from."""
         return {"name": self.name, "data": self._digest}
 
+    def check_horizon(self, key: str, horizon: int) -> None:
+        """Raise :class:`ConfigError` if the held-out part has no such window."""
+        longest = len(self._test) - 1
+        if horizon > longest:
+            raise ConfigError(
+                f"{key} must be at most {longest} for task text, since the held-out "
+                f"tenth of {self.config.file or 'the language reference'} has {len(self._test)} "
+                f"characters; got {horizon}"
+            )
+        super().check_horizon(key, horizon)
+
+    @cached_property
+    def _counts(self) -> _NGrams:
+        return _NGrams(self._train, self.input_size)
+
     def _symbols(self, words: str) -> Tensor:
-        """Return the index of each character; V - 1 stands for those that are unknown."""
-        unknown = self.input_size - 1
-        return torch.tensor([self._index.get(character, unknown) for character in words])
+        return self._symbol_of[_codes(words)]
 
     def sample(self, batch_size: int, horizon: int, generator: torch.Generator) -> Batch:
         """Draw windows of the training part: input ``[T, B, V]``, next characters ``[T, B]``."""
@@ -135,9 +154,8 @@ class TextTask(Task):
             f"bits at character {place}": _bits(prediction[place - 1], target[place - 1])
             for place in places
         }
-        if not model.core.bidirectional:
-            symbols = self._test[: STREAMED + 1]
-            measured["bits per character, streamed"] = self._streamed_bits(model, symbols)
+        symbols = self._test[: STREAMED + 1]
+        measured["bits per character, streamed"] = self._streamed_bits(model, symbols)
         return measured
 
     def _streamed_bits(self, model: SequenceModel, symbols: Tensor) -> float:
@@ -155,8 +173,6 @@ class TextTask(Task):
 
     def looks(self, model: SequenceModel, horizon: int, generator: torch.Generator) -> list[Look]:
         """Return text that the model writes at several temperatures."""
-        if model.core.bidirectional:
-            return []
         written = zip(
             *self._write(model, self._beginning, 300, TEMPERATURES, generator), strict=True
         )
@@ -169,7 +185,7 @@ class TextTask(Task):
     @property
     def _beginning(self) -> str:
         """What is read before anything is written, where nothing else is given."""
-        return "\n" if "\n" in self._index else self.alphabet[0]
+        return "\n" if "\n" in self.alphabet else self.alphabet[0]
 
     def _write(
         self,
@@ -182,33 +198,42 @@ class TextTask(Task):
         """Yield what follows a prompt, a character for each temperature at a time."""
         symbols = self._symbols(prompt).unsqueeze(1).expand(-1, len(temperatures))
         prediction, state = model.stream(self._shown(model, symbols))
-        scale = 1 / torch.tensor(temperatures).unsqueeze(1)
+        rows = self._shown(model, torch.arange(self.input_size))  # made once, not at every step
+        scale = torch.tensor(temperatures, dtype=torch.float64).unsqueeze(1)
+        noise = torch.empty(len(temperatures), len(self.alphabet), dtype=torch.float64)
         for _ in range(characters):
             # Never the last symbol, which stands for what is unknown.
-            logits = prediction[-1, :, :-1].float().cpu() * scale
-            chosen = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-            yield [self.alphabet[index] for index in chosen[:, 0].tolist()]
-            prediction, state = model.stream(self._shown(model, chosen.T), state)
+            logits = prediction[-1, :, :-1].double().cpu()
+            # The largest of logits / temperature under Gumbel noise is a draw from their softmax.
+            gumbel = -noise.exponential_(generator=generator).log_()
+            chosen = (logits + scale * gumbel).argmax(-1)
+            yield [self.alphabet[index] for index in chosen.tolist()]
+            prediction, state = model.stream(rows[chosen].unsqueeze(0), state)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add what to write, or what to read."""
         parser.add_argument("--prompt", help="what the text begins with")
         parser.add_argument("--characters", type=int, default=500, help="to write (500)")
-        parser.add_argument("--temperature", type=float, default=0.8, help="of sampling (0.8)")
+        parser.add_argument(
+            "--temperature", type=float, default=0.8, help="of sampling (0.8); 0: none"
+        )
         parser.add_argument("--seed", type=int, default=0, help="of sampling (0)")
         parser.add_argument("--file", type=Path, help="say how well this UTF-8 text is predicted")
 
     def use(self, model: SequenceModel, arguments: argparse.Namespace, horizon: int) -> None:
         """Write text as it comes, a character at a time; or judge a file."""
-        if model.core.bidirectional:
-            raise ConfigError("RUN must have model.bidirectional=false to write text; got true")
         if arguments.file is not None:
             words = _read("--file", arguments.file)
-            bits = self._streamed_bits(model, self._symbols(words))
-            print(f"{arguments.file}: {bits:.3f} bits per character, {len(words)} characters")
+            symbols = self._symbols(words)
+            bits = self._streamed_bits(model, symbols)
+            unknown = int((symbols == len(self.alphabet)).sum())
+            print(
+                f"{arguments.file}: {bits:.3f} bits per character, {len(words)} characters, "
+                f"{unknown} of them unknown"
+            )
             return
         prompt = self._beginning if arguments.prompt is None else arguments.prompt
-        unknown = sorted(set(prompt) - self._index.keys())
+        unknown = sorted(set(prompt).difference(self.alphabet))
         if not prompt or unknown:
             raise ConfigError(
                 "--prompt must be some characters of the text that the model was trained on; got "
@@ -216,8 +241,10 @@ class TextTask(Task):
             )
         if arguments.characters < 1:
             raise ConfigError(f"--characters must be at least 1; got {arguments.characters}")
-        if not 0 < arguments.temperature < math.inf:
-            raise ConfigError(f"--temperature must be above 0; got {arguments.temperature}")
+        if not 0 <= arguments.temperature < math.inf:
+            raise ConfigError(f"--temperature must be at least 0; got {arguments.temperature}")
+        if not 0 <= arguments.seed < 2**63:
+            raise ConfigError(f"--seed must be from 0 to 2**63 - 1; got {arguments.seed}")
         generator = torch.Generator().manual_seed(arguments.seed)
         temperatures = (arguments.temperature,)
         start = time.perf_counter()
@@ -234,29 +261,48 @@ class _NGrams:
     """How often characters follow others, in the training part.
 
     A context that is rare borrows from the shorter one (a Dirichlet prior of weight ``_PRIOR``,
-    MacKay & Peto 1995); characters themselves, from equal chances.
+    MacKay & Peto 1995); characters themselves, from equal chances. Only what occurs is kept: a
+    large alphabet has more triples than memory.
     """
 
     _PRIOR = 2.0
 
     def __init__(self, symbols: Tensor, size: int) -> None:
         self._size = size
-        self._tables: list[Tensor] = []
+        self._tables: list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]] = []
+        codes = torch.zeros_like(symbols)
         for order in range(3):
-            codes = torch.zeros(len(symbols) - order, dtype=torch.long)
-            for shift in range(order + 1):
-                codes = codes * size + symbols[shift : len(symbols) - order + shift]
-            counts = codes.bincount(minlength=size ** (order + 1)).double().view(-1, size)
-            below = self._tables[-1] if order else torch.full((1, size), 1 / size).double()
-            prior = self._PRIOR * below.repeat(len(counts) // len(below), 1)
-            self._tables.append((counts + prior) / (counts.sum(1, keepdim=True) + self._PRIOR))
+            codes = codes[: len(symbols) - order] * size + symbols[order:]
+            grams, counts = codes.unique(return_counts=True)
+            contexts, index = (grams // size).unique_consecutive(return_inverse=True)
+            totals = torch.zeros_like(contexts).index_add_(0, index, counts)
+            self._tables.append(((grams, counts), (contexts, totals)))
 
     def bits(self, context: Sequence[Tensor], answers: Tensor) -> float:
         """Return the mean cost of answers, each after its context, in bits."""
-        row = torch.zeros_like(answers)
-        for symbols in context:
-            row = row * self._size + symbols
-        return -self._tables[len(context)][row, answers].log2().mean().item()
+        symbols = (*context, answers)
+        chance = torch.full(answers.shape, 1 / self._size, dtype=torch.float64)
+        for order, (grams, contexts) in enumerate(self._tables[: len(symbols)]):
+            codes = torch.zeros_like(answers)
+            for each in symbols[len(context) - order :]:
+                codes = codes * self._size + each
+            prior = self._PRIOR * chance
+            chance = (_count(grams, codes) + prior) / (
+                _count(contexts, codes // self._size) + self._PRIOR
+            )
+        return -chance.log2().mean().item()
+
+
+def _count(table: tuple[Tensor, Tensor], codes: Tensor) -> Tensor:
+    """Return the count of each code, 0 of one that is not in the table."""
+    keys, counts = table
+    at = torch.searchsorted(keys, codes).clamp(max=len(keys) - 1)
+    return counts[at].where(keys[at] == codes, 0)
+
+
+def _codes(words: str) -> Tensor:
+    """Return the code point of each character."""
+    return torch.frombuffer(bytearray(words.encode("utf-32-le")), dtype=torch.int32)
 
 
 def _bits(prediction: Tensor, target: Tensor) -> float:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -36,6 +35,8 @@ from experiments.tasks._sprites import (
 from experiments.tasks._task import Answer, Batch, Task
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from experiments.models import SequenceModel
 
 _INTO = (1, 2, 5, 10, 20)
@@ -73,6 +74,7 @@ class TrackingTask(Task):
     Config = TrackingConfig
     output_size = 2
     reads = "every"
+    is_shown_later = True  # the frames after the occlusion show where the target has gone
     minimum_horizon = 1
 
     def __init__(self, config: TrackingConfig) -> None:
@@ -259,6 +261,8 @@ def _paths(
 
     Where the target is hidden, paths are dashed.
     """
+    from matplotlib.figure import Figure
+
     steps = {
         "first": 0,
         "last seen": hidden.start - 1,

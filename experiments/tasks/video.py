@@ -115,8 +115,8 @@ class VideoTask(Task):
         if key not in self._errors_of_mean:
             generator = torch.Generator().manual_seed(0)
             seen, asked = (
-                self._videos(2000, horizon, generator, is_held_out=part)[self.config.given :]
-                for part in (False, is_held_out)
+                self._videos(count, horizon, generator, is_held_out=part)[self.config.given :]
+                for count, part in ((1000, False), (self.config.test_size, is_held_out))
             )
             self._errors_of_mean[key] = (asked - seen.mean((0, 1))).square().mean().item()
         return self._errors_of_mean[key]

@@ -85,15 +85,49 @@ def test_knowing_nothing_and_baselines_are_counts_of_the_training_part(book):
 
 
 @pytest.mark.parametrize("core", ["fused_rnn", "rnn", "lstm", "gru"])
-def test_what_is_written_a_character_at_a_time_is_what_the_whole_window_says(book, core):
-    run = run_of(book, 12, model={"core": core})
+def test_a_character_at_a_time_is_what_the_whole_window_is(book, core):
+    run = run_of(book, 12, model={"core": core, "hidden_size": 33})
     task, model = run.task, run.build_model()
-    cold = task._write(model, "the ", 12, (1e-4,), generator())
-    written = "the " + "".join(character for (character,) in cold)
-    symbols = task._symbols(written).unsqueeze(1)
+    x = task._shown(model, task._test[:60].unsqueeze(1))
     with torch.no_grad():
-        prediction = model(task._shown(model, symbols))[:, 0, :-1]
-    assert [task.alphabet[i] for i in prediction[3:-1].argmax(-1)] == list(written[4:])
+        output, _ = model.core(x)
+        prediction = model.readout(output)
+    state = None
+    for t in range(len(x)):
+        shown, state = model.stream(x[t : t + 1], state)
+        h_n = state[0] if core == "lstm" else state
+        torch.testing.assert_close(shown[0], prediction[t])
+        torch.testing.assert_close(h_n[-1], output[t])
+        if core == "fused_rnn":  # what its layer promises on a CPU
+            assert torch.equal(h_n[-1], output[t])
+
+
+def test_without_temperature_it_writes_what_is_likeliest(book):
+    run = run_of(book, 12)
+    task, model = run.task, run.build_model()
+    cold = task._write(model, "the ", 12, (0.0, 5e-324), generator())
+    written = ["".join(characters) for characters in zip(*cold, strict=True)]
+    assert written[0] == written[1]
+    symbols = task._symbols("the " + written[0]).unsqueeze(1)
+    with torch.no_grad():
+        prediction = model(task._shown(model, symbols))[3:-1, 0, :-1]
+    assert [task.alphabet[i] for i in prediction.argmax(-1)] == list(written[0])
+
+
+def test_characters_are_written_as_often_as_their_softmax_says(book):
+    run = run_of(book, 12)
+    task, model = run.task, run.build_model()
+    torch.nn.init.normal_(model.readout.bias, generator=generator(1))
+    torch.nn.init.zeros_(model.readout.weight)  # every step has the same chances
+    torch.nn.init.constant_(model.readout.bias[-1:], 9.0)  # the unknown one, never written
+    count, temperatures = 1500, (0.5, 2.0)
+    drawn = zip(*task._write(model, "the ", count, temperatures, generator()), strict=True)
+    for temperature, characters in zip(temperatures, drawn, strict=True):
+        often = Counter(characters)
+        share = torch.tensor([often[c] / count for c in task.alphabet])
+        expected = (model.readout.bias[:-1] / temperature).softmax(-1)
+        deviation = (expected * (1 - expected) / count).sqrt()
+        assert ((share - expected).abs() < 4.5 * deviation).all()
 
 
 def test_a_stream_costs_what_one_pass_costs(book, monkeypatch):
@@ -122,7 +156,9 @@ def test_a_trained_model_writes_and_judges(book, tmp_path, capsys):
     assert len(texts[0]) == len("the c") + 30
     assert texts[0].startswith("the c")
     assert use.main([str(folder), "--file", book["file"]]) == 0
-    bits = float(capsys.readouterr().out.split(": ")[1].split()[0])
+    said = capsys.readouterr().out
+    assert said.endswith(f"{len(WORDS) + 3} characters, 3 of them unknown\n")
+    bits = float(said.split(": ")[1].split()[0])
     task, (_, model) = run.task, load_run(folder)
     expected = task._streamed_bits(model, task._symbols(WORDS + "üüü"))
     assert bits == pytest.approx(expected, abs=1e-3)
@@ -134,8 +170,9 @@ def test_a_trained_model_writes_and_judges(book, tmp_path, capsys):
         (["--prompt", "Zü"], r"does not know \['Z', 'ü'\]"),
         (["--prompt", ""], "got nothing"),
         (["--characters", "0"], "--characters must be at least 1; got 0"),
-        (["--temperature", "0"], "--temperature must be above 0; got 0"),
-        (["--temperature", "nan"], "--temperature must be above 0; got nan"),
+        (["--temperature", "-1"], "--temperature must be at least 0; got -1"),
+        (["--temperature", "nan"], "--temperature must be at least 0; got nan"),
+        (["--seed", "-1"], r"--seed must be from 0 to 2\*\*63 - 1; got -1"),
         (["--file", "nowhere.txt"], "--file: nowhere.txt cannot be read"),
     ],
 )
@@ -163,6 +200,27 @@ def test_a_bad_file_is_named_with_its_fault(tmp_path, content, message):
         build_task({"name": "text", "file": str(path)})
     assert str(path) in str(error.value)
     assert "task.file" in str(error.value)
+
+
+def test_a_window_that_is_longer_than_what_is_held_out_names_the_file(book):
+    held_out = len(WORDS + "üüü") // 10
+    run_of(book, held_out - 1)
+    with pytest.raises(ConfigError, match=f"at most {held_out - 1} .*book.txt has {held_out} "):
+        run_of(book, held_out)
+
+
+def test_a_large_alphabet_takes_memory_for_what_occurs(tmp_path, monkeypatch):
+    alphabet = [chr(0x4E00 + i) for i in range(3000)]  # 2.7e10 triples
+    path = tmp_path / "book.txt"
+    path.write_text("".join(alphabet * 20), encoding="utf-8")
+    monkeypatch.setattr("experiments.tasks.text.SHOWN", 3001 * 500)
+    task = build_task({"name": "text", "file": str(path)})
+    assert task.alphabet == alphabet
+    x_TBI, target = task.test_set(9, generator())
+    assert x_TBI.numel() <= 3001 * 500
+    assert target.numel() == 55 * 9
+    found = task.baselines(x_TBI, target, 9)
+    assert found["trigram"] < found["bigram"] < task.know_nothing_error(9)
 
 
 def test_the_same_text_is_the_same_run_wherever_it_lies(book, tmp_path):

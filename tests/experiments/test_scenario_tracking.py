@@ -209,6 +209,12 @@ def test_a_trained_model_follows_a_target_in_a_video_that_is_given(tmp_path, cap
     assert (np.abs(shown - GREEN).max(-1) < 12).any()
 
 
+def test_a_model_that_reads_backwards_too_is_refused():
+    """It would see where the target comes out of the occlusion."""
+    with pytest.raises(ConfigError, match=r"^model\.bidirectional must be false for task synth"):
+        run_of(OPTIONS, 6, model={"bidirectional": True})
+
+
 def test_what_cannot_be_followed_is_said(tmp_path):
     run = run_of(OPTIONS, 6)
     parser = argparse.ArgumentParser()

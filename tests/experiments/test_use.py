@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -223,3 +225,25 @@ def test_a_run_is_evaluated_a_piece_at_a_time_by_its_judge(scenario, monkeypatch
     whole = evaluate(model, run, test)
     monkeypatch.setattr("experiments.evaluation.EVALUATION_NUMBERS", 6 * 4 * 7)
     assert evaluate(model, run, test) == pytest.approx(whole, rel=1e-6)
+
+
+def test_a_reader_of_what_is_printed_may_end_first(finished, monkeypatch, capsys):
+    folder, _ = finished
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        assert use.main([str(folder), "--number", "3"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["text", "translation"])
+def test_a_model_that_reads_backwards_must_not_see_the_answers(name):
+    values = {
+        **VALUES,
+        "task": {"name": name, **({"source": "dates"} if name == "translation" else {})},
+        "horizon": 25,
+        "model": {**VALUES["model"], "bidirectional": True},
+    }
+    with pytest.raises(ConfigError, match=f"bidirectional must be false for task .*{name}"):
+        RunConfig.parse(values)
