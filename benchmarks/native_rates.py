@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from rnn_cuda._toolchain import BuildError, Toolchain, torch_cxx_standard, torch_include_dirs
+from rnn_cuda.build import BuildError, Toolchain, torch_cxx_standard, torch_include_dirs
 
 _HEADERS = Path(__file__).resolve().parents[1] / "csrc" / "cpu"
 

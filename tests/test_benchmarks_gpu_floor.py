@@ -15,7 +15,8 @@ from benchmarks.gpu import build, floor, native, plans
 from benchmarks.gpu.cases import GpuCase
 from benchmarks.gpu.context import Context, StageError
 from benchmarks.machine import REPOSITORY
-from rnn_cuda._toolchain import find_cuda, find_cxx
+from rnn_cuda.build import find_cuda, find_cxx
+from tests.emulated_programs import EMULATOR
 from tests.gpu_stand_ins import stand_in, timing_of
 
 needs_nvcc = pytest.mark.skipif(find_cuda()[0] is None, reason="needs nvcc")
@@ -204,9 +205,10 @@ def test_the_empty_kernel_exchanges_every_word_on_the_emulator(emulated_floor, s
 @pytest.fixture(scope="module")
 def emulated_floor(tmp_path_factory) -> Path:
     """The same program, its kernels on the CPU."""
-    csrc, program = REPOSITORY / "csrc", tmp_path_factory.mktemp("floor") / "floor"
-    sources = [*native.sources_of(native.FLOOR), *sorted((csrc / "emulator").glob("*.cpp"))]
-    flags = ["-std=c++17", "-O1", "-DRNN_CUDA_EMULATED", "-Wno-unknown-pragmas", "-I", str(csrc)]
+    program = tmp_path_factory.mktemp("floor") / "floor"
+    sources = [*native.sources_of(native.FLOOR), *sorted(EMULATOR.glob("*.cpp"))]
+    flags = ["-std=c++17", "-O1", "-DRNN_CUDA_EMULATED", "-Wno-unknown-pragmas"]
+    flags += [f"-I{folder}" for folder in (REPOSITORY / "csrc", EMULATOR.parent)]
     command = [str(find_cxx()), "-x", "c++", *flags, *map(str, sources), "-o", str(program)]
     subprocess.run([*command, "-rdynamic", "-pthread", "-ldl"], check=True)
     return program

@@ -16,18 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rnn_cuda import _toolchain
-from rnn_cuda._plan import Kernels, default_cache_dir
-from rnn_cuda.build import (
-    CHECKSUM_NAME,
-    COMPILED,
-    BuildError,
-    BuildPlan,
-    CompilerNotFoundError,
-    build,
-    clean,
-    state_of,
-)
+from rnn_cuda.build import BuildError, BuildPlan, CompilerNotFoundError, build, clean, toolchain
+from rnn_cuda.build.cache import CHECKSUM_NAME, COMPILED, state_of
+from rnn_cuda.build.recipe import Kernels, default_cache_dir
 from tests.build_stubs import (
     links,
     stub_value,
@@ -42,7 +33,7 @@ _fork = multiprocessing.get_context("fork")
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 needs_nvcc = pytest.mark.skipif(
-    _toolchain._find_nvcc() is None, reason="nvcc is not installed: stub CUDA sources not compiled"
+    toolchain._find_nvcc() is None, reason="nvcc is not installed: stub CUDA sources not compiled"
 )
 
 
@@ -67,7 +58,7 @@ def without_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(programs))
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.delenv("CUDA_PATH", raising=False)
-    monkeypatch.setattr(_toolchain, "DEFAULT_CUDA_HOME", tmp_path / "no-cuda")
+    monkeypatch.setattr(toolchain, "DEFAULT_CUDA_HOME", tmp_path / "no-cuda")
 
 
 def temporary_folders(cache: Path) -> list[Path]:
@@ -246,7 +237,7 @@ def test_the_key_does_not_depend_on_the_folders(tmp_path):
 )
 def test_the_cxx_standard_is_that_of_torch(version, standard, monkeypatch):
     monkeypatch.setattr(torch, "__version__", version)
-    assert _toolchain.torch_cxx_standard() == standard
+    assert toolchain.torch_cxx_standard() == standard
 
 
 def test_instruction_sets_follow_what_torch_reports(sources, cache, monkeypatch):
@@ -313,7 +304,7 @@ def test_a_compiler_that_cannot_start_is_a_build_error(sources, cache, monkeypat
 def test_a_compiler_with_arguments_is_told_from_one_that_is_missing(monkeypatch):
     monkeypatch.setenv("CXX", "ccache g++")
     with pytest.raises(CompilerNotFoundError, match=r"CXX='ccache g\+\+' .* takes no arguments"):
-        _toolchain.find_cxx()
+        toolchain.find_cxx()
 
 
 def test_a_compiler_that_compiles_nothing_is_named(sources, cache, monkeypatch):
@@ -359,7 +350,7 @@ def test_no_ninja_says_what_to_install(sources, cache, monkeypatch, tmp_path):
 
 def test_ninja_is_found_without_an_activated_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert _toolchain.find_ninja().is_file()
+    assert toolchain.find_ninja().is_file()
 
 
 def test_no_sources_is_a_clear_error(cache, tmp_path):
@@ -691,7 +682,7 @@ def test_cuda_kernels_are_compiled_where_they_can_run_or_are_asked_for(
     tmp_path, cache, monkeypatch
 ):
     """Compiling them takes minutes; a torch without CUDA has no use for them."""
-    monkeypatch.setattr(_toolchain, "find_cuda", lambda: (None, "asked for nvcc"))
+    monkeypatch.setattr(toolchain, "find_cuda", lambda: (None, "asked for nvcc"))
     sources = write_sources(tmp_path / "csrc", cuda=True)
 
     def note(kernels: Kernels = "auto") -> str:
@@ -724,26 +715,28 @@ def test_emulated_kernels_are_a_library_of_their_own_and_need_no_nvcc(tmp_path, 
     sources = write_sources(tmp_path / "csrc", cuda=True)
     (sources / "cuda" / "kernel.cu").write_text(EMULATED_CU)
     (sources / "cuda" / "binding.cpp").write_text("int binding() { return 1; }\n")
-    (sources / "emulator").mkdir()
-    (sources / "emulator" / "machine.cpp").write_text("int machine() { return 1; }\n")
+    emulator = tmp_path / "tests" / "emulator"
+    emulator.mkdir(parents=True)
+    (emulator / "machine.h").write_text("int machine();\n")
+    (emulator / "machine.cpp").write_text('#include "machine.h"\nint machine() { return 1; }\n')
     (sources / "cpu" / "kernel.cpp").write_text("#error CPU kernels are another library\n")
-    plan = BuildPlan.create(sources, cache, kernels="emulated")
+    plan = BuildPlan.create(sources, cache, kernels="emulated", emulator_dir=emulator)
     names = [path.name for path in plan.cxx_sources + plan.cuda_sources]
-    assert names == ["binding.cpp", "machine.cpp", "stub.cpp", "kernel.cu"]
+    assert names == ["binding.cpp", "stub.cpp", "machine.cpp", "kernel.cu"]
     assert plan.key != BuildPlan.create(sources, cache).key
     assert ctypes.CDLL(str(build(plan))).stub_emulated() == 8
 
 
 @needs_nvcc
 def test_an_nvcc_that_is_a_wrapper_script_leads_to_the_real_toolkit(tmp_path, monkeypatch):
-    real = _toolchain.find_cuda()[0]
+    real = toolchain.find_cuda()[0]
     assert real is not None
     wrapper = write_program(tmp_path / "nvcc", f'exec "{real.nvcc}" "$@"')
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.delenv("CUDA_PATH", raising=False)
-    monkeypatch.setattr(_toolchain, "DEFAULT_CUDA_HOME", tmp_path / "no-cuda")
-    found, note = _toolchain.find_cuda()
+    monkeypatch.setattr(toolchain, "DEFAULT_CUDA_HOME", tmp_path / "no-cuda")
+    found, note = toolchain.find_cuda()
     assert found is not None, note
     assert found.nvcc == wrapper
     assert (found.include, found.library) == (real.include, real.library)
@@ -755,12 +748,12 @@ NVCC_ARCHS = {"80", "86", "87", "89", "90", "100", "120", "90a", "100a", "120a"}
 
 def test_cuda_architectures(monkeypatch):
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    monkeypatch.setattr(_toolchain, "_visible_gpu_archs", list)
+    monkeypatch.setattr(toolchain, "_visible_gpu_archs", list)
     default = ("sm_100", "sm_120", "sm_80", "sm_90")
-    assert _toolchain.cuda_archs(NVCC_ARCHS) == (default, "")
+    assert toolchain.cuda_archs(NVCC_ARCHS) == (default, "")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", " ; ")
-    assert _toolchain.cuda_archs(NVCC_ARCHS) == (default, "")
-    assert _toolchain.cuda_archs({"80", "90"}) == (("compute_90", "sm_80", "sm_90"), "")
+    assert toolchain.cuda_archs(NVCC_ARCHS) == (default, "")
+    assert toolchain.cuda_archs({"80", "90"}) == (("compute_90", "sm_80", "sm_90"), "")
 
 
 @pytest.mark.parametrize(
@@ -774,15 +767,15 @@ def test_cuda_architectures(monkeypatch):
 )
 def test_each_visible_gpu_gets_a_target_that_runs_on_it(visible, targets, monkeypatch):
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    monkeypatch.setattr(_toolchain, "_visible_gpu_archs", lambda: visible)
-    assert _toolchain.cuda_archs(NVCC_ARCHS) == (targets, "")
+    monkeypatch.setattr(toolchain, "_visible_gpu_archs", lambda: visible)
+    assert toolchain.cuda_archs(NVCC_ARCHS) == (targets, "")
 
 
 def test_gpus_that_are_all_too_old_are_a_reason(monkeypatch):
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    monkeypatch.setattr(_toolchain, "_visible_gpu_archs", lambda: ["7.0", "7.5"])
+    monkeypatch.setattr(toolchain, "_visible_gpu_archs", lambda: ["7.0", "7.5"])
     with pytest.raises(BuildError, match=r"no visible GPU is of compute capability 8\.0 or newer"):
-        _toolchain.cuda_archs(NVCC_ARCHS)
+        toolchain.cuda_archs(NVCC_ARCHS)
 
 
 @pytest.mark.parametrize(
@@ -809,8 +802,8 @@ def test_gpus_that_are_all_too_old_are_a_reason(monkeypatch):
 )
 def test_an_architecture_list(listed, targets, left_out, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
-    monkeypatch.setattr(_toolchain, "_visible_gpu_archs", lambda: ["9.0"])
-    found, why = _toolchain.cuda_archs(NVCC_ARCHS)
+    monkeypatch.setattr(toolchain, "_visible_gpu_archs", lambda: ["9.0"])
+    found, why = toolchain.cuda_archs(NVCC_ARCHS)
     assert found == targets
     expected = f"TORCH_CUDA_ARCH_LIST: the kernels and this nvcc do not support {left_out}. Supp"
     assert why.startswith(expected) if left_out else why == ""
@@ -821,7 +814,7 @@ def test_a_list_without_any_supported_architecture_names_the_variable(listed, mo
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
     expected = r"TORCH_CUDA_ARCH_LIST: .* do not support .*Supported are 8.0, .*, each also with"
     with pytest.raises(BuildError, match=expected):
-        _toolchain.cuda_archs(NVCC_ARCHS)
+        toolchain.cuda_archs(NVCC_ARCHS)
 
 
 NVCC = """
@@ -849,7 +842,7 @@ def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_nvcc: None)
 
 def test_what_nvcc_says_it_knows_is_what_an_architecture_list_may_name(toolkit, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0a;9.0f;12.0")
-    found, note = _toolchain.find_cuda()
+    found, note = toolchain.find_cuda()
     assert found is not None, note
     assert found.archs == ("sm_80", "sm_90a")
     assert "support 7.5, 9.0f, 12.0. Supported are 8.0, 9.0, each" in note
@@ -871,7 +864,7 @@ def silence_nvcc(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def hang_nvcc(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(_toolchain, "_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(toolchain, "_ANSWER_SECONDS", 0.1)
     write_program(toolkit / "bin" / "nvcc", "while :; do :; done")
     return r"nvcc did not answer in 0\.1 s"
 
@@ -919,7 +912,7 @@ def test_a_broken_nvidia_smi_is_as_none(toolkit, tmp_path, monkeypatch):
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
     (tmp_path / "programs" / "nvidia-smi").write_bytes(b"\x7fELF of another machine")
     (tmp_path / "programs" / "nvidia-smi").chmod(0o755)
-    found, note = _toolchain.find_cuda()
+    found, note = toolchain.find_cuda()
     assert found is not None, note
     assert found.archs == ("compute_90", "sm_80", "sm_90")
 
@@ -927,6 +920,6 @@ def test_a_broken_nvidia_smi_is_as_none(toolkit, tmp_path, monkeypatch):
 def test_visible_gpus_are_those_that_nvidia_smi_lists(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     write_program(tmp_path / "nvidia-smi", "printf '9.0\\n9.0\\n8.6\\n'")
-    assert _toolchain._visible_gpu_archs() == ["8.6", "9.0"]
+    assert toolchain._visible_gpu_archs() == ["8.6", "9.0"]
     write_program(tmp_path / "nvidia-smi", "echo 'no driver is running'; exit 9")
-    assert _toolchain._visible_gpu_archs() == []
+    assert toolchain._visible_gpu_archs() == []

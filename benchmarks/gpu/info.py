@@ -109,7 +109,7 @@ def _nvidia_smi() -> dict[str, str | None]:
 
 
 def _nvcc_version() -> str | None:
-    from rnn_cuda._toolchain import find_cuda
+    from rnn_cuda.build import find_cuda
 
     cuda, _ = find_cuda()
     return cuda.version if cuda else None

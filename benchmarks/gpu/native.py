@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.gpu.context import StageError
 from benchmarks.machine import REPOSITORY
-from rnn_cuda._toolchain import CudaToolchain, find_cuda, find_cxx
+from rnn_cuda.build import CudaToolchain, find_cuda, find_cxx
 
 _SOURCES = REPOSITORY / "csrc"
 

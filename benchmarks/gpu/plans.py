@@ -10,7 +10,7 @@ from benchmarks.gpu.cases import GpuCase
 
 FIELDS = ("residency", "arithmetic", "fuse_input", "blocks", "columns", "engine_columns")
 FIELDS += ("row_warps", "depth_split")
-"""Of `rnn_cuda.planning.Plan`: what decides how a recurrence runs."""
+"""Of `rnn_cuda.cuda_plan.Plan`: what decides how a recurrence runs."""
 
 
 def plans_of(case: GpuCase, device: str) -> dict[str, dict[str, Any]] | str:
@@ -21,7 +21,7 @@ def plans_of(case: GpuCase, device: str) -> dict[str, dict[str, Any]] | str:
     if device == "cpu":
         return "no plan: not on a GPU"
     try:
-        from rnn_cuda.planning import plan
+        from rnn_cuda.cuda_plan import plan
     except ImportError as error:
         return f"no plan: {error}"
     c = case.case

@@ -14,9 +14,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rnn_cuda._plan import BuildPlan
-from rnn_cuda._toolchain import BuildError
-from rnn_cuda.build import LOG_NAME, build
+from rnn_cuda.build.cache import LOG_NAME, build
+from rnn_cuda.build.recipe import BuildPlan
+from rnn_cuda.build.toolchain import BuildError
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 """Machine targets that the kernels have to compile for."""

@@ -35,10 +35,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rnn_cuda._plan import BuildPlan, default_cache_dir
-from rnn_cuda._toolchain import BuildError, CompilerNotFoundError, find_ninja
-
-__all__ = ["BuildError", "BuildPlan", "CompilerNotFoundError", "build", "clean"]
+from rnn_cuda.build.recipe import BuildPlan, default_cache_dir
+from rnn_cuda.build.toolchain import BuildError, find_ninja
 
 INPUTS_NAME = "inputs.json"
 LOG_NAME = "build.log"
@@ -291,9 +289,3 @@ def clean(folder: Path | None = None) -> list[Path]:
 
 def _say(message: str) -> None:
     print(f"rnn_cuda: {message}", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    from rnn_cuda._build_cli import main
-
-    sys.exit(main())

@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from rnn_cuda._toolchain import (
+from rnn_cuda.build.toolchain import (
     BuildError,
     CudaToolchain,
     Toolchain,
@@ -47,8 +47,24 @@ It is compiled more often than it runs long. -g1 names lines in the emulator's e
 
 def default_source_dir() -> Path:
     """Return the folder of the C++ and CUDA sources: in the package, or beside it in a checkout."""
-    installed = Path(__file__).parent / "_csrc"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "csrc"
+    package = Path(__file__).parents[1]
+    installed = package / "_csrc"
+    return installed if installed.is_dir() else package.parent / "csrc"
+
+
+def default_emulator_dir() -> Path:
+    """Return the folder of the emulator's sources, a part of the tests.
+
+    Raises:
+        BuildError: this is not a clone.
+    """
+    folder = Path(__file__).parents[2] / "tests" / "emulator"
+    if not (folder / "emulator.h").is_file():
+        raise BuildError(
+            f"the emulator's sources are not in {folder}: an installed package has none. "
+            "To run the CUDA kernels on a CPU, clone the repository and `pip install -e .` there."
+        )
+    return folder
 
 
 def default_cache_dir() -> Path:
@@ -92,6 +108,8 @@ class BuildPlan:
     cache_dir: Path
     toolchain: Toolchain
     kernels: Kernels = "auto"
+    emulator_dir: Path | None = None
+    """Sources of the emulator, which the kernels are compiled for; None: for a GPU."""
 
     @classmethod
     def create(
@@ -100,6 +118,7 @@ class BuildPlan:
         cache_dir: Path | None = None,
         *,
         kernels: Kernels = "auto",
+        emulator_dir: Path | None = None,
     ) -> BuildPlan:
         """Plan a build of this package's sources, or of others laid out alike, on this machine.
 
@@ -114,12 +133,17 @@ class BuildPlan:
             cache_dir=(cache_dir or default_cache_dir()).absolute(),
             toolchain=Toolchain.discover(why_no_cuda=_why_no_cuda(source_dir, kernels)),
             kernels=kernels,
+            emulator_dir=(
+                (emulator_dir or default_emulator_dir()).absolute()
+                if kernels == "emulated"
+                else None
+            ),
         )
 
     @property
     def emulated(self) -> bool:
         """Whether the CUDA kernels are compiled for the CPU."""
-        return self.kernels == "emulated"
+        return self.emulator_dir is not None
 
     @property
     def cuda(self) -> CudaToolchain | None:
@@ -130,6 +154,16 @@ class BuildPlan:
         return sorted(path for pattern in patterns for path in self.source_dir.glob(pattern))
 
     @property
+    def include_dirs(self) -> list[Path]:
+        """Folders that the sources' includes are relative to."""
+        return [self.source_dir, *([self.emulator_dir.parent] if self.emulator_dir else [])]
+
+    def _name(self, path: Path) -> str:
+        """Return a source's or header's name, which does not depend on where the project lies."""
+        folder = next(folder for folder in self.include_dirs if path.is_relative_to(folder))
+        return path.relative_to(folder).as_posix()
+
+    @property
     def cxx_sources(self) -> list[Path]:
         """C++ sources: schemas and planner, the CPU kernels and, with nvcc, the CUDA binding."""
         folders = ["plan"]
@@ -137,9 +171,8 @@ class BuildPlan:
             folders.append("cpu")
         if self.cuda or self.emulated:
             folders.append("cuda")
-        if self.emulated:
-            folders.append("emulator")
-        return self._sources("*.cpp", *(f"{folder}/*.cpp" for folder in folders))
+        sources = self._sources("*.cpp", *(f"{folder}/*.cpp" for folder in folders))
+        return sources + sorted(self.emulator_dir.glob("*.cpp") if self.emulator_dir else [])
 
     @property
     def joined_sources(self) -> list[Path]:
@@ -174,7 +207,7 @@ class BuildPlan:
         return [
             *("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
             *("-ccbin", str(self.toolchain.cxx)),
-            # What ptxas says of registers is kept in build.log, where _check_cuda.py reads it.
+            # What ptxas says of registers is kept in build.log, where check_cuda.py reads it.
             *("-Xptxas", "-v,-warn-spills,-warn-lmem-usage"),
             *self.cuda.arch_flags(),
         ]
@@ -193,12 +226,11 @@ class BuildPlan:
     def inputs(self) -> dict[str, object]:
         """Return everything that the library depends on; folders do not count, contents do."""
         headers = self._sources("**/*.h", "**/*.cuh")
+        headers += self.emulator_dir.glob("*.h") if self.emulator_dir else []
         cuda = self.cuda
         return {
             "sources": {
-                path.relative_to(self.source_dir).as_posix(): hashlib.sha256(
-                    path.read_bytes()
-                ).hexdigest()
+                self._name(path): hashlib.sha256(path.read_bytes()).hexdigest()
                 for path in sorted(self.cxx_sources + self.cuda_sources + headers)
             },
             "flags": [self.cxx_flags, self.nvcc_flags, self.link_flags],
@@ -231,7 +263,7 @@ class BuildPlan:
     def ninja_file(self) -> str:
         """Return the build file; outputs go to ninja's working folder."""
         tools, cuda = self.toolchain, self.cuda
-        project = ["-I", str(self.source_dir)]
+        project = [word for folder in self.include_dirs for word in ("-I", str(folder))]
         # -isystem: warnings in headers that are not ours are not for our users either.
         system = [*torch_include_dirs(), *([cuda.include] if cuda else [])]
         headers = project + [word for folder in system for word in ("-isystem", str(folder))]
@@ -257,9 +289,8 @@ class BuildPlan:
         for source in self.cxx_sources + self.cuda_sources:
             if source in included:
                 continue
-            relative = source.relative_to(self.source_dir).as_posix()
             rule = "cuda" if source.suffix == ".cu" else "joined" if source == joined else "cxx"
-            objects.append(_ninja_path(relative.replace("/", "_") + ".o"))
+            objects.append(_ninja_path(self._name(source).replace("/", "_") + ".o"))
             lines.append(f"build {objects[-1]}: {rule} {_ninja_path(str(source))}")
         lines.append(f"build {LIBRARY_NAME}: link {' '.join(objects)}")
         return "\n".join(lines) + "\n"

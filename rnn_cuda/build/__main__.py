@@ -9,10 +9,10 @@ import torch
 
 import rnn_cuda
 from rnn_cuda import backend
-from rnn_cuda._check_cuda import check_cuda
-from rnn_cuda._plan import BuildPlan, default_cache_dir, default_source_dir
-from rnn_cuda._toolchain import BuildError, find_ninja
-from rnn_cuda.build import build, clean, state_of
+from rnn_cuda.build.cache import build, clean, state_of
+from rnn_cuda.build.check_cuda import check_cuda
+from rnn_cuda.build.recipe import BuildPlan, default_cache_dir, default_source_dir
+from rnn_cuda.build.toolchain import BuildError, find_ninja
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -108,3 +108,7 @@ def _describe_plan(plan: BuildPlan) -> dict[str, str]:
         if tools.cuda_note:
             rows["left out"] = tools.cuda_note
     return rows | {"key": plan.key, "library": f"{plan.library} ({state_of(plan.library)})"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
