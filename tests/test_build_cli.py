@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rnn_cuda.build import BuildError, BuildPlan, __main__, build, check_cuda, recipe, toolchain
+from rnn_cuda.build import BuildError, Recipe, __main__, build, check_cuda, cuda_toolchain, recipe
 from tests.build_stubs import write_sources
 
 # Two kernels as ptxas reports them: the first is clean, the second spills.
@@ -37,7 +37,7 @@ __global__ void indexed(float* out, const int* index, int n) {
 """
 
 needs_nvcc = pytest.mark.skipif(
-    toolchain._find_nvcc() is None, reason="nvcc is not installed: CUDA sources not checked"
+    cuda_toolchain._find_nvcc() is None, reason="nvcc is not installed: CUDA sources not checked"
 )
 
 
@@ -99,7 +99,7 @@ def test_a_bad_backend_is_an_error_without_a_traceback():
 
 def test_info_names_the_architectures_that_are_left_out(main, tmp_path):
     environment = {"RNN_CUDA_CACHE_DIR": str(tmp_path), "TORCH_CUDA_ARCH_LIST": "7.5;8.0"}
-    if toolchain._find_nvcc() is None:
+    if cuda_toolchain._find_nvcc() is None:
         pytest.skip("nvcc is not installed")
     rows = dict(line.split("  ", 1) for line in main("--info", **environment)[1].splitlines())
     assert rows["CUDA targets"].strip() == "sm_80"
@@ -123,7 +123,7 @@ def test_info_tells_a_damaged_library_from_a_missing_one(main, tmp_path):
 
 def test_clean_lists_what_it_removes(main, tmp_path):
     cache = tmp_path / "cache"
-    library = build(BuildPlan.create(write_sources(tmp_path / "csrc"), cache))
+    library = build(Recipe.create(write_sources(tmp_path / "csrc"), cache))
     status, printed, _ = main("--clean", RNN_CUDA_CACHE_DIR=str(cache))
     assert (status, printed) == (0, f"removed {library.parent}\n")
     assert not library.exists()
@@ -164,7 +164,7 @@ def test_check_cuda_without_sources_is_an_error(tmp_path):
 
 
 def test_check_cuda_without_nvcc_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(toolchain, "find_cuda", lambda: (None, "nvcc is nowhere"))
+    monkeypatch.setattr(recipe, "find_cuda", lambda: (None, "nvcc is nowhere"))
     with pytest.raises(BuildError, match="Cannot check the CUDA kernels: nvcc is nowhere"):
         check_cuda.check_cuda(write_sources(tmp_path / "csrc", cuda=True))
 
@@ -249,9 +249,12 @@ def test_info_on_emulated_kernels(monkeypatch, capsys):
     assert "-DRNN_CUDA_EMULATED" in printed
 
 
-def test_the_sources_are_found_in_a_plain_install_too(tmp_path, monkeypatch):
+def test_a_plain_install_has_sources_and_no_emulator(main, tmp_path, monkeypatch):
     package = tmp_path / "site-packages" / "rnn_cuda"
     installed = write_sources(package / "_csrc")
     monkeypatch.setattr(recipe, "__file__", str(package / "build" / "recipe.py"))
     assert recipe.default_source_dir() == installed
-    assert Path(BuildPlan.create().source_dir) == installed
+    assert Recipe.create().source_dir == installed
+    status, _, errors = main(RNN_CUDA_BACKEND="emulated")
+    assert status == 1
+    assert f"rnn_cuda: there is no emulator in {package.parent / 'tests' / 'emulator'}" in errors
