@@ -81,7 +81,7 @@ def sources_of(program: Program) -> list[Path]:
 
 def _key(sources: Sequence[Path], flags: Sequence[str]) -> str:
     headers = [path for pattern in ("*.h", "*.cuh") for path in _SOURCES.rglob(pattern)]
-    headers += sorted((REPOSITORY / "tests" / "native").glob("*.h"))
+    headers += (REPOSITORY / "tests").glob("*/*.h")
     digest = hashlib.sha256("\n".join(flags).encode())
     for path in [*sources, *sorted(headers)]:
         digest.update(path.read_bytes())
