@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ class Training:
         Raises:
             experiments.checkpoint.CheckpointError: another program wrote it.
         """
-        try:
+        with _fitting():
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.batches.load(state["data"])
@@ -186,12 +187,19 @@ class Training:
             for name in self._PLAIN:
                 setattr(self, name, state[name])
             set_random_state(self.run, state["random"])
-        except (KeyError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise checkpoint.CheckpointError(
-                f"the checkpoint does not fit this program ({reason}); go on with the program "
-                "that wrote it, or delete the run's folder to make the run from its first step"
-            ) from error
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Have an error say that the state which is loaded does not fit this program."""
+    try:
+        yield
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise checkpoint.CheckpointError(
+            f"the checkpoint does not fit this program ({reason}); go on with the program "
+            "that wrote it, or delete the run's folder to make the run from its first step"
+        ) from error
 
 
 def train(
@@ -259,7 +267,8 @@ def load_run(folder: Path, device: str = "cpu") -> tuple[RunConfig, SequenceMode
     Raises:
         FileNotFoundError: there is no configuration or no checkpoint.
         experiments.fields.ConfigError: no run can be made of the configuration here.
-        experiments.checkpoint.CheckpointError: no checkpoint can be read, or it is another run's.
+        experiments.checkpoint.CheckpointError: no checkpoint can be read, it is another run's, or
+            the data of its task has changed.
     """
     state = checkpoint.load(folder)
     if state is None:
@@ -267,8 +276,16 @@ def load_run(folder: Path, device: str = "cpu") -> tuple[RunConfig, SequenceMode
     _check_identity(state, folder, folder.resolve().name[-len(state["identity"]) :])
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     run = RunConfig.parse({**config, "device": device})
+    # A run's device counts, but here it need not be the one that is there.
+    if replace(run, device=config["device"]).identity != state["identity"]:
+        raise checkpoint.CheckpointError(
+            f"{folder} cannot be used: the data of task {run.task.name} has changed since its "
+            f"model was trained, or {CONFIG} was edited ({CONFIG}: task is {config['task']}); put "
+            "the data back, or train again"
+        )
     model = run.build_model()
-    model.load_state_dict(state["model"])
+    with _fitting():
+        model.load_state_dict(state["model"])
     return run, model
 
 

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import figures, report, use, view
+from experiments import checkpoint, figures, report, tasks, use, view
 from experiments.config import RunConfig
 from experiments.evaluation import HeldOut, evaluate, verdict
 from experiments.fields import ConfigError
@@ -183,6 +183,29 @@ def test_what_cannot_be_used_is_said(tmp_path, capsys):
     (folder / "checkpoint.pt").unlink()
     assert use.main([str(folder)]) == 1
     assert "must be the folder of a run that was trained" in capsys.readouterr().err
+
+
+def test_a_model_whose_task_has_other_data_now_is_not_used(tmp_path, capsys):
+    book = tmp_path / "book.txt"
+    book.write_text("a cat sat on a mat. " * 40)
+    run = RunConfig.parse({**VALUES, "task": {"name": "text", "file": str(book)}})
+    folder = tmp_path / run.folder_name
+    train(run, folder)
+    book.write_text("a mat sat on a cat. " * 40)  # the same alphabet
+    tasks._built.cache_clear()  # as a new process does
+    assert use.main([str(folder)]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert f"{folder} cannot be used: the data of task text has changed" in error
+    assert str(book) in error
+
+
+def test_weights_that_do_not_fit_the_model_are_an_error_of_the_checkpoint(finished):
+    folder, _ = finished
+    state = checkpoint.load(folder)
+    del state["model"]["readout.bias"]
+    checkpoint.save(folder, state)
+    with pytest.raises(checkpoint.CheckpointError, match=r"does not fit.*readout\.bias"):
+        load_run(folder)
 
 
 @pytest.mark.parametrize("core", ["fused_rnn", "rnn", "lstm", "gru", "leaky", "antisymmetric"])
