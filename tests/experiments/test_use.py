@@ -169,20 +169,42 @@ def test_a_trained_model_is_used_by_its_folder_or_that_of_its_study(finished, ca
     assert capsys.readouterr().err == "error: --number must be at least 0; got -1\n"
     with pytest.raises(SystemExit):
         use.main([str(folder), "--help"])
-    assert "--number" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith(
+        "usage: python -m experiments.use RUN [-h] --number NUMBER\n"
+    )
+
+
+def test_the_folder_of_what_is_used_may_be_relative(finished, capsys, monkeypatch):
+    folder, _ = finished
+    for here, word in ((folder, "."), (folder.parent, folder.name), (folder.parent, ".")):
+        monkeypatch.chdir(here)
+        assert use.main([word, "--number", "3"]) == 0
+    assert capsys.readouterr().out == 3 * "3 6 False\n"
 
 
 def test_what_cannot_be_used_is_said(tmp_path, capsys):
-    assert use.main([str(tmp_path / "x")]) == 1
-    assert capsys.readouterr().err == f"error: {tmp_path / 'x'} is missing\n"
+    for name, fault in (
+        ("x", "{} is missing"),
+        ("y", "{} is not a folder"),
+        ("", "no records in {}"),
+    ):
+        folder = tmp_path / name
+        (tmp_path / "y").write_text("")
+        assert use.main([str(folder)]) == 1
+        expected = f"error: RUN must be a run's folder, or a study's: {fault.format(folder)}\n"
+        assert capsys.readouterr().err == expected
     run = RunConfig.parse({**VALUES, "evaluation": {}})
     folder = tmp_path / run.folder_name
     train(run, folder)
     assert use.main([str(folder)]) == 1
     assert "task adding" in capsys.readouterr().err
+    (folder / "config.json").write_text("{")
+    (folder / "record.json").unlink()
+    assert use.main([str(folder)]) == 1
+    assert f"{folder}: no run that can be read" in capsys.readouterr().err
     (folder / "checkpoint.pt").unlink()
     assert use.main([str(folder)]) == 1
-    assert "must be the folder of a run that was trained" in capsys.readouterr().err
+    assert f"RUN must have a run that was trained; {folder} has none" in capsys.readouterr().err
 
 
 def test_a_model_whose_task_has_other_data_now_is_not_used(tmp_path, capsys):
