@@ -106,6 +106,11 @@ class Training:
             or (settings.stop_when_solved and self.solved_at is not None)
         )
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all trained weights are."""
+        return all(bool(p.isfinite().all()) for p in self.parameters)
+
     def update(self, predict: Callable[[Tensor], Tensor]) -> None:
         """Do one step. Nothing here waits for the device.
 
@@ -399,7 +404,8 @@ def _examine(training: Training, held_out: HeldOut, log: MetricsLog, folder: Pat
             training.solved_at = step
         if not training.is_over:  # at the end everything is measured again
             log.write([{"step": step, "test_error": error}])
-            save_looks(held_out.looks(training.model), folder, step)
+            if training.is_finite:
+                save_looks(held_out.looks(training.model), folder, step)
     if not training.is_over:
         _measure(training, held_out, log, due)
 
@@ -418,7 +424,7 @@ def _measure(
 def _finish(training: Training, held_out: HeldOut, folder: Path, log: MetricsLog | None) -> Record:
     assert log is not None
     record = _outcome(training, held_out, log)
-    if training.diverged_at is None:
+    if record.status == "finished":
         save_looks(held_out.looks(training.model), folder, training.step)
     log.commit()
     record.save(folder)
@@ -428,13 +434,17 @@ def _finish(training: Training, held_out: HeldOut, folder: Path, log: MetricsLog
 def _outcome(training: Training, held_out: HeldOut, log: MetricsLog) -> Record:
     """Test and probe the trained model; return the run's record."""
     run, model = training.run, training.model
-    trained, reason = {}, None
+    trained, reason, error = {}, None, None
     done = {"steps": training.step, "solved_at": training.solved_at}
     if training.diverged_at is not None:
         reason = f"the loss or the gradient of step {training.diverged_at} is not finite"
-        result = held_out.result(model, None, **done)
     else:
         error = held_out.error(model)
+        if not (math.isfinite(error) and training.is_finite):
+            reason = f"after step {training.step} the weights or the test error are not finite"
+    if reason is not None:
+        result = held_out.result(model, None, **done)
+    else:
         log.write([{"step": training.step, "test_error": error}])
         trained = _measure(training, held_out, log, run.probes)
         result = held_out.result(model, error, seen=training.batches.same, **done)
