@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -175,6 +175,14 @@ class Task(ABC):
     def identity(self) -> dict[str, Any]:
         """What makes two tasks the same: their settings, and the data itself, not where it lies."""
         return self.settings
+
+    @classmethod
+    def has_loss_at_first_step(cls, settings: Mapping[str, Any]) -> bool:
+        """Return whether even the first step has a loss of its own, with these settings.
+
+        The gradient there then says nothing about how far it travels.
+        """
+        return cls.reads == "every"
 
     @property
     def sample_dim(self) -> int:
