@@ -244,6 +244,17 @@ class Task(ABC):
         raise NotImplementedError
 
 
+def generator_of(seed: int) -> torch.Generator:
+    """Return what draws for ``--seed``, an argument of `Task.use`.
+
+    Raises:
+        ConfigError: it is out of range.
+    """
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"--seed must be from 0 to 2**63 - 1; got {seed}")
+    return torch.Generator().manual_seed(seed)
+
+
 def one_hot(symbols: Tensor, size: int) -> Tensor:
     """Return symbols ``[...]`` as floats ``[..., size]``: a 1 where the symbol says, else 0."""
     return torch.zeros(*symbols.shape, size).scatter_(-1, symbols.unsqueeze(-1), 1.0)

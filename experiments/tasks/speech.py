@@ -341,7 +341,9 @@ class SpeechTask(Task):
         if model.core.bidirectional:
             raise ConfigError("RUN must have model.bidirectional=false to listen; got true")
         if not 1 / RATE <= arguments.chunk < math.inf:
-            raise ConfigError(f"--chunk must be at least {1 / RATE:g} s; got {arguments.chunk}")
+            raise ConfigError(
+                f"--chunk must be a finite number of at least {1 / RATE:g} s; got {arguments.chunk}"
+            )
         if arguments.say is not None:
             self._say(arguments.say, arguments.wav)
         try:

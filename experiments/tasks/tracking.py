@@ -32,7 +32,7 @@ from experiments.tasks._sprites import (
     reflected,
     shrunk,
 )
-from experiments.tasks._task import Answer, Batch, Task
+from experiments.tasks._task import Answer, Batch, Task, generator_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -232,7 +232,7 @@ class TrackingTask(Task):
         if arguments.output is not None:
             check_output(arguments.output)
         if arguments.video is None:
-            generator = torch.Generator().manual_seed(arguments.seed)
+            generator = generator_of(arguments.seed)
             x_TBI, target = self._videos(1, horizon, generator, is_held_out=True)
             side, hidden = self.config.side, self._hidden_steps(x_TBI)
             marks = [(self._in_pixels(target), _GREEN)]
