@@ -160,6 +160,26 @@ def test_every_kind_of_look_is_a_file_with_the_same_bytes_each_time(tmp_path):
         assert (np.asarray(picture) == LOOKS[1].pixels).all()
 
 
+@pytest.mark.parametrize("look", LOOKS, ids=lambda look: look.suffix)
+def test_a_look_that_is_half_written_is_none(look, tmp_path, monkeypatch):
+    save_looks([look], tmp_path, 1)
+    (before,) = saved_looks(tmp_path)[look.name].values()
+    content, save = before.read_bytes(), type(look).save
+
+    def cut_off(self, path):
+        save(self, path)
+        os.truncate(path, path.stat().st_size // 2)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(look), "save", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            save_looks([look], tmp_path, 1)
+    assert before.read_bytes() == content
+    save_looks([look], tmp_path, 1)
+    assert list((tmp_path / "looks").iterdir()) == [before]
+
+
 def test_a_trained_model_is_used_by_its_folder_or_that_of_its_study(finished, capsys):
     folder, _ = finished
     for each in (folder, folder.parent):
