@@ -21,6 +21,7 @@ from benchmarks import (
     native_rates,
     report,
     results,
+    streaming,
     workers,
 )
 from benchmarks.cases import (
@@ -64,6 +65,21 @@ def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
         check=False,
         timeout=120,
     )
+
+
+def test_streaming_times_two_models_that_write_the_same(monkeypatch):
+    written = {}
+
+    def timed(contestants, seconds):
+        written.update({name: each.run() for name, each in contestants.items()})
+        return {"fused_rnn": [0.5], "rnn": [1.0]}, {}
+
+    monkeypatch.setattr(streaming, "interleave", timed)
+    fused, plain, ratio = streaming.compared(8, 3, 0.0)
+    assert (fused, plain) == (6 * streaming.WRITTEN, 3 * streaming.WRITTEN)
+    assert ratio["median"] == 2.0
+    assert written["fused_rnn"].shape == (streaming.WRITTEN, 3)
+    assert torch.equal(written["fused_rnn"], written["rnn"])
 
 
 # Arithmetic on made-up samples
