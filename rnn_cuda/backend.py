@@ -221,7 +221,7 @@ def has_operator(name: str) -> bool:
 def _has_kernels(device_type: str) -> bool:
     key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(device_type)
     return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(
-        "rnn_cuda::elman_forward", key
+        "rnn_cuda::layer_forward", key
     )
 
 

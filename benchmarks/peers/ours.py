@@ -74,7 +74,7 @@ class ElmanRNNFunction(Peer):
 
 
 class ElmanOperator(ElmanRNNFunction):
-    """``torch.ops.rnn_cuda.elman_forward`` itself, without any check in Python."""
+    """``torch.ops.rnn_cuda.layer_forward`` itself, without any check in Python."""
 
     name = "operator"
     title = "operator"
@@ -88,11 +88,11 @@ class ElmanOperator(ElmanRNNFunction):
         return None if native else "the native kernels are not in use"
 
     def prepare(self, problem: Problem) -> Prepared:
-        """Copy the weights; the operator takes one bias, so both biases are one sum."""
+        """Copy the weights."""
         weights, f = _leaves(problem), problem.case.nonlinearity
 
         def call(x: Tensor) -> Tensor:
-            W, U, b_ih, b_hh = weights
-            return torch.ops.rnn_cuda.elman_forward(x, None, W, U, b_ih + b_hh, f, False, None)[0]
+            cell = f"elman.{f}"
+            return torch.ops.rnn_cuda.layer_forward(x, [], weights, cell, "forward", None)[0]
 
         return Prepared(torch_work(problem, call, weights))

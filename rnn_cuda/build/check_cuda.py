@@ -24,8 +24,7 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 _LOAD = """
 import sys, torch
 torch.ops.load_library(sys.argv[1])
-pair = ("elman_forward_pair", "elman_gradients_pair")
-for name in ("elman_forward", "elman_backward", "elman_gradients", *pair, "linear_recurrence"):
+for name in ("layer_forward", "layer_gradients", "linear_recurrence"):
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"rnn_cuda::{name}", "CUDA"):
         sys.exit(f"{name} has no CUDA kernel")
 """
