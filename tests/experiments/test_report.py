@@ -10,9 +10,9 @@ import re
 import runpy
 import shlex
 import shutil
-import time
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
