@@ -1,140 +1,123 @@
-"""What is to hold, and whether it does."""
+"""What must hold, and whether it does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-from benchmarks import accuracy, memory
-from benchmarks.cases import BASELINE, Case
-from benchmarks.reading import (
-    Results,
+from benchmarks.cases import OURS, Case, target_of
+from benchmarks.quality import ERROR_GATE, MEMORY_GATE, MEMORY_GATE_FROM, memory_unit
+from benchmarks.tables import (
     Table,
     Timing,
+    duration,
     number,
+    over_floor,
     ratio_of,
     seconds_of,
-    shape_text,
-    target_of,
     timings_of,
-    title_of,
 )
-from benchmarks.tables_grid import SLOWER, is_slower
+from benchmarks.timing import geometric_mean
 
 WITHIN = 0.9
-"""Share of a target that counts as reaching it."""
+"""Share of a CPU's target that counts as reaching it: another machine's prototype set it."""
+
+SLOWER, TINY = 0.98, 50e-6
+"""On a CPU, a ratio below it is slower than torch.nn.RNN, but where both take so few seconds."""
+
+GRID_MEAN, FLASHRNN_TARGET, FLOOR_TARGET = 3.0, 2.0, 2.0
+"""On a GPU: geometric mean of the grid's ratios, ratio to FlashRNN, most times the floor."""
+
+Check = tuple[str, float | None, bool]
+"""What for, the number, and whether it holds; without a number there is nothing to hold."""
 
 
-def gate_table(found: Results) -> Table:
-    """Return what is to hold, and whether it does."""
-    makers = {
-        "table": [_targets_gate, _possible_targets_gate, _ahead_gate],
-        "grid": [_grid_gate],
-        "accuracy": [_accuracy_gate],
-        "memory": [_memory_gate],
-    }
-    checks = [maker(found) for suite in found["suites"] for maker in makers.get(suite, [])]
-    rows = [
-        (what, "yes" if not failures else "NO", _words(failures, count))
-        for what, failures, count in checks
-        if count
-    ]
-    return Table("Gates", ("what is to hold", "holds", ""), rows)
-
-
-def _words(failures: Sequence[str], count: int) -> str:
-    if not failures:
-        return f"all {count}"
-    shown = "; ".join(failures[:8]) + ("; ..." if len(failures) > 8 else "")
-    return f"{len(failures)} of {count} do not: {shown}"
-
-
-_Check = tuple[str, list[str], int]
-
-
-def _name(case: Case, timing: Timing) -> str:
-    return f"({shape_text(case)}) {case.mode} {timing['threads']}t"
-
-
-def _targets_gate(found: Results) -> _Check:
-    return _targets_check(found, f"targets reached within {1 - WITHIN:.0%}")
-
-
-def _possible_targets_gate(found: Results) -> _Check:
-    what = "the same of those that this machine's multiply-adds alone leave time for"
-    return _targets_check(found, what, only_possible=True)
-
-
-def _targets_check(found: Results, what: str, *, only_possible: bool = False) -> _Check:
-    failures, count = [], 0
-    for case, timing in timings_of(found, "table"):
-        target, ratio = target_of(case, timing["threads"]), ratio_of(timing)
-        if target is None or ratio is None:
+def gate_table(found: Mapping[str, Any]) -> Table:
+    """Return every gate that there are results for."""
+    rows = []
+    for what, checks in () if found["quick"] else _gates(found):
+        checks = [check for check in checks if check[1] is not None]
+        failures = [f"{name}: {number(value)}" for name, value, holds in checks if not holds]
+        if not checks:
             continue
-        if only_possible and not _is_possible(timing, target):
-            continue
-        count += 1
-        if ratio < WITHIN * target:
-            failures.append(f"{_name(case, timing)} {number(ratio)} for {number(target)}")
-    return what, failures, count
+        words = f"all {len(checks)}"
+        if failures:
+            more = "; ..." if len(failures) > 8 else ""
+            words = f"{len(failures)} of {len(checks)} do not: {'; '.join(failures[:8])}{more}"
+        rows.append((what, "NO" if failures else "yes", words))
+    if rows and found["unmeasured"]:
+        rows.append(("everything measured", "NO", f"{len(found['unmeasured'])} cases were not"))
+    return Table("Gates", ("what must hold", "holds", ""), rows)
 
 
-def _is_possible(timing: Timing, target: float) -> bool:
-    """Whether the multiply-adds at the machine's best rate take less than the target allows.
-
-    True where nothing is known of that rate. A target is a ratio that another machine reached: one
-    with twice as many multiply-adds a cycle, or a torch.nn.RNN with more to do beside them.
-    """
-    unit, floor = seconds_of(timing, BASELINE), timing.get("floor")
-    if unit is None or floor is None:
-        return True
-    return floor["at_peak"] <= unit / (WITHIN * target)
-
-
-def _ahead_gate(found: Results) -> _Check:
-    failures, count = [], 0
-    for case, timing in timings_of(found, "table"):
-        ours = ratio_of(timing)
-        if ours is None:
-            continue
-        count += 1
-        ahead = [
-            f"{title_of(found, name)} {number(ratio)}"
-            for name in timing["contestants"]
-            if (ratio := ratio_of(timing, name)) is not None and ratio > ours
-        ]
-        if ahead:
-            failures.append(f"{_name(case, timing)} {number(ours)} behind {', '.join(ahead)}")
-    return "ahead of every peer that could be timed", failures, count
-
-
-def _grid_gate(found: Results) -> _Check:
-    timings = timings_of(found, "grid")
-    failures = [
-        f"{_name(case, timing)} {number(ratio_of(timing))}"
-        for case, timing in timings
-        if is_slower(timing)
+def _gates(found: Mapping[str, Any]) -> Iterator[tuple[str, Iterable[Check]]]:
+    timed = [(c, t, r) for c, t in timings_of(found) if (r := ratio_of(t, c.ours)) is not None]
+    names = {id(t): f"{c.name} {t.get('threads') or ''}".strip() for c, t, _ in timed}
+    on_gpu = found["device"] == "cuda"
+    within = 1.0 if on_gpu else WITHIN
+    targets = [(t, r, target_of(c, t.get("threads"))) for c, t, r in timed]
+    yield (
+        f"ratio / target at least {within:g}",
+        [(names[id(t)], r / target, r >= within * target) for t, r, target in targets if target],
+    )
+    best = [
+        (t, r, max(ratio_of(t, name) or 0.0 for name in t["contestants"] if name != c.ours))
+        for c, t, r in timed
+        if c.suite == "table"
     ]
-    what = f"on the grid no slower than torch.nn.RNN by more than {1 - SLOWER:.0%}"
-    return what, failures, len(timings)
-
-
-def _accuracy_gate(found: Results) -> _Check:
-    failures = [
-        f"{result['case']['name']} ({', '.join(str(result['case'][size]) for size in 'TBIH')})"
-        for result in found["accuracy"]
-        if not result.get("passed")
+    yield "ahead of everyone that was timed", [(names[id(t)], r / b, r >= b) for t, r, b in best]
+    grid = [each for each in timed if each[0].suite in ("grid", "gpu_grid")]
+    yield (
+        "no ratio below 1"
+        if on_gpu
+        else f"no ratio of the grid below {SLOWER}, from {duration(TINY)} on",
+        [(names[id(t)], r, not is_slower(c, t)) for c, t, r in (timed if on_gpu else grid)],
+    )
+    if on_gpu and grid:
+        mean = geometric_mean([r for *_, r in grid])
+        yield (
+            f"geometric mean of the grid at least {GRID_MEAN:g}",
+            [("it is", mean, mean >= GRID_MEAN)],
+        )
+    flash = [
+        (t, t["contestants"][c.ours].get("over_flashrnn", {}).get("median")) for c, t, _ in timed
     ]
-    what = f"errors at most {accuracy.GATE:.0e} wherever torch.nn.RNN's are"
-    return what, failures, len(found["accuracy"])
-
-
-def _memory_gate(found: Results) -> _Check:
-    gated = [
-        point
-        for point in found["memory"]
-        if point["contestant"] == "fused_rnn"
-        and point["case"]["mode"] == "train"
-        and memory.unit(Case.from_json(point["case"])) >= memory.GATE_FROM
+    yield (
+        f"at least {FLASHRNN_TARGET:g} times as fast as FlashRNN",
+        [(names[id(t)], r, (r or 0) >= FLASHRNN_TARGET) for t, r in flash],
+    )
+    floors = [(t, over_floor(found, c, t)) for c, t, _ in timed]
+    yield (
+        f"within {FLOOR_TARGET:g} times the floor",
+        [(names[id(t)], times, (times or 0) <= FLOOR_TARGET) for t, times in floors],
+    )
+    yield (
+        f"errors at most {ERROR_GATE:.0e} wherever torch.nn.RNN's are",
+        [(r["case"]["name"], _largest(r["errors"][OURS]), r["passed"]) for r in found["accuracy"]],
+    )
+    points = [(Case.from_json(p["case"]), p) for p in found["memory"] if p["contestant"] == OURS]
+    units = [
+        (c, p, p.get("bytes", float("inf")) / memory_unit(c))
+        for c, p in points
+        if c.mode == "train" and memory_unit(c) >= MEMORY_GATE_FROM
     ]
-    what = f"peak memory of a training step at most {memory.GATE} x T*B*H*4 bytes"
-    return what, memory.gate_failures(gated), len(gated)
+    yield (
+        f"peak memory of a training step at most {MEMORY_GATE} x T*B*H*4 bytes",
+        [(f"T = {c.T}, {p['threads']} threads", n, n <= MEMORY_GATE) for c, p, n in units],
+    )
+
+
+def _largest(errors: Mapping[str, float | None]) -> float:
+    return max(float("inf") if error is None else error for error in errors.values())
+
+
+def is_slower(case: Case, timing: Timing) -> bool:
+    """Return whether ours is slower than the baseline where that matters."""
+    ratio, ours, unit = (
+        ratio_of(timing, case.ours) or float("inf"),
+        seconds_of(timing, case.ours) or 0.0,
+        seconds_of(timing, case.baseline) or 0.0,
+    )
+    if "graphed" in timing:  # on a GPU
+        return ratio < 1
+    return ratio < SLOWER and not (ours < TINY and unit < TINY)

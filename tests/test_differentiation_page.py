@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.differentiation_table import TABLE, outcomes, render
+from tests.differentiation_table import TABLE, outcomes, render
 from rnn_cuda import backend
 
 PAGE = Path(__file__).parents[1] / "docs" / "differentiation.md"
