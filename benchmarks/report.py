@@ -16,6 +16,7 @@ import importlib.util
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,16 @@ def empty_results(**fields: Any) -> dict[str, Any]:
     """Return the results of a run that has measured nothing yet."""
     lists = ("timings", "unmeasured", "accuracy", "memory")
     return {"schema": SCHEMA, "complete": False, **fields, **{name: [] for name in lists}}
+
+
+def command_line(module: str, arguments: Sequence[str] | None) -> str:
+    """Return the command without its paths, which say nothing to others."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for option in ("--output", "--page", "--commit"):
+        if option in words:
+            at = words.index(option)
+            del words[at : at + 2]
+    return " ".join(["python -m", module, *words])
 
 
 def save(found: Results, folder: Path) -> None:

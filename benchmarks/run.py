@@ -6,8 +6,8 @@
     python -m benchmarks.run --device cuda            # on a GPU; `benchmarks.gpu` does more
     python -m benchmarks.run --render FOLDER/results.json
 
-Writes ``results.json``, ``results.md`` and figures into a folder of ``benchmarks/results/``. For how
-numbers come about see `benchmarks.timing`.
+Writes ``results.json``, ``results.md`` and a figure into a folder of ``benchmarks/results/``. For
+how numbers come about see `benchmarks.timing`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks import machine
 from benchmarks.cases import BASELINE, SUITES, TITLES, Case, cases_of
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.quality import accuracy_cases
-from benchmarks.report import FILE, empty_results, load, render, save, unused
+from benchmarks.report import FILE, command_line, empty_results, load, render, save, unused
 from benchmarks.tables import duration, number, ratio_of
 from benchmarks.timing import geometric_mean
 from benchmarks.workers import PATIENCE, Worker, WorkerError, ask_once, measure_all
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         render(load(options.render), options.render.parent, options.page)
         return 0
     try:
-        found, folder = _measure(options)
+        found, folder = _measure(options, arguments)
     except WorkerError as error:
         print(f"{error}; see its output above")
         return 1
@@ -119,23 +119,12 @@ def _chosen(
     return names
 
 
-def _command(options: argparse.Namespace) -> str:
-    """Return the command without its paths, which say nothing to others."""
-    words = ["python -m benchmarks.run"]
-    if options.device != "cpu":
-        words.append(f"--device {options.device}")
-    if options.suites != SUITES[options.device]:
-        words.append(f"--suite {','.join(options.suites)}")
-    if set(options.contestants) != set(CONTESTANTS):
-        words.append(f"--contestants {','.join(options.contestants)}")
-    words.append(f"--threads {','.join(map(str, options.threads))} --seconds {options.seconds:g}")
-    return " ".join([*words, "--quick"] if options.quick else words)
-
-
 # ---- measuring -----------------------------------------------------------------------------------
 
 
-def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
+def _measure(
+    options: argparse.Namespace, arguments: Sequence[str] | None
+) -> tuple[dict[str, Any], Path]:
     """Measure what the options ask for; results so far are on disk after each case."""
     end = None if options.limit is None else time.monotonic() + options.limit - LAST_SECONDS
     about = machine.describe(options.device)
@@ -144,7 +133,7 @@ def _measure(options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     )
     folder.mkdir(parents=True, exist_ok=True)
     found = empty_results(
-        command=_command(options),
+        command=command_line("benchmarks.run", arguments),
         device=options.device,
         machine=about,
         suites=options.suites,

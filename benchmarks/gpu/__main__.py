@@ -23,7 +23,7 @@ from benchmarks.contestants import CONTESTANTS
 from benchmarks.gpu.build import find_tool
 from benchmarks.gpu.stages import SECONDS, Runner, Stage
 from benchmarks.machine import REPOSITORY, folder_name
-from benchmarks.report import FILE, empty_results, load, render, save, unused
+from benchmarks.report import FILE, command_line, empty_results, load, render, save, unused
 
 RESULTS_FOLDER = REPOSITORY / "benchmarks" / "results"
 RUNS_FOLDER = REPOSITORY / "runs" / "benchmarks-gpu"
@@ -31,24 +31,11 @@ RUNS_FOLDER = REPOSITORY / "runs" / "benchmarks-gpu"
 TOTAL = 530.0
 """Seconds for all stages: nine minutes, less what starting and reporting take."""
 
-STAGES = {
-    "info": "card, driver, versions, commit",
-    "extension": "the kernels as PyTorch loads them",
-    "programs": "the stand-alone checker and the floor's empty kernel",
-    "check": "the stand-alone checker: every kernel against float64",
-    "tests": "pytest of the tests marked gpu, on the kernels or not at all",
-    "flashrnn": "that package's kernels, compiled before they are timed",
-    "bench": "against torch.nn.RNN on cuDNN, and FlashRNN if installed",
-    "floor": "an empty kernel with the same exchange; the card's rates",
-    "memcheck": "compute-sanitizer on the checker",
-    "synccheck": "the same",
-    "initcheck": "the same",
-    "racecheck": "the same; it reports hazards in mbarrier code that are none",
-    "profile": "one training step under ncu, nsys or torch's profiler",
-}
-"""In the order in which they run. What one leaves behind is needed by those below it at most."""
-
 SANITIZERS = ("memcheck", "synccheck", "initcheck", "racecheck")
+STAGES = ("info", "extension", "programs", "check", "tests", "flashrnn", "bench", "floor")
+STAGES += (*SANITIZERS, "profile")
+"""In the order in which they run: what matters most comes first."""
+
 RESIDENCIES = ("one_sm", "cluster", "grid", "streamed")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -62,85 +49,67 @@ EXPLAINING = 90.0
 def stage_of(name: str, work: Path, device: str = "cuda", commit: str | None = None) -> Stage:
     """Return a stage by name; ``check:grid:float32`` is a part of ``check``."""
     kind, *part = name.split(":")
-    python, native = (sys.executable, "-m"), {"RNN_CUDA_BACKEND": "native"}
-    on_gpu = device == "cuda"
-    if not on_gpu:
-        native = {}  # the stand-in has no kernel to fall back from
-    needs_gpu = "" if on_gpu else "it needs a GPU"
+    python = (sys.executable, "-m")
+    info, bench, checker = (str(work / name) for name in ("info.json", "bench", "checker"))
+    on_card, why_not = device == "cuda", ""
+    required = kind not in ("flashrnn", "floor", "racecheck", "profile") and not part
+    options: dict[str, Any] = {}
+    commands: list[Sequence[str]] = []
     if kind == "info":
-        words = [*python, "benchmarks.machine", device, "--write", str(work / "info.json")]
-        return Stage(name, ((*words, *(["--commit", commit] if commit else [])),), 30.0)
-    if kind == "extension":
-        program = "import torch; from rnn_cuda import backend; "
-        program += f"print('native:', backend.use_native({device!r}, torch.float32))"
-        command = (sys.executable, "-c", program)
-        return Stage(name, (command,), 120.0, needs=("info",), environment=native)
-    if kind == "programs":
-        commands = ((*python, "benchmarks.gpu.build", str(work)),) if on_gpu else ()
-        return Stage(name, commands, 100.0, needs=("info",), why_not=needs_gpu)
-    if kind == "check":
-        command = (str(work / "checker"), *_checked(part))
-        limit = 15.0 if part else 45.0
-        commands = (command,) if on_gpu else ()
-        return Stage(name, commands, limit, not part, ("programs",), why_not=needs_gpu)
-    if kind == "tests":
+        limit, needs = 30.0, ()
+        commands = [[*python, "benchmarks.machine", device, "--write", info]]
+        commands[0] += ["--commit", commit] if commit else []
+    elif kind == "extension":
+        limit, needs = 120.0, ("info",)
+        program = f"print('native:', backend.use_native({device!r}, torch.float32))"
+        commands = [[*python[:1], "-c", f"import torch; from rnn_cuda import backend; {program}"]]
+    elif kind == "programs":
+        limit, needs = 100.0, ("info",)
+        commands = [[*python, "benchmarks.gpu.build", str(work)]] if on_card else []
+    elif kind == "check":
+        limit, needs = 15.0 if part else 45.0, ("programs",)
+        commands = [[checker, *_checked(part)]] if on_card else []
+    elif kind == "tests":
+        limit, needs = 70.0, ("extension",)
         # A file without a marked test is not even imported: it may need what is not installed.
-        command = (
-            *python,
-            "pytest",
-            "-q",
-            "-m",
-            "gpu",
-            "--maxfail",
-            "10",
-            "-p",
-            "no:cacheprovider",
-        )
-        command += ("-o", "faulthandler_timeout=30", *map(str, gpu_test_files()))
-        options: dict[str, Any] = {"needs": ("extension",), "environment": native}
-        if on_gpu:  # that all were skipped is a failure
-            return Stage(name, (command,), 70.0, must_say=r"\d+ passed", **options)
-        return Stage(name, (command,), 70.0, cannot_run=r"\d+ skipped", **options)
-    if kind == "flashrnn":
+        command = [*python, "pytest", "-q", "-m", "gpu", "--maxfail", "10", "-p"]
+        command += ["no:cacheprovider", "-o", "faulthandler_timeout=30"]
+        commands = [[*command, *map(str, gpu_test_files())]]
+        # On a card, that all were skipped is a failure.
+        options = {"must_say": r"\d+ passed"} if on_card else {"cannot_run": r"\d+ skipped"}
+    elif kind == "flashrnn":
+        limit, needs = 60.0, ("info",)
         sizes = [case.H for case in cases_of(["flashrnn"])]
         program = f"from benchmarks.contestants.flashrnn import prebuild; prebuild({sizes})"
-        commands = ((sys.executable, "-c", program),)
-        why_not = needs_gpu or CONTESTANTS["flashrnn"].missing(device) or ""
-        return Stage(name, () if why_not else commands, 60.0, False, ("info",), why_not=why_not)
-    if kind == "bench":
-        command = (*python, "benchmarks.run", "--limit", SECONDS, "--output", str(work / "bench"))
-        command += ("--suite", ",".join(SUITES["cuda"]), "--device", device)
-        command += () if on_gpu else ("--quick", "--threads", "1")
-        return Stage(name, (command,), 135.0, needs=("extension",), environment=native)
-    if kind == "floor":
-        commands = ((*python, "benchmarks.gpu.floor", str(work)),) if on_gpu else ()
-        needs = ("programs", "info")
-        return Stage(name, commands, 25.0, False, needs, why_not=needs_gpu)
-    if kind in SANITIZERS:
-        tool = find_tool("compute-sanitizer") if on_gpu else None
-        command = (str(tool), "--tool", kind, "--error-exitcode", "9", "--print-limit", "20")
-        # Between any two allocations, so that an overrun hits nothing that is allowed. Not pytest:
-        # torch's allocator hands out parts of large blocks.
-        command += ("--padding", "64") if kind == "memcheck" else ()
-        command += ("--racecheck-report", "all") if kind == "racecheck" else ()
-        command += (str(work / "checker"), *_checked(part, small=True))
-        return Stage(
-            name,
-            (command,) if tool else (),
-            {"memcheck": 45.0, "racecheck": 40.0}.get(kind, 30.0),
-            required=kind != "racecheck" and not part,
-            needs=("programs",),
-            cannot_run="Device not supported",
-            why_not=needs_gpu or "there is no compute-sanitizer on this machine",
-        )
-    if kind == "profile":
-        step = (*python, "benchmarks.gpu.profile_step", device)
-        commands = (*_profilers(work, step), (*step, "--torch-profiler"))
-        options = {"must_not_say": "==ERROR==|No kernels", "environment": native}
-        return Stage(
-            name, commands if on_gpu else commands[-1:], 40.0, False, ("extension",), **options
-        )
-    raise ValueError(f"there is no stage {name!r}")
+        why_not = CONTESTANTS["flashrnn"].missing(device) or ""
+        commands = [] if why_not else [[*python[:1], "-c", program]]
+    elif kind == "bench":
+        limit, needs = 135.0, ("extension",)
+        command = [*python, "benchmarks.run", "--limit", SECONDS, "--output", bench]
+        command += ["--suite", ",".join(SUITES["cuda"]), "--device", device]
+        commands = [command + ([] if on_card else ["--quick", "--threads", "1"])]
+    elif kind == "floor":
+        limit, needs = 25.0, ("info", "programs")
+        commands = [[*python, "benchmarks.gpu.floor", str(work)]] if on_card else []
+    elif kind in SANITIZERS:
+        limit, needs = {"memcheck": 45.0, "racecheck": 40.0}.get(kind, 30.0), ("programs",)
+        if on_card and (tool := find_tool("compute-sanitizer")):
+            command = [tool, "--tool", kind, "--error-exitcode", "9", "--print-limit", "20"]
+            # Between any two allocations, so that an overrun hits nothing that is allowed.
+            command += ["--padding", "64"] if kind == "memcheck" else []
+            command += ["--racecheck-report", "all"] if kind == "racecheck" else []
+            commands = [[*command, checker, *_checked(part, small=True)]]
+        why_not = "there is no compute-sanitizer here" if on_card else ""
+        options = {"cannot_run": "Device not supported"}
+    else:
+        limit, needs = 40.0, ("extension",)
+        step = [*python, "benchmarks.gpu.profile_step", device]
+        commands = [*(_profilers(work, step) if on_card else []), [*step, "--torch-profiler"]]
+        options = {"must_not_say": "==ERROR==|No kernels"}
+    # No fallback may pass for a kernel. The stand-in has none to fall back from.
+    options["environment"] = {"RNN_CUDA_BACKEND": "native"} if on_card else {}
+    options["why_not"] = why_not or "it needs a GPU"
+    return Stage(name, tuple(map(tuple, commands)), limit, required, needs, **options)
 
 
 def _checked(part: Sequence[str], *, small: bool = False) -> list[str]:
@@ -152,18 +121,18 @@ def _checked(part: Sequence[str], *, small: bool = False) -> list[str]:
     return [*words, "--small"] if small else words
 
 
-def _profilers(work: Path, step: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+def _profilers(work: Path, step: Sequence[str]) -> list[list[str]]:
     """Return the profilers found here, the one that says most first, with their commands."""
     commands = []
     if ncu := find_tool("ncu"):
         # The card's clocks are as they are: others may share it.
-        options = ("--clock-control", "none", "--set", "basic", "--section", "WarpStateStats")
-        options += ("--section", "MemoryWorkloadAnalysis", "-k", "regex:walk_kernel|step_kernel")
-        commands.append((ncu, *options, "-c", "2", *step))
+        options = ["--clock-control", "none", "--set", "basic", "--section", "WarpStateStats"]
+        options += ["--section", "MemoryWorkloadAnalysis", "-k", "regex:walk_kernel|step_kernel"]
+        commands.append([ncu, *options, "-c", "2", *step])
     if nsys := find_tool("nsys"):
-        options = ("--trace", "cuda", "--stats", "true", "--force-overwrite", "true")
-        commands.append((nsys, "profile", *options, "-o", str(work / "nsys"), *step))
-    return tuple(commands)
+        options = ["--trace", "cuda", "--stats", "true", "--force-overwrite", "true"]
+        commands.append([nsys, "profile", *options, "-o", str(work / "nsys"), *step])
+    return commands
 
 
 def gpu_test_files(folder: Path = REPOSITORY / "tests") -> list[Path]:
@@ -225,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted")
         complete = False
     found = collected(work, runner, complete, device)
-    found["command"] = _command(options)
+    found["command"] = command_line("benchmarks.gpu", arguments)
     folder = _folder(options, found["machine"])
     folder.mkdir(parents=True, exist_ok=True)
     save(found, folder)
@@ -256,13 +225,12 @@ def collected(work: Path, runner: Runner, complete: bool, device: str) -> dict[s
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    stages = "; ".join(f"{name}: {what}" for name, what in STAGES.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
         description="Build, check, test, sanitize, time and profile on a GPU, in one call.",
     )
     parser.add_argument(
-        "--stage", default=",".join(STAGES), help=f"which, by commas (default: all). {stages}"
+        "--stage", default=",".join(STAGES), help="which, by commas (default: %(default)s)"
     )
     parser.add_argument(
         "--seconds", type=float, default=TOTAL, help=f"for everything (default: {TOTAL:.0f})"
@@ -295,16 +263,6 @@ def _folder(options: argparse.Namespace, about: dict[str, Any]) -> Path:
     whole = options.stages == list(STAGES) and not options.rehearsal and "card" in about
     parent = Path(os.environ.get("OUT") or (RESULTS_FOLDER if whole else RUNS_FOLDER))
     return unused(parent / (folder_name(about) if "date" in about else "no-card"))
-
-
-def _command(options: argparse.Namespace) -> str:
-    """Return the command without its paths, which say nothing to others."""
-    words = ["python -m benchmarks.gpu"]
-    if options.stages != list(STAGES):
-        words.append(f"--stage {','.join(options.stages)}")
-    if options.seconds != TOTAL:
-        words.append(f"--seconds {options.seconds:g}")
-    return " ".join([*words, "--rehearsal"] if options.rehearsal else words)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import report, run
 from benchmarks.cases import cases_of
 from benchmarks.gates import gate_table
-from benchmarks.tables import duration, number, tables_of
+from benchmarks.tables import tables_of
 
 RESULTS = sorted(run.RESULTS_FOLDER.glob("*/results.json"))
 PAGES = {
@@ -92,9 +92,3 @@ def test_results_are_strict_json_written_whole_and_others_are_refused(tmp_path):
     (tmp_path / "results.json").write_text('{"schema": 0}')
     with pytest.raises(ValueError, match=r"results\.json holds no results"):
         report.load(tmp_path / "results.json")
-
-
-def test_numbers_have_three_digits_and_times_a_unit():
-    numbers = (None, 0.0123, 0.5, 9.87, 45.67, 321.4)
-    assert [number(n) for n in numbers] == ["-", "0.012", "0.50", "9.87", "45.7", "321"]
-    assert [duration(s) for s in (2.0, 0.5, 3e-5)] == ["2.00 s", "500 ms", "30.0 us"]

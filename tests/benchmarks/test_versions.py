@@ -69,7 +69,6 @@ def test_a_commit_against_what_is_here(tmp_path, capfd):
     ("arguments", "message"),
     [
         (["no-such-commit"], "old: there is no commit 'no-such-commit'"),
-        (["HEAD", "--threads", "0"], "--threads takes numbers from 1 to"),
         (["HEAD", "--shapes", "1,2,3,0"], "invalid shape value: '1,2,3,0'"),
     ],
 )
