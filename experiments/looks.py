@@ -8,6 +8,7 @@ Shape legend: T frames, H height, W width.
 
 from __future__ import annotations
 
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -89,11 +90,16 @@ class Drawing(Look):
 
 
 def save_looks(looks: Iterable[Look], folder: Path, step: int) -> None:
-    """Write what there is to look at after a training step into a run's folder."""
+    """Write what there is to look at after a training step into a run's folder.
+
+    A file is there whole or not at all, whatever ends the process.
+    """
     for look in looks:
         path = folder / LOOKS / f"{step:06d}_{look.name}{look.suffix}"
         path.parent.mkdir(exist_ok=True)
-        look.save(path)
+        unfinished = path.with_name(f".{path.name}")
+        look.save(unfinished)
+        os.replace(unfinished, path)
 
 
 def saved_looks(folder: Path) -> Mapping[str, dict[int, Path]]:

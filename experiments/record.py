@@ -98,8 +98,8 @@ class Record:
     Attributes:
         identity: hash of every value that affects numbers; the end of the folder's name.
         label: what the model was called where the run was first asked for.
-        status: ``finished``; ``diverged``, a loss or gradient was not finite; or ``failed``, an
-            error ended it.
+        status: ``finished``; ``diverged``, a loss, gradient, weight or the test error was not
+            finite; or ``failed``, an error ended it.
         reason: of a run that diverged or failed.
         config: the resolved values, as `experiments.config.RunConfig.plain` gives them.
         result: what was measured of the trained model; ``None`` of a run that failed.

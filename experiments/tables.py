@@ -17,6 +17,7 @@ from rich.table import Table
 from experiments.console import as_line, as_text, new_table, say, say_items
 from experiments.evaluation import LEARNED_BELOW, SOLVED_BELOW
 from experiments.expectations import expectations, statement
+from experiments.tasks import TASKS
 from experiments.view import Row, View, baselines, decades_per_step, know_nothing_metric
 
 VANISHING_DECADES_PER_STEP = 0.05
@@ -177,9 +178,9 @@ def _on_arms(arms: Sequence[str], rows: Sequence[Row]) -> list[str]:
         name = f"{label}: " if len(arms) > 1 else ""
         said += [
             name + statement if name else statement[0].upper() + statement[1:]
-            for statement in (_on_slope(ladder), _on_learning(ladder))
+            for statement in (*_on_slope(ladder), _on_learning(ladder))
         ]
-        if len(arms) == 1:
+        if len(arms) == 1 and all(map(_is_telling, ladder)):
             said += _on_smallest_ratio(ladder)
     for contrast in (row for row in rows if row.is_contrast):
         said += _on_contrast(contrast, rows)
@@ -191,7 +192,22 @@ def power(exponent: float | None) -> str:
     return "0 (underflow)" if exponent is None else f"1e{exponent:+.1f}"
 
 
-def _on_slope(ladder: Sequence[Row]) -> str:
+def _is_telling(row: Row) -> bool:
+    """Return whether the gradient at the first step comes from later ones."""
+    settings = row.records[0].config.get("task", {})
+    task = TASKS.get(settings.get("name"))
+    return task is None or not task.has_loss_at_first_step(settings)
+
+
+def _has_ratio(row: Row) -> bool:
+    return row.is_measured and _is_telling(row)
+
+
+def _on_slope(ladder: Sequence[Row]) -> list[str]:
+    return [_slope(ladder)] if all(map(_is_telling, ladder)) else []
+
+
+def _slope(ladder: Sequence[Row]) -> str:
     slope = decades_per_step(ladder)
     ends = dict.fromkeys((ladder[0].horizon, ladder[-1].horizon))
     span = f"T = {' to '.join(map(str, ends))}"
@@ -223,7 +239,7 @@ def _on_learning(ladder: Sequence[Row]) -> str:
     )
     text = f"seeds that learned: {shares}"
     for before, after in pairwise(ladder):
-        if before.is_learned and not after.is_learned and before.is_measured and after.is_measured:
+        if before.is_learned and not after.is_learned and _has_ratio(before) and _has_ratio(after):
             return (
                 f"{text}; between T = {before.horizon} and {after.horizon} the initial ratio goes "
                 f"from {power(before.mean_log10_ratio())} to {power(after.mean_log10_ratio())}."
@@ -265,7 +281,7 @@ def _on_contrast(contrast: Row, rows: Sequence[Row]) -> list[str]:
 
 def _outcome(row: Row) -> str:
     text = f"{verdict_text(row)}, {row.records[0].result.metric} {metric_range(row)}"
-    if row.is_measured:
+    if _has_ratio(row):
         text += f", from an initial ratio of {power(row.mean_log10_ratio())}"
     return text
 

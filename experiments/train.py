@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,11 @@ class Training:
             or (settings.stop_when_solved and self.solved_at is not None)
         )
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all trained weights are."""
+        return all(bool(p.isfinite().all()) for p in self.parameters)
+
     def update(self, predict: Callable[[Tensor], Tensor]) -> None:
         """Do one step. Nothing here waits for the device.
 
@@ -178,7 +184,7 @@ class Training:
         Raises:
             experiments.checkpoint.CheckpointError: another program wrote it.
         """
-        try:
+        with _fitting():
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.batches.load(state["data"])
@@ -186,12 +192,19 @@ class Training:
             for name in self._PLAIN:
                 setattr(self, name, state[name])
             set_random_state(self.run, state["random"])
-        except (KeyError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise checkpoint.CheckpointError(
-                f"the checkpoint does not fit this program ({reason}); go on with the program "
-                "that wrote it, or delete the run's folder to make the run from its first step"
-            ) from error
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Have an error say that the state which is loaded does not fit this program."""
+    try:
+        yield
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise checkpoint.CheckpointError(
+            f"the checkpoint does not fit this program ({reason}); go on with the program "
+            "that wrote it, or delete the run's folder to make the run from its first step"
+        ) from error
 
 
 def train(
@@ -259,7 +272,8 @@ def load_run(folder: Path, device: str = "cpu") -> tuple[RunConfig, SequenceMode
     Raises:
         FileNotFoundError: there is no configuration or no checkpoint.
         experiments.fields.ConfigError: no run can be made of the configuration here.
-        experiments.checkpoint.CheckpointError: no checkpoint can be read, or it is another run's.
+        experiments.checkpoint.CheckpointError: no checkpoint can be read, it is another run's, or
+            the data of its task has changed.
     """
     state = checkpoint.load(folder)
     if state is None:
@@ -267,8 +281,16 @@ def load_run(folder: Path, device: str = "cpu") -> tuple[RunConfig, SequenceMode
     _check_identity(state, folder, folder.resolve().name[-len(state["identity"]) :])
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     run = RunConfig.parse({**config, "device": device})
+    # A run's device counts, but here it need not be the one that is there.
+    if replace(run, device=config["device"]).identity != state["identity"]:
+        raise checkpoint.CheckpointError(
+            f"{folder} cannot be used: the data of task {run.task.name} has changed since its "
+            f"model was trained, or {CONFIG} was edited ({CONFIG}: task is {config['task']}); put "
+            "the data back, or train again"
+        )
     model = run.build_model()
-    model.load_state_dict(state["model"])
+    with _fitting():
+        model.load_state_dict(state["model"])
     return run, model
 
 
@@ -382,7 +404,8 @@ def _examine(training: Training, held_out: HeldOut, log: MetricsLog, folder: Pat
             training.solved_at = step
         if not training.is_over:  # at the end everything is measured again
             log.write([{"step": step, "test_error": error}])
-            save_looks(held_out.looks(training.model), folder, step)
+            if training.is_finite:
+                save_looks(held_out.looks(training.model), folder, step)
     if not training.is_over:
         _measure(training, held_out, log, due)
 
@@ -401,7 +424,7 @@ def _measure(
 def _finish(training: Training, held_out: HeldOut, folder: Path, log: MetricsLog | None) -> Record:
     assert log is not None
     record = _outcome(training, held_out, log)
-    if training.diverged_at is None:
+    if record.status == "finished":
         save_looks(held_out.looks(training.model), folder, training.step)
     log.commit()
     record.save(folder)
@@ -411,13 +434,17 @@ def _finish(training: Training, held_out: HeldOut, folder: Path, log: MetricsLog
 def _outcome(training: Training, held_out: HeldOut, log: MetricsLog) -> Record:
     """Test and probe the trained model; return the run's record."""
     run, model = training.run, training.model
-    trained, reason = {}, None
+    trained, reason, error = {}, None, None
     done = {"steps": training.step, "solved_at": training.solved_at}
     if training.diverged_at is not None:
         reason = f"the loss or the gradient of step {training.diverged_at} is not finite"
-        result = held_out.result(model, None, **done)
     else:
         error = held_out.error(model)
+        if not (math.isfinite(error) and training.is_finite):
+            reason = f"after step {training.step} the weights or the test error are not finite"
+    if reason is not None:
+        result = held_out.result(model, None, **done)
+    else:
         log.write([{"step": training.step, "test_error": error}])
         trained = _measure(training, held_out, log, run.probes)
         result = held_out.result(model, error, seen=training.batches.same, **done)

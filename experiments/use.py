@@ -21,20 +21,18 @@ from experiments.train import load_run
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.use",
-        description="Use a trained model. Arguments follow from its task: RUN --help.",
-        add_help=False,
+        prog="python -m experiments.use RUN",  # argparse would show it last
+        description="Use a trained model. RUN is a run's folder, or a study's.",
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run's folder, or a study's")
     words = sys.argv[1:] if arguments is None else list(arguments)
     if not words or words[0].startswith("-"):
+        parser.epilog = "Arguments follow from the task of RUN: RUN --help."
         parser.print_help()
         return 0 if words[:1] in (["--help"], ["-h"]) else 2
     try:
         run, model = load_run(_chosen(Path(words[0])))
         run.task.add_arguments(parser)
-        parser.add_argument("-h", "--help", action="help", help="show this and end")
-        options = parser.parse_args(words)
+        options = parser.parse_args(words[1:])
         run.task.use(model.eval(), options, run.horizon)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read what is printed has ended; nothing more is printed
@@ -46,10 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _chosen(folder: Path) -> Path:
-    """Return the folder of the run that a folder stands for."""
-    entries = [each for each in gather([folder]).entries if (each.folder / CHECKPOINT).exists()]
+    """Return the folder of the run that a folder stands for.
+
+    Raises:
+        ReportError: it stands for none that was trained.
+    """
+    try:
+        found = gather([folder])
+    except ReportError as error:
+        raise ReportError(f"RUN must be a run's folder, or a study's: {error}") from error
+    entries = [each for each in found.entries if (each.folder / CHECKPOINT).exists()]
     if not entries:
-        raise ReportError(f"RUN must be the folder of a run that was trained; {folder} has none")
+        reasons = "".join(f"; {name}: {reason}" for name, reason in found.problems.items())
+        raise ReportError(f"RUN must have a run that was trained; {folder} has none{reasons}")
     return max(entries, key=lambda entry: entry.horizon).folder
 
 

@@ -162,7 +162,7 @@ class SequenceModel(nn.Module):
         Raises:
             ValueError: the core is bidirectional: its states depend on what is still to come.
         """
-        if self.core.bidirectional:
+        if self.directions == 2:
             raise ValueError("model.bidirectional must be false to stream; got true")
         output, state = self.core(x_TBI, state)
         return self.readout(output), state

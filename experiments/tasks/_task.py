@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -176,6 +176,14 @@ class Task(ABC):
         """What makes two tasks the same: their settings, and the data itself, not where it lies."""
         return self.settings
 
+    @classmethod
+    def has_loss_at_first_step(cls, settings: Mapping[str, Any]) -> bool:
+        """Return whether even the first step has a loss of its own, with these settings.
+
+        The gradient there then says nothing about how far it travels.
+        """
+        return cls.reads == "every"
+
     @property
     def sample_dim(self) -> int:
         """The dimension of a target along which the samples of a batch lie; 1 in the input."""
@@ -234,6 +242,17 @@ class Task(ABC):
             ConfigError: names the argument, what was expected and what came.
         """
         raise NotImplementedError
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """Return what draws for ``--seed``, an argument of `Task.use`.
+
+    Raises:
+        ConfigError: it is out of range.
+    """
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"--seed must be from 0 to 2**63 - 1; got {seed}")
+    return torch.Generator().manual_seed(seed)
 
 
 def one_hot(symbols: Tensor, size: int) -> Tensor:

@@ -14,6 +14,9 @@ import numpy as np
 RATE = 16_000
 """Samples a second, of everything that is read or written."""
 
+_RATES = 100, 768_000
+"""Samples a second that a file may say: a damaged header would ask for any amount of memory."""
+
 _PCM, _EXTENSIBLE = 1, 0xFFFE
 _UNKNOWN_SIZE = 0x7FFFF000
 """A program that writes to a pipe (``espeak-ng --stdout``, ffmpeg) cannot know the sizes that its
@@ -89,7 +92,11 @@ def _layout(chunk: bytes, name: str) -> tuple[int, int, int]:
         )
     if bits not in (8, 16):
         raise WavError(f"{name}: expected 8 or 16 bits a sample, got {bits}")
-    if channels == 0 or rate == 0 or block != channels * bits // 8:
+    if not _RATES[0] <= rate <= _RATES[1]:
+        raise WavError(
+            f"{name}: expected from {_RATES[0]} to {_RATES[1]} frames a second, got {rate}"
+        )
+    if channels == 0 or block != channels * bits // 8:
         raise WavError(
             f"{name}: headers that contradict each other: {channels} channel(s) of {bits} bits, "
             f"{block} bytes a frame, {rate} frames a second"

@@ -10,7 +10,7 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,6 +160,11 @@ class SpeechTask(Task):
     def _steps(self, horizon: int) -> int:
         """Return T: room for the longest words, and for the answer."""
         return horizon * self._slot + (TAIL if self._is_along else ANSWER * horizon)
+
+    @classmethod
+    def has_loss_at_first_step(cls, settings: Mapping[str, Any]) -> bool:
+        """Return whether strings are transcribed along: any alignment will do."""
+        return settings.get("answer", "along") == "along"
 
     def dependency(self, horizon: int) -> int:
         """Return the lag of a word's beginning; with ``after``, of the first word's at the end."""
@@ -336,7 +341,9 @@ class SpeechTask(Task):
         if model.core.bidirectional:
             raise ConfigError("RUN must have model.bidirectional=false to listen; got true")
         if not 1 / RATE <= arguments.chunk < math.inf:
-            raise ConfigError(f"--chunk must be at least {1 / RATE:g} s; got {arguments.chunk}")
+            raise ConfigError(
+                f"--chunk must be a finite number of at least {1 / RATE:g} s; got {arguments.chunk}"
+            )
         if arguments.say is not None:
             self._say(arguments.say, arguments.wav)
         try:

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from experiments.fields import Config, ConfigError, optional, text
 from experiments.looks import Look, Text
-from experiments.tasks._task import CHARACTERS, Batch, Task, one_hot
+from experiments.tasks._task import CHARACTERS, Batch, Task, generator_of, one_hot
 
 if TYPE_CHECKING:  # models know tasks
     from experiments.models import SequenceModel
@@ -205,20 +205,21 @@ class TextTask(Task):
             # Never the last symbol, which stands for what is unknown.
             logits = prediction[-1, :, :-1].double().cpu()
             # The largest of logits / temperature under Gumbel noise is a draw from their softmax.
-            gumbel = -noise.exponential_(generator=generator).log_()
+            gumbel = noise.exponential_(generator=generator).log_().neg_()
             chosen = (logits + scale * gumbel).argmax(-1)
             yield [self.alphabet[index] for index in chosen.tolist()]
             prediction, state = model.stream(rows[chosen].unsqueeze(0), state)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add what to write, or what to read."""
-        parser.add_argument("--prompt", help="what the text begins with")
+        given = parser.add_mutually_exclusive_group()
+        given.add_argument("--prompt", help="what the text begins with")
+        given.add_argument("--file", type=Path, help="say how well this UTF-8 text is predicted")
         parser.add_argument("--characters", type=int, default=500, help="to write (500)")
         parser.add_argument(
             "--temperature", type=float, default=0.8, help="of sampling (0.8); 0: none"
         )
         parser.add_argument("--seed", type=int, default=0, help="of sampling (0)")
-        parser.add_argument("--file", type=Path, help="say how well this UTF-8 text is predicted")
 
     def use(self, model: SequenceModel, arguments: argparse.Namespace, horizon: int) -> None:
         """Write text as it comes, a character at a time; or judge a file."""
@@ -242,10 +243,10 @@ class TextTask(Task):
         if arguments.characters < 1:
             raise ConfigError(f"--characters must be at least 1; got {arguments.characters}")
         if not 0 <= arguments.temperature < math.inf:
-            raise ConfigError(f"--temperature must be at least 0; got {arguments.temperature}")
-        if not 0 <= arguments.seed < 2**63:
-            raise ConfigError(f"--seed must be from 0 to 2**63 - 1; got {arguments.seed}")
-        generator = torch.Generator().manual_seed(arguments.seed)
+            raise ConfigError(
+                f"--temperature must be a finite number of at least 0; got {arguments.temperature}"
+            )
+        generator = generator_of(arguments.seed)
         temperatures = (arguments.temperature,)
         start = time.perf_counter()
         print(prompt.lstrip("\n"), end="", flush=True)

@@ -26,7 +26,7 @@ from experiments.tasks._frames import (
 )
 from experiments.tasks._npy import NPYError, read_npy, words
 from experiments.tasks._sprites import MovingSprites, SpriteConfig, digest, identity, shrunk
-from experiments.tasks._task import MASKED_NUMBERS, Batch, Task
+from experiments.tasks._task import MASKED_NUMBERS, Batch, Task, generator_of
 
 if TYPE_CHECKING:
     from experiments.models import SequenceModel
@@ -196,7 +196,7 @@ class VideoTask(Task):
             raise ConfigError(f"--frames must be at least 1; got {frames}")
         if arguments.video is None:
             self.check_horizon("--frames", frames)
-            generator = torch.Generator().manual_seed(arguments.seed)
+            generator = generator_of(arguments.seed)
             truth_TBP = self._videos(1, frames, generator, is_held_out=True)
             shown = [truth_TBP]
         else:

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import report, run
+from benchmarks import report, run, streaming
 from benchmarks.cases import cases_of
 from benchmarks.gates import gate_table
 from benchmarks.tables import tables_of
@@ -92,3 +93,17 @@ def test_results_are_strict_json_written_whole_and_others_are_refused(tmp_path):
     (tmp_path / "results.json").write_text('{"schema": 0}')
     with pytest.raises(ValueError, match=r"results\.json holds no results"):
         report.load(tmp_path / "results.json")
+
+
+def test_streaming_times_two_models_that_write_the_same(monkeypatch):
+    written = {}
+
+    def timed(works, seconds):
+        written.update({name: work.run() for name, work in works.items()})
+        return {"fused_rnn": [0.5], "rnn": [1.0]}, {}
+
+    monkeypatch.setattr(streaming, "interleave", timed)
+    row = streaming.row_of(8, 3, 0.0)
+    assert row == ("8", "3", "300", "150", "2.00 (2.00 to 2.00)")
+    assert written["fused_rnn"].shape == (streaming.WRITTEN, 3)
+    assert torch.equal(written["fused_rnn"], written["rnn"])

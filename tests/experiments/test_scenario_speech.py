@@ -157,6 +157,8 @@ BROKEN = {
     "short fmt": (riff(chunk(b"fmt ", b"abcd"), DATA), "at least 16 bytes in chunk b'fmt '"),
     "wrong size": (riff(FMT, chunk(b"data", b"abcd", 9)), "wrong size of chunk b'data': 9 bytes"),
     "contradiction": (riff(chunk(b"fmt ", layout(block=3)), DATA), "contradict each other"),
+    "no rate": (riff(chunk(b"fmt ", layout(rate=0)), DATA), "from 100 to 768000 .* got 0"),
+    "a rate beyond memory": (riff(chunk(b"fmt ", layout(rate=10**9)), DATA), "got 1000000000"),
     "no channel": (riff(chunk(b"fmt ", layout(channels=0)), DATA), "contradict each other"),
 }
 
@@ -570,8 +572,8 @@ def test_a_trained_model_transcribes_what_a_held_out_voice_says(few_voices, tmp_
     ("more", "message"),
     [
         (["--wav", "nowhere.wav"], "--wav: nowhere.wav: cannot be read"),
-        (["--wav", "x", "--chunk", "0"], "--chunk must be at least 6.25e-05 s; got 0"),
-        (["--wav", "x", "--chunk", "nan"], "--chunk must be .*; got nan"),
+        (["--wav", "x", "--chunk", "0"], "--chunk must be a finite .* 6.25e-05 s; got 0"),
+        (["--wav", "x", "--chunk", "nan"], "--chunk must be a finite number .*; got nan"),
         (["--wav", "x", "--say", "3a"], "--say must be digits such as 314; got '3a'"),
         (["--wav", __file__, "--say", "3"], "--wav must be a new file, with --say"),
         (["--wav", __file__], "--wav: .*: not a WAV file"),

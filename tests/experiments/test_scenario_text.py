@@ -170,8 +170,9 @@ def test_a_trained_model_writes_and_judges(book, tmp_path, capsys):
         (["--prompt", "Zü"], r"does not know \['Z', 'ü'\]"),
         (["--prompt", ""], "got nothing"),
         (["--characters", "0"], "--characters must be at least 1; got 0"),
-        (["--temperature", "-1"], "--temperature must be at least 0; got -1"),
-        (["--temperature", "nan"], "--temperature must be at least 0; got nan"),
+        (["--temperature", "-1"], "--temperature must be a finite number .* 0; got -1"),
+        (["--temperature", "nan"], "--temperature must be a finite number .* 0; got nan"),
+        (["--temperature", "inf"], "--temperature must be a finite number .* 0; got inf"),
         (["--seed", "-1"], r"--seed must be from 0 to 2\*\*63 - 1; got -1"),
         (["--file", "nowhere.txt"], "--file: nowhere.txt cannot be read"),
     ],
@@ -182,6 +183,14 @@ def test_what_it_cannot_do_is_said(book, more, message):
     run.task.add_arguments(parser)
     with pytest.raises(ConfigError, match=message):
         run.task.use(run.build_model(), parser.parse_args(more), 12)
+
+
+def test_a_prompt_is_not_ignored_where_a_file_is_judged(book, capsys):
+    parser = argparse.ArgumentParser()
+    build_task(book).add_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--prompt", "the", "--file", "x"])
+    assert "--file: not allowed with argument --prompt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

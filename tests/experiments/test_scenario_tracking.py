@@ -223,6 +223,7 @@ def test_what_cannot_be_followed_is_said(tmp_path):
     np.save(bad, np.zeros((4, 16, 15), np.uint8))
     for words, message in (
         (["--output", "out.txt"], "--output must be .* ends with .gif; got out.txt"),
+        (["--seed", "-1"], r"--seed must be from 0 to 2\*\*63 - 1; got -1"),
         (["--video", str(tmp_path / "x.npy")], "--video: .*x.npy: cannot be read"),
         (["--video", str(bad)], r"--video: .*bad.npy: expected the shape .*got \[4, 16, 15\]"),
     ):

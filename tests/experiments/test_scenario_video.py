@@ -388,6 +388,7 @@ def test_what_cannot_be_continued_is_said(tmp_path):
         (["--output", "out.png"], "--output must be .* ends with .gif; got out.png"),
         (["--output", str(tmp_path / "x/out.gif")], "--output must lie in a folder that exists"),
         (["--output", gif, "--frames", "0"], "--frames must be at least 1; got 0"),
+        (["--output", gif, "--seed", str(2**63)], "--seed must be from 0 to .* got 9223372036854"),
         (["--output", gif, "--video", str(bad)], "--video: .*bad.npy: cannot be read"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -124,6 +124,28 @@ def test_a_gradient_that_was_not_measured_is_not_called_zero(learned):
     assert "ratio" not in text
 
 
+@pytest.mark.parametrize(
+    ("task", "is_silent"),
+    [
+        ({"name": "text"}, True),
+        ({"name": "tracking"}, True),
+        ({"name": "copy_memory"}, True),
+        ({"name": "speech", "answer": "along"}, True),
+        ({"name": "speech", "answer": "after"}, False),
+        ({"name": "translation"}, False),
+        ({"name": "of another program"}, False),
+    ],
+)
+def test_of_a_first_step_with_a_loss_of_its_own_no_gradient_is_told(task, is_silent):
+    entries = [*arm(11, -2.0, YES), *arm(51, -10.0, NO), *arm(51, -0.1, YES, "x", "rnn")]
+    for entry in entries:
+        entry.record.config["task"] = task
+    text = said(entries)
+    assert "eeds that learned: 3 of 3 at T = 11, 0 of 3 at T = 51" in text
+    assert "Contrast at T = 51, x: solved 3/3" in text
+    assert ("gradient" not in text and "ratio" not in text) is is_silent
+
+
 def test_a_kernel_that_disagrees_with_torch_is_not_spoken_for():
     text = said(LADDER, kernel_check=kernel(gradients=2 * ROUNDING))
     assert "more than float32 rounding explains" in text

@@ -17,6 +17,7 @@ from experiments import checkpoint, interrupts, record
 from experiments.config import RunConfig
 from experiments.evaluation import evaluate
 from experiments.record import MetricsLog, Record, RecordError, RunTakenError, is_owned, owned
+from experiments.tasks.adding import AddingTask
 from experiments.train import Interrupted, load_run, train
 from tests.experiments.processes import OFTEN, SERVER, assert_same, make, outcome, small
 
@@ -61,6 +62,39 @@ def test_the_trained_model_can_be_loaded_from_the_folder(whole):
     run, model = load_run(whole)
     test = run.task.test_set(run.horizon, torch.Generator().manual_seed(run.evaluation.seed))
     assert evaluate(model, run, test) == Record.load(whole).result.test_error
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"optimizer": {"name": "sgd", "learning_rate": 1e30}},  # the error alone overflows
+        {"optimizer": {"name": "sgd", "learning_rate": 1e200}},
+        {  # weights overflow, and an accuracy is finite all the same
+            "task": {"name": "latch", "test_size": 20},
+            "optimizer": {"name": "sgd", "learning_rate": 1e200},
+        },
+    ],
+)
+def test_a_run_whose_last_update_diverges_ends_as_one_that_diverged_before(tmp_path, values):
+    folder = make(small(training={"steps": 1}, probe={"adjoint": {}}, **values), tmp_path)
+    done = Record.load(folder)
+    assert done.status == done.result.verdict == "diverged"
+    assert done.reason == "after step 1 the weights or the test error are not finite"
+    assert done.result.test_error is None
+    assert done.probes["adjoint"]["trained"] is None
+
+
+def test_there_is_no_look_at_weights_that_are_not_finite(tmp_path, monkeypatch):
+    seen = []
+
+    def looks(task, model, *_):
+        seen.append(all(p.isfinite().all() for p in model.parameters()))
+        return []
+
+    monkeypatch.setattr(AddingTask, "looks", looks)
+    optimizer = {"name": "sgd", "learning_rate": 1e200}
+    make(small(training={"steps": 3}, optimizer=optimizer, evaluation={"every": 1}), tmp_path)
+    assert seen == [True]
 
 
 def test_a_folder_without_a_checkpoint_has_no_model(tmp_path):

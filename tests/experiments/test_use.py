@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import figures, report, use, view
+from experiments import checkpoint, figures, report, tasks, use, view
 from experiments.config import RunConfig
 from experiments.evaluation import HeldOut, evaluate, verdict
 from experiments.fields import ConfigError
@@ -160,6 +160,26 @@ def test_every_kind_of_look_is_a_file_with_the_same_bytes_each_time(tmp_path):
         assert (np.asarray(picture) == LOOKS[1].pixels).all()
 
 
+@pytest.mark.parametrize("look", LOOKS, ids=lambda look: look.suffix)
+def test_a_look_that_is_half_written_is_none(look, tmp_path, monkeypatch):
+    save_looks([look], tmp_path, 1)
+    (before,) = saved_looks(tmp_path)[look.name].values()
+    content, save = before.read_bytes(), type(look).save
+
+    def cut_off(self, path):
+        save(self, path)
+        os.truncate(path, path.stat().st_size // 2)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(look), "save", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            save_looks([look], tmp_path, 1)
+    assert before.read_bytes() == content
+    save_looks([look], tmp_path, 1)
+    assert list((tmp_path / "looks").iterdir()) == [before]
+
+
 def test_a_trained_model_is_used_by_its_folder_or_that_of_its_study(finished, capsys):
     folder, _ = finished
     for each in (folder, folder.parent):
@@ -169,20 +189,65 @@ def test_a_trained_model_is_used_by_its_folder_or_that_of_its_study(finished, ca
     assert capsys.readouterr().err == "error: --number must be at least 0; got -1\n"
     with pytest.raises(SystemExit):
         use.main([str(folder), "--help"])
-    assert "--number" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith(
+        "usage: python -m experiments.use RUN [-h] --number NUMBER\n"
+    )
+
+
+def test_the_folder_of_what_is_used_may_be_relative(finished, capsys, monkeypatch):
+    folder, _ = finished
+    for here, word in ((folder, "."), (folder.parent, folder.name), (folder.parent, ".")):
+        monkeypatch.chdir(here)
+        assert use.main([word, "--number", "3"]) == 0
+    assert capsys.readouterr().out == 3 * "3 6 False\n"
 
 
 def test_what_cannot_be_used_is_said(tmp_path, capsys):
-    assert use.main([str(tmp_path / "x")]) == 1
-    assert capsys.readouterr().err == f"error: {tmp_path / 'x'} is missing\n"
+    for name, fault in (
+        ("x", "{} is missing"),
+        ("y", "{} is not a folder"),
+        ("", "no records in {}"),
+    ):
+        folder = tmp_path / name
+        (tmp_path / "y").write_text("")
+        assert use.main([str(folder)]) == 1
+        expected = f"error: RUN must be a run's folder, or a study's: {fault.format(folder)}\n"
+        assert capsys.readouterr().err == expected
     run = RunConfig.parse({**VALUES, "evaluation": {}})
     folder = tmp_path / run.folder_name
     train(run, folder)
     assert use.main([str(folder)]) == 1
     assert "task adding" in capsys.readouterr().err
+    (folder / "config.json").write_text("{")
+    (folder / "record.json").unlink()
+    assert use.main([str(folder)]) == 1
+    assert f"{folder}: no run that can be read" in capsys.readouterr().err
     (folder / "checkpoint.pt").unlink()
     assert use.main([str(folder)]) == 1
-    assert "must be the folder of a run that was trained" in capsys.readouterr().err
+    assert f"RUN must have a run that was trained; {folder} has none" in capsys.readouterr().err
+
+
+def test_a_model_whose_task_has_other_data_now_is_not_used(tmp_path, capsys):
+    book = tmp_path / "book.txt"
+    book.write_text("a cat sat on a mat. " * 40)
+    run = RunConfig.parse({**VALUES, "task": {"name": "text", "file": str(book)}})
+    folder = tmp_path / run.folder_name
+    train(run, folder)
+    book.write_text("a mat sat on a cat. " * 40)  # the same alphabet
+    tasks._built.cache_clear()  # as a new process does
+    assert use.main([str(folder)]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert f"{folder} cannot be used: the data of task text has changed" in error
+    assert str(book) in error
+
+
+def test_weights_that_do_not_fit_the_model_are_an_error_of_the_checkpoint(finished):
+    folder, _ = finished
+    state = checkpoint.load(folder)
+    del state["model"]["readout.bias"]
+    checkpoint.save(folder, state)
+    with pytest.raises(checkpoint.CheckpointError, match=r"does not fit.*readout\.bias"):
+        load_run(folder)
 
 
 @pytest.mark.parametrize("core", ["fused_rnn", "rnn", "lstm", "gru", "leaky", "antisymmetric"])
