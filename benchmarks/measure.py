@@ -117,7 +117,7 @@ def _measure(
     replays: dict[str, Work] = {}
     for name, work in works.items():
         admit(name, replays, lambda w=work: captured(w))
-    result |= {"graphed": timed(replays), "plans": _plans_of(case)}
+    result |= {"graphed": timed(replays), "plans": plans_of(case)}
     gc.collect()  # a graph's memory goes back with it
     return result
 
@@ -150,7 +150,7 @@ def _failure(error: Exception, device: str) -> str:
     return f"failed: {type(error).__name__}: {words}"
 
 
-def _plans_of(case: Case) -> dict[str, dict[str, Any]] | str:
+def plans_of(case: Case, card: str = "cuda") -> dict[str, dict[str, Any]] | str:
     """Return how FusedRNN's kernels run each pass of the last layer, or why that is not known.
 
     A training step has two passes: ``forward``, and ``backward``, which has no input product.
@@ -167,7 +167,7 @@ def _plans_of(case: Case) -> dict[str, dict[str, Any]] | str:
                 *(case.T, case.B, features, case.H),
                 dtype=getattr(torch, case.dtype),
                 directions=case.directions,
-                device="cuda",
+                device=card,
                 allow_tf32=case.tf32,
             )
         except (RuntimeError, ValueError) as error:

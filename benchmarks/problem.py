@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from benchmarks.cases import Case
-from rnn_cuda import FusedRNN, backend
+from rnn_cuda import FusedRNN
 
 TOLERANCE = {"float64": 1e-11, "float32": 1e-4, "bfloat16": 1.6e-2, "float16": 2e-3, "tf32": 2e-3}
 """Relative, norm-wise: two units in the last place for the half types; room for a thousand
@@ -93,6 +93,8 @@ class Problem:
         """
         if self._torch_computes_it:
             return self._work_in(torch.float64, nn.RNN)
+        from rnn_cuda import backend
+
         with backend.use("reference"):
             return self._work_in(torch.float64, FusedRNN)
 

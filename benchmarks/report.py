@@ -41,7 +41,8 @@ def command_line(module: str, arguments: Sequence[str] | None) -> str:
     """Return the command without its paths, which say nothing to others."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     for option in ("--output", "--page", "--commit"):
-        if option in words:
+        words = [word for word in words if not word.startswith(f"{option}=")]
+        while option in words:
             at = words.index(option)
             del words[at : at + 2]
     return " ".join(["python -m", module, *words])

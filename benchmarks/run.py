@@ -141,7 +141,7 @@ def _measure(
         seconds=options.seconds,
         quick=options.quick,
         # Compiles the kernels too, if need be, before anything is timed.
-        **ask_once(options.threads[0], options.device, "describe"),
+        **ask_once(options.threads[0], options.device, "contestants.describe", options.device),
     )
     for kind, result in _results(options, found, end):
         found[kind].append(result)
@@ -168,7 +168,9 @@ def _results(
         def start(threads: int = threads) -> Worker:
             return Worker(threads, options.device)
 
-        results = measure_all(cases, names, options.seconds, start, end=end, patience=patience)
+        results = measure_all(
+            cases, names, options.seconds, options.device, start, end=end, patience=patience
+        )
         for result in results:
             left.pop(Case.from_json(result["case"]).name, None)
             found["unmeasured"] = list(left)
@@ -179,13 +181,13 @@ def _results(
     if "accuracy" in options.suites:
         with contextlib.closing(Worker(options.threads[-1])) as worker:
             for case in accuracy_cases(quick=options.quick):
-                yield "accuracy", worker.ask("errors", case)
+                yield "accuracy", worker.ask("quality.errors_of", case)
     for threads in options.threads if points else []:
         for case in points:
             for name in [n for n in case.contestants if n in names]:
                 point = {"case": case.as_json(), "contestant": name, "threads": threads}
                 try:
-                    point["bytes"] = ask_once(threads, "cpu", "peak_bytes", case, name)
+                    point["bytes"] = ask_once(threads, "cpu", "quality.peak_bytes", case, name)
                 except WorkerError as error:
                     point["skipped"] = f"failed: {error}"
                 yield "memory", point

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import subprocess
@@ -27,10 +28,11 @@ from typing import Any
 import torch
 
 from benchmarks.cases import TABLE_SHAPES, Case
+from benchmarks.contestants.ours import Module
 from benchmarks.machine import REPOSITORY, git, usable_cores
-from benchmarks.problem import relative_error
+from benchmarks.problem import Problem, relative_error
 from benchmarks.tables import Table, duration, number, spread_of
-from benchmarks.timing import Work, geometric_mean, interleave, summarise
+from benchmarks.timing import Work, geometric_mean, interleave, seconds_by_clock, summarise
 from benchmarks.workers import Worker, WorkerError
 
 HERE = "."
@@ -53,6 +55,29 @@ def folder_of(revision: str) -> Iterator[Path]:
         yield Path(folder)
 
 
+# ---- in the process of a version -----------------------------------------------------------------
+
+_prepared: list[Work] = []
+
+
+def prepare(case: Case) -> list[torch.Tensor]:
+    """Make FusedRNN ready for :func:`run`; return its results."""
+    gc.enable()
+    _prepared[:] = [Module().prepare(Problem(case))]
+    results = [t.detach().clone() for t in _prepared[0].as_tensors(_prepared[0].run())]
+    gc.collect()
+    gc.disable()  # it would strike at random, in one version or the other
+    return results
+
+
+def run(repeats: int) -> float:
+    """Do what was prepared so many times; return the seconds of one."""
+    return seconds_by_clock(_prepared[0].run, repeats)
+
+
+# ---- in this one ---------------------------------------------------------------------------------
+
+
 def compare(workers: dict[str, Worker], case: Case, threads: int, seconds: float) -> dict[str, Any]:
     """Return times and ratio of a case, and how far apart its results are.
 
@@ -68,11 +93,11 @@ def compare(workers: dict[str, Worker], case: Case, threads: int, seconds: float
     results, works = {}, {}
     for name, worker in workers.items():
         try:
-            results[name] = worker.ask("prepare", case)
+            results[name] = worker.ask("versions.prepare", case)
         except WorkerError as error:
             raise WorkerError(f"{_place(case, threads)}, {name}: {error}") from error
         # Each is a runtime of its own: the other's threads get time to go to sleep.
-        works[name] = Work(lambda n=1, w=worker: w.ask("run", n), runtime=name)
+        works[name] = Work(lambda n=1, w=worker: w.ask("versions.run", n), runtime=name)
     try:
         samples, _ = interleave(works, seconds, lambda run, repeats: run(repeats))
     except WorkerError as error:

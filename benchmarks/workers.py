@@ -2,14 +2,14 @@
 
     python -m benchmarks.workers FD THREADS DEVICE [FOLDER]
 
-is one: a request comes through the socket FD, and its answer goes back. What libraries print stays
-on the terminal. With FOLDER, ``rnn_cuda`` is that folder's; ``benchmarks`` is this checkout's.
+is one: a request comes through the socket FD, and its answer goes back. A request is a function's
+name and arguments. With FOLDER, ``rnn_cuda`` is that folder's; ``benchmarks`` is this checkout's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
+import importlib
 import os
 import pickle
 import socket
@@ -67,7 +67,7 @@ class Worker:
             raise
 
     def ask(self, request: str, *arguments: Any, patience: float | None = None) -> Any:
-        """Return the answer to a request: the name of one of `Server`'s methods, and arguments.
+        """Return what a function such as ``quality.errors_of`` returns in that process.
 
         Raises:
             WorkerError: there is none, and this worker is of no more use.
@@ -106,6 +106,7 @@ def measure_all(
     cases: Sequence[Case],
     names: Sequence[str],
     seconds: float,
+    device: str,
     start: Callable[[], Worker],
     *,
     end: float | None = None,
@@ -121,7 +122,8 @@ def measure_all(
         names: who takes part.
         seconds: for the rounds of each case; with ``end`` the most for one, and what is left is
             shared out each time.
-        start: starts a worker.
+        device: "cpu" or "cuda".
+        start: starts a worker for it.
         end: when the time is over, by `time.monotonic`. A case is not begun where the longest one
             before it would be cut off, and not yielded if it is.
         patience: seconds that one case may take.
@@ -140,7 +142,7 @@ def measure_all(
             allowed = None if patience is None else min(patience, left)
             worker = worker or start()
             try:
-                yield worker.ask("measure", case, names, share, patience=allowed)
+                yield worker.ask("measure.measure", case, names, share, device, patience=allowed)
             except WorkerError as error:
                 if allowed is not None and allowed < (patience or 0) and "hung" in str(error):
                     return  # not the case's fault: the time is over
@@ -164,70 +166,6 @@ def share_of(left: float, cases: int) -> float:
 # ---- the other side ------------------------------------------------------------------------------
 
 
-class Server:
-    """What a worker can be asked."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self._run: Callable[[], Any] = lambda: None
-
-    def describe(self) -> dict[str, Any]:
-        """Return who can run here, and on which backend our own operators do."""
-        import torch
-
-        from benchmarks.contestants import CONTESTANTS
-        from rnn_cuda import backend
-
-        contestants = {}
-        for name, contestant in CONTESTANTS.items():
-            missing = contestant.missing(self.device)
-            version = None if missing else contestant.version()
-            contestants[name] = {"title": contestant.title, "missing": missing, "version": version}
-        native = backend.use_native(self.device, torch.float32)
-        why_not = backend.describe()["why_not_native"]
-        return {
-            "contestants": contestants,
-            "backend": "native" if native else f"reference ({why_not})",
-        }
-
-    def measure(self, case: Case, names: Sequence[str], seconds: float) -> dict[str, Any]:
-        """Return `benchmarks.measure.measure` of a case."""
-        from benchmarks.measure import measure
-
-        return measure(case, names, seconds, self.device)
-
-    def errors(self, case: Any) -> dict[str, Any]:
-        """Return `benchmarks.quality.errors_of` a case."""
-        from benchmarks.quality import errors_of
-
-        return errors_of(case)
-
-    def peak_bytes(self, case: Case, name: str) -> int:
-        """Return `benchmarks.quality.peak_bytes`; in a process that did nothing before."""
-        from benchmarks.quality import peak_bytes
-
-        return peak_bytes(case, name)
-
-    def prepare(self, case: Case) -> list[Any]:
-        """Make FusedRNN ready for :meth:`run`; return its results."""
-        from benchmarks.contestants.ours import Module
-        from benchmarks.problem import Problem
-
-        gc.enable()
-        work = Module().prepare(Problem(case))
-        self._run = work.run
-        results = [t.detach().clone() for t in work.as_tensors(work.run())]
-        gc.collect()
-        gc.disable()  # it would strike at random, in one version or the other
-        return results
-
-    def run(self, repeats: int) -> float:
-        """Do what was prepared so many times; return the seconds of one."""
-        from benchmarks.timing import seconds_by_clock
-
-        return seconds_by_clock(self._run, repeats)
-
-
 def main() -> None:
     """Answer requests until there are no more."""
     descriptor, threads, device, *folder = sys.argv[1:]
@@ -235,7 +173,6 @@ def main() -> None:
     if device == "cpu":
         os.sched_setaffinity(0, usable_cores()[: int(threads)])
     sys.path[:0] = folder  # too late for `benchmarks`, which it has as well
-    server = Server(device)
 
     def answer(kind: str, value: Any) -> None:
         pipe.send_bytes(pickle.dumps((kind, value)))
@@ -253,7 +190,9 @@ def main() -> None:
         answer("answer", None)
         while True:
             request, arguments = pickle.loads(pipe.recv_bytes())
-            answer("answer", getattr(server, request)(*arguments))
+            module, _, function = request.partition(".")
+            function = getattr(importlib.import_module(f"benchmarks.{module}"), function)
+            answer("answer", function(*arguments))
     except EOFError:
         pass
     except Exception as error:

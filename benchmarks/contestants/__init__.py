@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
 from benchmarks.contestants import (
     flashrnn,
     jax,
@@ -18,3 +22,17 @@ CONTESTANTS: dict[str, Contestant] = {
     for module in (torch_modules, ours, torch_loops, jax, onnxruntime, keras, flashrnn)
     for contestant in module.CONTESTANTS
 }
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Return who can run here, and on which backend our own operators do."""
+    from rnn_cuda import backend
+
+    contestants = {}
+    for name, contestant in CONTESTANTS.items():
+        missing = contestant.missing(device)
+        version = None if missing else contestant.version()
+        contestants[name] = {"title": contestant.title, "missing": missing, "version": version}
+    native = backend.use_native(device, torch.float32)
+    words = "native" if native else f"reference ({backend.describe()['why_not_native']})"
+    return {"contestants": contestants, "backend": words}

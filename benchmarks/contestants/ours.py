@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from benchmarks.contestants.base import Contestant, PlainContestant
 from benchmarks.problem import Problem, module_of, module_work, torch_work
 from benchmarks.timing import Work
-from rnn_cuda import FusedRNN, backend
-from rnn_cuda.functional import elman_rnn
+from rnn_cuda import FusedRNN  # no more here: `benchmarks.versions` runs older packages too
 
 
 class Module(Contestant):
@@ -58,6 +57,8 @@ class Function(PlainContestant):
         return Work(torch_work(problem, lambda x: self.call(x, weights, f), weights))
 
     def call(self, x: Tensor, weights: list[nn.Parameter], f: str) -> Tensor:
+        from rnn_cuda.functional import elman_rnn
+
         return elman_rnn(x, None, *weights, nonlinearity=f)[0]
 
 
@@ -68,6 +69,8 @@ class Operator(Function):
     title = "operator"
 
     def missing(self, device: str) -> str | None:
+        from rnn_cuda import backend
+
         try:
             native = backend.use_native(device, torch.float32)
         except backend.NativeBackendError as error:

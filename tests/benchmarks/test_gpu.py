@@ -11,9 +11,15 @@ from pathlib import Path
 import pytest
 
 import benchmarks.gpu.__main__ as gpu
+from benchmarks import report
+from benchmarks.cases import Case
+from benchmarks.gates import gate_table
 from benchmarks.gpu import build, floor
 from benchmarks.gpu.stages import SECONDS, Runner, Stage
 from benchmarks.machine import REPOSITORY
+from benchmarks.measure import plans_of
+from benchmarks.tables import number, speed_table
+from benchmarks.timing import summarise
 from rnn_cuda._toolchain import find_cxx
 
 
@@ -162,6 +168,32 @@ def test_a_run_leaves_results_and_log_named_after_card_and_date(tmp_path, monkey
     assert "| tests | FAILED |" in (folder / "results.md").read_text()
     assert capsys.readouterr().out.splitlines()[-1].startswith("FAILED in")
     assert gpu.main(["--render", str(folder / "results.json")]) == 0
+
+
+def test_a_cards_results_are_shown_with_plan_target_and_floor_and_gated():
+    case = Case("middle", 512, 32, 512, 512, "train", dtype="bfloat16")
+    times = summarise({"torch_rnn": [5e-3], "fused_rnn": [1e-3]}, "torch_rnn")
+    timing = {"case": case.as_json(), "tokens": 512 * 32, "plans": plans_of(case, "H200")}
+    timing |= {"contestants": times, "graphed": times}
+    lines = floor.pass_lines(case, timing["plans"])
+    assert lines["forward"].startswith("512 32 512 512 1 2 1 1 ")  # bfloat16, cluster, tensor core
+    assert lines["backward"].startswith("512 32 0 512 1 2 1 1 ")  # no input product
+    rates = {"bfloat16": 5e14, "copy": 3e12}
+    floors = {case.name: floor.floor_of(case, timing, 2e-4, rates, 132)}
+    recurrent, others = case.operations()
+    share = timing["plans"]["forward"]["blocks"] * timing["plans"]["forward"]["batch_tiles"] / 132
+    expected = 2e-4 + recurrent / (5e14 * share) + max(others / 5e14, 8 * 2 * 512**2 * 32 / 3e12)
+    assert floors[case.name]["seconds"] == pytest.approx(expected)
+    about = {name: {"title": name, "missing": None, "version": None} for name in times}
+    found = report.empty_results(device="cuda", quick=False, contestants=about)
+    found |= {"timings": [timing], "floor": {"cases": floors}, "unmeasured": ["another"]}
+    table = speed_table(found, "middle")
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (row["target"], row["in graphs"], row["plan"][:7]) == ("4.00", "5.00", "cluster")
+    assert (row["planned"][-2:], row["time / floor"]) == ("us", number(1e-3 / expected))
+    holds = {words[0]: words[1] for words in gate_table(found).rows}
+    assert holds["ratio / target at least 1"] == holds["no ratio below 1"] == "yes"
+    assert (holds["within 2 times the floor"], holds["everything measured"]) == ("NO", "NO")
 
 
 def test_nothing_but_torch_numpy_ninja_and_pytest_is_needed():

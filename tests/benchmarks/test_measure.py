@@ -131,7 +131,7 @@ def test_a_graph_is_timed_only_if_its_replay_writes_the_right_numbers(monkeypatc
     monkeypatch.setattr(measure, "captured", captured)
     monkeypatch.setattr(measure, "seconds_by_events", timing.seconds_by_clock)
     monkeypatch.setattr(measure, "Problem", lambda case, device: Problem(case))
-    monkeypatch.setattr(measure, "_plans_of", lambda case: "no plan")
+    monkeypatch.setattr(measure, "plans_of", lambda case: "no plan")
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     case = replace(TINY, suite="small")
     result = measure.measure(case, case.contestants, 0.0, "cuda")

@@ -20,7 +20,7 @@ class FakeWorker:
     def __init__(self, ends=(), hangs=(), seconds=0.0):
         self.ends, self.hangs, self.seconds, self.closed = ends, hangs, seconds, False
 
-    def ask(self, request, case, names, share, patience=None):
+    def ask(self, request, case, names, share, device, patience=None):
         time.sleep(self.seconds)
         if case.T in self.ends:
             raise WorkerError("the measuring process ended with signal 11")
@@ -40,7 +40,7 @@ def measured(cases=CASES, **options):
         started.append(FakeWorker(**options))
         return started[-1]
 
-    results = list(measure_all(cases, ["fused_rnn"], 0.1, start, **limits))
+    results = list(measure_all(cases, ["fused_rnn"], 0.1, "cpu", start, **limits))
     assert all(worker.closed for worker in started)
     return results, len(started)
 
@@ -77,18 +77,18 @@ def test_early_cases_get_more_time_than_late_ones_and_all_get_some():
 
 def test_a_worker_answers_dies_and_hangs():
     with contextlib.closing(Worker(1)) as worker:
-        assert worker.ask("run", 1) >= 0
+        assert worker.ask("timing.geometric_mean", [2.0, 8.0]) == 4.0
         os.kill(worker._process.pid, signal.SIGSTOP)
         with pytest.raises(WorkerError, match="hung: killed after 0 s"):
-            worker.ask("run", 1, patience=0.2)
+            worker.ask("timing.geometric_mean", [1.0], patience=0.2)
         os.kill(worker._process.pid, signal.SIGKILL)
         with pytest.raises(WorkerError, match="ended with signal 9"):
-            worker.ask("run", 1)
+            worker.ask("timing.geometric_mean", [1.0])
 
 
 def test_peak_memory_counts_what_a_training_step_holds():
     case = Case("memory", 512, 32, 4, 128, "train")  # a unit of 8 MiB
-    units = ask_once(1, "cpu", "peak_bytes", case, "torch_rnn") / memory_unit(case)
+    units = ask_once(1, "cpu", "quality.peak_bytes", case, "torch_rnn") / memory_unit(case)
     assert 1 < units < 12  # the states themselves; torch keeps about five such sequences
     with pytest.raises(WorkerError, match="KeyError: 'nobody'"):
-        ask_once(1, "cpu", "peak_bytes", case, "nobody")
+        ask_once(1, "cpu", "quality.peak_bytes", case, "nobody")
