@@ -34,22 +34,22 @@ LOOKS: dict[str, tuple[str, str]] = {
 MODES = {"forward": "forward", "train": "training step"}
 
 
-def draw(found: Results, folder: Path) -> list[str]:
+def draw(results: Results, folder: Path) -> list[str]:
     """Draw it if there are results for it, without a display; return the names of the bitmaps."""
     with mpl.rc_context({**plots.STYLE, "legend.fontsize": 8.5}):
-        figure = ratio_by_shape(found)
+        figure = ratio_by_shape(results)
         if figure is None:
             return []
         figure.savefig(folder / "ratio_by_shape.png")
     return ["ratio_by_shape.png"]
 
 
-def ratio_by_shape(found: Results) -> Figure | None:
+def ratio_by_shape(results: Results) -> Figure | None:
     """Return the main table: a row for each shape, a panel for each mode; None without results."""
-    timings = timings_of(found, "table")
+    timings = timings_of(results, "table")
     if not timings:
         return None
-    contestants = found["contestants"]
+    contestants = results["contestants"]
     shapes = list(dict.fromkeys(case.shape_text for case, _ in timings))
     counts = sorted({timing["threads"] for _, timing in timings})
     figure = Figure(figsize=(8.6, 1.9 + 0.42 * len(shapes)), layout="constrained")

@@ -32,10 +32,10 @@ Check = tuple[str, float | None, bool]
 """What for, the number, and whether it holds; without a number there is nothing to hold."""
 
 
-def gate_table(found: Mapping[str, Any]) -> Table:
+def gate_table(results: Mapping[str, Any]) -> Table:
     """Return every gate that there are results for."""
     rows = []
-    for what, checks in () if found["quick"] else _gates(found):
+    for what, checks in () if results["quick"] else _gates(results):
         checks = [check for check in checks if check[1] is not None]
         failures = [f"{name}: {number(value)}" for name, value, holds in checks if not holds]
         if not checks:
@@ -45,15 +45,15 @@ def gate_table(found: Mapping[str, Any]) -> Table:
             more = "; ..." if len(failures) > 8 else ""
             words = f"{len(failures)} of {len(checks)} do not: {'; '.join(failures[:8])}{more}"
         rows.append((what, "NO" if failures else "yes", words))
-    if rows and found["unmeasured"]:
-        rows.append(("everything measured", "NO", f"{len(found['unmeasured'])} cases were not"))
+    if rows and results["unmeasured"]:
+        rows.append(("everything measured", "NO", f"{len(results['unmeasured'])} cases were not"))
     return Table("Gates", ("what must hold", "holds", ""), rows)
 
 
-def _gates(found: Mapping[str, Any]) -> Iterator[tuple[str, Iterable[Check]]]:
-    timed = [(c, t, r) for c, t in timings_of(found) if (r := ratio_of(t, c.ours)) is not None]
+def _gates(results: Mapping[str, Any]) -> Iterator[tuple[str, Iterable[Check]]]:
+    timed = [(c, t, r) for c, t in timings_of(results) if (r := ratio_of(t, c.ours)) is not None]
     names = {id(t): f"{c.name} {t.get('threads') or ''}".strip() for c, t, _ in timed}
-    on_gpu = found["device"] == "cuda"
+    on_gpu = results["device"] == "cuda"
     within = 1.0 if on_gpu else WITHIN
     targets = [(t, r, target_of(c, t.get("threads"))) for c, t, r in timed]
     yield (
@@ -86,16 +86,19 @@ def _gates(found: Mapping[str, Any]) -> Iterator[tuple[str, Iterable[Check]]]:
         f"at least {FLASHRNN_TARGET:g} times as fast as FlashRNN",
         [(names[id(t)], r, (r or 0) >= FLASHRNN_TARGET) for t, r in flash],
     )
-    floors = [(t, over_floor(found, c, t)) for c, t, _ in timed]
+    floors = [(t, over_floor(results, c, t)) for c, t, _ in timed]
     yield (
         f"within {FLOOR_TARGET:g} times the floor",
         [(names[id(t)], times, (times or 0) <= FLOOR_TARGET) for t, times in floors],
     )
     yield (
         f"errors at most {ERROR_GATE:.0e} wherever torch.nn.RNN's are",
-        [(r["case"]["name"], _largest(r["errors"][OURS]), r["passed"]) for r in found["accuracy"]],
+        [
+            (r["case"]["name"], _largest(r["errors"][OURS]), r["passed"])
+            for r in results["accuracy"]
+        ],
     )
-    points = [(Case.from_json(p["case"]), p) for p in found["memory"] if p["contestant"] == OURS]
+    points = [(Case.from_json(p["case"]), p) for p in results["memory"] if p["contestant"] == OURS]
     units = [
         (c, p, p.get("bytes", float("inf")) / memory_unit(c))
         for c, p in points

@@ -49,7 +49,7 @@ def measure(
     Returns:
         JSON-ready: ``contestants`` (and ``graphed``), by name either times and ratios
         (`timing.summarise`) or ``{"skipped": why}``; and what the machine did meanwhile. A case
-        that cannot be set up, such as for want of memory, has ``failed`` instead.
+        that cannot be set up, such as one too large for the memory, has ``failed`` instead.
 
     Raises:
         RuntimeError: the device is lost for this process.
@@ -133,7 +133,7 @@ def _timed(
         name: {**summary, "rounds": len(samples[name]), "repeats": repeats[name]}
         for name, summary in summarise(samples, case.baseline).items()
     }
-    if case.ours in samples and "flashrnn" in samples:  # the other one with a target of its own
+    if case.ours in samples and "flashrnn" in samples:  # for which there is a target too
         pairs = zip(samples["flashrnn"], samples[case.ours], strict=True)
         outcome[case.ours]["over_flashrnn"] = median_of([theirs / own for theirs, own in pairs])
     return outcome

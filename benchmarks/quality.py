@@ -115,7 +115,7 @@ MEMORY_GATE = 1.2
 """Allowed peak of FusedRNN's training step, in units of T * B * H * 4 bytes."""
 
 MEMORY_GATE_FROM = 32 * 2**20
-"""Bytes of a unit from which on the gate holds; below, what does not grow with T tells more."""
+"""The gate holds where a unit has so many bytes; below, most memory does not grow with T."""
 
 
 def memory_unit(case: Case) -> int:

@@ -43,12 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         render(load(options.render), options.render.parent, options.page)
         return 0
     try:
-        found, folder = _measure(options, arguments)
+        results, folder = _measure(options, arguments)
     except WorkerError as error:
         print(f"{error}; see its output above")
         return 1
-    render(found, folder, options.page)
-    line, faults = verdict_of(found)
+    render(results, folder, options.page)
+    line, faults = verdict_of(results)
     print(line)
     return 1 if faults and options.device == "cuda" else 0
 
@@ -132,7 +132,7 @@ def _measure(
         QUICK_FOLDER if options.quick else unused(RESULTS_FOLDER / machine.folder_name(about))
     )
     folder.mkdir(parents=True, exist_ok=True)
-    found = empty_results(
+    results = empty_results(
         command=command_line("benchmarks.run", arguments),
         device=options.device,
         machine=about,
@@ -143,21 +143,21 @@ def _measure(
         # Compiles the kernels too, if need be, before anything is timed.
         **ask_once(options.threads[0], options.device, "contestants.describe", options.device),
     )
-    for kind, result in _results(options, found, end):
-        found[kind].append(result)
+    for kind, result in _results(options, results, end):
+        results[kind].append(result)
         print(_progress(kind, result), flush=True)
-        save(found, folder)
-    found["complete"] = True
-    save(found, folder)
+        save(results, folder)
+    results["complete"] = True
+    save(results, folder)
     # What the file holds, so that rendering it again gives the same tables to the last digit.
     return load(folder / FILE), folder
 
 
 def _results(
-    options: argparse.Namespace, found: dict[str, Any], end: float | None
+    options: argparse.Namespace, results: dict[str, Any], end: float | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the list a result belongs in, and the result."""
-    names = [n for n in options.contestants if not found["contestants"][n]["missing"]]
+    names = [n for n in options.contestants if not results["contestants"][n]["missing"]]
     cases = cases_of(options.suites, quick=options.quick)
     points = [case for case in cases if case.suite in ("memory", "hvp")]
     cases = [case for case in cases if case.suite != "memory"]
@@ -168,16 +168,16 @@ def _results(
         def start(threads: int = threads) -> Worker:
             return Worker(threads, options.device)
 
-        results = measure_all(
+        measured = measure_all(
             cases, names, options.seconds, options.device, start, end=end, patience=patience
         )
-        for result in results:
+        for result in measured:
             left.pop(Case.from_json(result["case"]).name, None)
-            found["unmeasured"] = list(left)
+            results["unmeasured"] = list(left)
             if options.device == "cpu":
                 result.setdefault("threads", threads)
             yield "timings", result
-        found["unmeasured"] = list(left)
+        results["unmeasured"] = list(left)
     if "accuracy" in options.suites:
         with contextlib.closing(Worker(options.threads[-1])) as worker:
             for case in accuracy_cases(quick=options.quick):
@@ -214,13 +214,13 @@ def _progress(kind: str, result: dict[str, Any]) -> str:
     return f"{start}: {', '.join(words)}"
 
 
-def verdict_of(found: dict[str, Any]) -> tuple[str, list[str]]:
+def verdict_of(results: dict[str, Any]) -> tuple[str, list[str]]:
     """Return a line on the timings, and the cases in which FusedRNN itself is at fault.
 
     A capture in a graph that fails is FusedRNN's fault only where torch.nn.RNN can be captured.
     """
     faults, ratios = [], []
-    for timing in found["timings"]:
+    for timing in results["timings"]:
         case = Case.from_json(timing["case"])
         if "failed" in timing:
             faults.append(f"{case.name}: {timing['failed']}")
@@ -231,12 +231,12 @@ def verdict_of(found: dict[str, Any]) -> tuple[str, list[str]]:
             if "skipped" in entry and (launch == "contestants" or comparable):
                 faults.append(f"{case.name}: {entry['skipped']}")
         ratios += filter(None, [ratio_of(timing, case.ours)])
-    planned = len(found["timings"]) + len(found["unmeasured"])
+    planned = len(results["timings"]) + len(results["unmeasured"])
     if planned and not ratios:
         return f"none of {planned} cases was timed", faults or ["nothing was timed"]
     mean = number(geometric_mean(ratios)) if ratios else "-"
     slower = sum(ratio < 1 for ratio in ratios)
-    line = f"{len(found['timings'])} of {planned} cases, geometric mean {mean}, {slower} below 1"
+    line = f"{len(results['timings'])} of {planned} cases, geometric mean {mean}, {slower} below 1"
     return "; ".join([line, *(["wrong: " + "; ".join(faults[:3])] if faults else [])]), faults
 
 

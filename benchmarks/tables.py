@@ -51,9 +51,9 @@ def escaped(text: str) -> str:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def timings_of(found: Results, *suites: str) -> list[tuple[Case, Timing]]:
+def timings_of(results: Results, *suites: str) -> list[tuple[Case, Timing]]:
     """Return the timings of some suites or all, by case and threads, without those that failed."""
-    pairs = [(Case.from_json(t["case"]), t) for t in found["timings"] if "failed" not in t]
+    pairs = [(Case.from_json(t["case"]), t) for t in results["timings"] if "failed" not in t]
     pairs = [(case, t) for case, t in pairs if not suites or case.suite in suites]
     order = {case: index for index, (case, _) in reversed(list(enumerate(pairs)))}
     return sorted(pairs, key=lambda pair: (order[pair[0]], pair[1].get("threads") or 0))
@@ -69,9 +69,9 @@ def ratio_of(timing: Timing, name: str, launch: str = "contestants") -> float | 
     return timing.get(launch, {}).get(name, {}).get("ratio", {}).get("median")
 
 
-def over_floor(found: Results, case: Case, timing: Timing) -> float | None:
+def over_floor(results: Results, case: Case, timing: Timing) -> float | None:
     """Return our time over the floor, in a graph where there is one; None where there is none."""
-    floor = ((found.get("floor") or {}).get("cases") or {}).get(case.name)
+    floor = ((results.get("floor") or {}).get("cases") or {}).get(case.name)
     ours = seconds_of(timing, case.ours, "graphed") or seconds_of(timing, case.ours)
     return ours / floor["seconds"] if floor and ours else None
 
@@ -141,10 +141,10 @@ def _plan_cells(case: Case, timing: Timing) -> tuple[str, str]:
 # ---- times ---------------------------------------------------------------------------------------
 
 
-def speed_table(found: Results, suite: str) -> Table:
+def speed_table(results: Results, suite: str) -> Table:
     """Return everything that is known of the times of a suite; columns without a number go."""
-    timings = timings_of(found, suite)
-    titles = {name: about["title"] for name, about in found["contestants"].items()}
+    timings = timings_of(results, suite)
+    titles = {name: about["title"] for name, about in results["contestants"].items()}
     rows: list[dict[str, str]] = []
     for case, timing in timings:
         ours, peak = seconds_of(timing, case.ours), timing.get("at_peak")
@@ -165,7 +165,7 @@ def speed_table(found: Results, suite: str) -> Table:
                 "share of peak": number(peak / ours if ours and peak else None),
                 "cost of a token": number(_token_cost(case, timing)),
                 "in graphs": number(ratio_of(timing, case.ours, "graphed")),
-                "time / floor": number(over_floor(found, case, timing)),
+                "time / floor": number(over_floor(results, case, timing)),
                 "plan": plan,
                 "planned": planned,
                 **{f"{titles[name]}'s ratio": number(ratio_of(timing, name)) for name in others},
@@ -176,10 +176,10 @@ def speed_table(found: Results, suite: str) -> Table:
     return Table(TITLES[suite], columns, [[row.get(c, "-") for c in columns] for row in rows])
 
 
-def summary_table(found: Results) -> Table:
+def summary_table(results: Results) -> Table:
     """Return a line for each suite, mode and number of threads."""
     groups: dict[tuple[str, str, str], list[tuple[float, Case]]] = {}
-    for case, timing in timings_of(found):
+    for case, timing in timings_of(results):
         ratio = ratio_of(timing, case.ours)
         if ratio is not None:
             key = case.suite, case.mode, str(timing.get("threads") or "-")
@@ -198,7 +198,7 @@ def summary_table(found: Results) -> Table:
 # ---- errors and memory ---------------------------------------------------------------------------
 
 
-def accuracy_table(found: Results) -> Table:
+def accuracy_table(results: Results) -> Table:
     """Return the errors of FusedRNN and torch.nn.RNN."""
 
     def cell(errors: Mapping[str, float | None], quantity: str) -> str:
@@ -207,10 +207,11 @@ def accuracy_table(found: Results) -> Table:
         error = errors[quantity]
         return "inf" if error is None else f"{error:.1e}" if error else "0"
 
-    results = found["accuracy"]
-    quantities = list(dict.fromkeys(q for result in results for q in result["errors"][OURS]))
+    quantities = list(
+        dict.fromkeys(q for result in results["accuracy"] for q in result["errors"][OURS])
+    )
     rows = []
-    for result in results:
+    for result in results["accuracy"]:
         case, errors = result["case"], result["errors"]
         cells = [f"{cell(errors[OURS], q)} / {cell(errors[BASELINE], q)}" for q in quantities]
         shape = ", ".join(str(case[size]) for size in "TBIH")
@@ -223,21 +224,21 @@ def accuracy_table(found: Results) -> Table:
     return Table("Errors against float64, FusedRNN / torch.nn.RNN", columns, rows, note)
 
 
-def memory_table(found: Results) -> Table:
+def memory_table(results: Results) -> Table:
     """Return the peak memory of a training step and of a Hessian-vector product."""
     by_case: dict[tuple[Case, int], dict[str, str]] = {}
-    for point in found["memory"]:
+    for point in results["memory"]:
         case, text = Case.from_json(point["case"]), "failed"
         if "bytes" in point:
             units = number(point["bytes"] / memory_unit(case))
             text = f"{number(point['bytes'] / 2**20)} ({units})"
         by_case.setdefault((case, point["threads"]), {})[point["contestant"]] = text
-    names = list(dict.fromkeys(point["contestant"] for point in found["memory"]))
+    names = list(dict.fromkeys(point["contestant"] for point in results["memory"]))
     rows = [
         (case.shape_text, case.mode, str(threads), *(cells.get(name, "-") for name in names))
         for (case, threads), cells in by_case.items()
     ]
-    titles = [found["contestants"][name]["title"] for name in names]
+    titles = [results["contestants"][name]["title"] for name in names]
     note = (
         "MiB by which the resident size of a fresh process grows at its peak, and in brackets in "
         "sequences of states, T*B*H*4 bytes."
@@ -248,44 +249,44 @@ def memory_table(found: Results) -> Table:
 # ---- everything ----------------------------------------------------------------------------------
 
 
-def stage_table(found: Results) -> Table:
+def stage_table(results: Results) -> Table:
     """Return what became of each stage of a run on a GPU."""
     rows = []
-    for stage in found.get("stages", []):
+    for stage in results.get("stages", []):
         failed = stage["status"] == "failed" and stage["required"]
         verdict = "FAILED" if failed else stage["status"]
         rows.append((stage["name"], verdict, f"{stage['seconds']:.0f}", stage["note"]))
     return Table("Stages", ("stage", "verdict", "s", ""), rows)
 
 
-def not_timed_table(found: Results) -> Table:
+def not_timed_table(results: Results) -> Table:
     """Return who was not timed, and why; each reason once, with one of its cases."""
     reasons: dict[tuple[str, str], list[str]] = {}
-    for timing in found["timings"]:
+    for timing in results["timings"]:
         name = Case.from_json(timing["case"]).name
         if "failed" in timing:
             reasons.setdefault(("everyone", timing["failed"]), []).append(name)
         for launch, words in (("contestants", ""), ("graphed", ", in a graph")):
             for contestant, entry in timing.get(launch, {}).items():
                 if "skipped" in entry:
-                    who = found["contestants"][contestant]["title"] + words
+                    who = results["contestants"][contestant]["title"] + words
                     reasons.setdefault((who, str(entry["skipped"])), []).append(name)
-    for name in found["unmeasured"]:
+    for name in results["unmeasured"]:
         reasons.setdefault(("everyone", "no time was left"), []).append(name)
-    for about in found["contestants"].values():
+    for about in results["contestants"].values():
         if about["missing"]:
             reasons[about["title"], about["missing"]] = ["any case"]
     rows = [(who, why, str(len(names)), names[0]) for (who, why), names in reasons.items()]
     return Table("Not timed", ("who", "why", "cases", "such as"), rows)
 
 
-def tables_of(found: Results) -> list[Table]:
+def tables_of(results: Results) -> list[Table]:
     """Return every table that has a row, but for the gates."""
-    suites = {case.suite for case, _ in timings_of(found)}
+    suites = {case.suite for case, _ in timings_of(results)}
     order = [name for device in ("cpu", "cuda") for name in SUITES[device] if name in suites]
     tables = [
-        *(stage_table(found), summary_table(found)),
-        *(speed_table(found, suite) for suite in order),
-        *(accuracy_table(found), memory_table(found), not_timed_table(found)),
+        *(stage_table(results), summary_table(results)),
+        *(speed_table(results, suite) for suite in order),
+        *(accuracy_table(results), memory_table(results), not_timed_table(results)),
     ]
     return [table for table in tables if table.rows]

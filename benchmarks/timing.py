@@ -111,7 +111,7 @@ def interleave(
         repeats: calls per sample, by name.
     """
     gc.collect()
-    gc.disable()  # it would strike at random, and whoever allocates most
+    gc.disable()  # a collection would disturb one of them at random
     try:
         # The shorter of two calls, never zero.
         single = {

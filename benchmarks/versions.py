@@ -6,8 +6,8 @@
 Each version runs in a process of its own, from a copy of its commit, with its kernels compiled (and
 kept in the usual cache). The processes are bound to the same cores and take turns, A B A B; the
 ratio is the old version's time over the new one's, the median over rounds with its confidence
-interval of 95 %. Differences between two processes that have nothing to do with the code, such as
-where their memory lies, come to a few percent: a version against itself shows how many.
+interval of 95 %. Two processes differ by a few percent even with the same code, for example by
+where their memory lies. A version against itself shows how much.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def prepare(case: Case) -> list[torch.Tensor]:
     _prepared[:] = [Module().prepare(Problem(case))]
     results = [t.detach().clone() for t in _prepared[0].as_tensors(_prepared[0].run())]
     gc.collect()
-    gc.disable()  # it would strike at random, in one version or the other
+    gc.disable()  # a collection would disturb one of the versions at random
     return results
 
 
@@ -128,10 +128,10 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a.contiguous().view(words), b.contiguous().view(words))
 
 
-def table_of(found: Sequence[dict[str, Any]], old: str, new: str) -> Table:
+def table_of(results: Sequence[dict[str, Any]], old: str, new: str) -> Table:
     """Return the results for people."""
     rows = []
-    for each in found:
+    for each in results:
         case = Case.from_json(each["case"])
         rows.append(
             (
@@ -141,7 +141,7 @@ def table_of(found: Sequence[dict[str, Any]], old: str, new: str) -> Table:
                 "the same" if each["same_bits"] else f"apart by {number(each['apart'], 2)}",
             )
         )
-    mean = geometric_mean([each["new"]["ratio"]["median"] for each in found])
+    mean = geometric_mean([each["new"]["ratio"]["median"] for each in results])
     names = ["what is here" if revision == HERE else revision for revision in (new, old)]
     columns = ("T, B, I, H", "mode", "dtype", "threads", "old", "new", "ratio", "bits of results")
     note = f"Ratio: the old version's time over the new one's; geometric mean {number(mean)}."
@@ -196,20 +196,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for shape in options.shapes
         for mode in options.modes
     ]
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     try:
         for result in _compared(options, cases):
-            found.append(result)
+            results.append(result)
             place = _place(Case.from_json(result["case"]), result["threads"])
             print(f"{place}: {number(result['new']['ratio']['median'])}", flush=True)
     except WorkerError as error:
         print(f"{error}; see its output above")
         return 1
     finally:  # what there is until then
-        if found:
-            print(table_of(found, options.old, options.new).text())
+        if results:
+            print(table_of(results, options.old, options.new).text())
         if options.json is not None:
-            options.json.write_text(json.dumps(found, indent=1) + "\n")
+            options.json.write_text(json.dumps(results, indent=1) + "\n")
     return 0
 
 

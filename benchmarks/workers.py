@@ -25,7 +25,7 @@ from benchmarks.cases import Case
 from benchmarks.machine import REPOSITORY, thread_environment, usable_cores
 
 PATIENCE = 40.0
-"""Seconds that a case may take on a GPU, where a kernel that waits in vain hangs its process."""
+"""Seconds that a case may take on a GPU, where a kernel that waits forever hangs its process."""
 
 START_PATIENCE = 300.0
 """Seconds that a process may take to import everything."""
@@ -114,8 +114,8 @@ def measure_all(
 ) -> Iterator[dict[str, Any]]:
     """Yield the result of each case in turn, until the time is over.
 
-    A case that its process does not survive, of a crash in someone's native code or for want of
-    memory, is yielded as ``{"case": ..., "failed": how}``; a new process does the rest.
+    A case that its process does not survive, because native code crashes or memory runs
+    out, is yielded as ``{"case": ..., "failed": how}``; a new process does the rest.
 
     Args:
         cases: what to measure, the most important first.

@@ -76,7 +76,7 @@ def stage_of(name: str, work: Path, device: str = "cuda", commit: str | None = N
         command += ["no:cacheprovider", "-o", "faulthandler_timeout=30"]
         commands = [[*command, *map(str, gpu_test_files())]]
         # On a card, that all were skipped is a failure.
-        options = {"must_say": r"\d+ passed"} if on_card else {"cannot_run": r"\d+ skipped"}
+        options = {"must_print": r"\d+ passed"} if on_card else {"cannot_run": r"\d+ skipped"}
     elif kind == "flashrnn":
         limit, needs = 60.0, ("info",)
         sizes = [case.H for case in cases_of(["flashrnn"])]
@@ -105,7 +105,7 @@ def stage_of(name: str, work: Path, device: str = "cuda", commit: str | None = N
         limit, needs = 40.0, ("extension",)
         step = [*python, "benchmarks.gpu.profile_step", device]
         commands = [*(_profilers(work, step) if on_card else []), [*step, "--torch-profiler"]]
-        options = {"must_not_say": "==ERROR==|No kernels"}
+        options = {"must_not_print": "==ERROR==|No kernels"}
     # No fallback may pass for a kernel. The stand-in has none to fall back from.
     options["environment"] = {"RNN_CUDA_BACKEND": "native"} if on_card else {}
     options["why_not"] = why_not or "it needs a GPU"
@@ -193,11 +193,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted")
         complete = False
-    found = collected(work, runner, complete, device)
-    found["command"] = command_line("benchmarks.gpu", arguments)
-    folder = _folder(options, found["machine"])
+    results = collected(work, runner, complete, device)
+    results["command"] = command_line("benchmarks.gpu", arguments)
+    folder = _folder(options, results["machine"])
     folder.mkdir(parents=True, exist_ok=True)
-    save(found, folder)
+    save(results, folder)
     for name in ("log.txt", "profile.txt"):
         if (work / name).is_file():
             shutil.copyfile(work / name, folder / name)
@@ -209,19 +209,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def collected(work: Path, runner: Runner, complete: bool, device: str) -> dict[str, Any]:
     """Return everything that the stages found."""
-    found = empty_results(
+    results = empty_results(
         machine={"cpu": "no card"},
         contestants={},
         backend="native",
         device=device,
         quick=device == "cpu",
     )
-    results = {path.stem: json.loads(path.read_text("utf-8")) for path in work.glob("*.json")}
+    files = {path.stem: json.loads(path.read_text("utf-8")) for path in work.glob("*.json")}
     if (work / "bench" / FILE).is_file():
-        found |= load(work / "bench" / FILE)
-    found |= {"machine": results.get("info", found["machine"]), "floor": results.get("floor")}
+        results |= load(work / "bench" / FILE)
+    results |= {"machine": files.get("info", results["machine"]), "floor": files.get("floor")}
     stages = [outcome.as_json() for outcome in runner.outcomes.values()]
-    return found | {"complete": complete, "passed": runner.passed, "stages": stages}
+    return results | {"complete": complete, "passed": runner.passed, "stages": stages}
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

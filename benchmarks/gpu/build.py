@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu.build FOLDER
 
-Each object is kept in FOLDER under the hash of what it is made of, as soon as it is compiled. So a
-build that is cut short is gone on with, and a changed header compiles what it must.
+Each object is kept in FOLDER, as soon as it is compiled, under a hash of its sources and flags. So
+a build that is cut short continues in the next run.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def build_program(name: str, folder: Path, archs: Sequence[str] = ()) -> Path:
     sources = sources_of(name)
     objects = folder / "objects"
     objects.mkdir(parents=True, exist_ok=True)
-    (folder / name).unlink(missing_ok=True)  # what is there is of these sources, or not there
+    (folder / name).unlink(missing_ok=True)  # a failed build leaves no older program
     common = hashlib.sha256(" ".join([*nvcc, cuda.version]).encode())
     for pattern in ("*.h", "*.cuh"):
         for header in sorted(h for i in INCLUDES for h in (REPOSITORY / i).rglob(pattern)):

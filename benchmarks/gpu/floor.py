@@ -141,8 +141,8 @@ def main(folder: Path) -> int:
     """Write the floor of every case that was timed and has a plan; return the exit status."""
     file, timings = folder / "bench" / "results.json", []
     if file.is_file():
-        found = json.loads(file.read_text())
-        timings = [(c, t) for c, t in timings_of(found) if isinstance(t.get("plans"), dict)]
+        results = json.loads(file.read_text())
+        timings = [(c, t) for c, t in timings_of(results) if isinstance(t.get("plans"), dict)]
     if not timings or not (folder / "floor").is_file():
         print("no case was timed with a plan" if not timings else "floor.cu is not compiled")
         return 1

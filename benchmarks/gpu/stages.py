@@ -45,10 +45,10 @@ class Stage:
     needs: tuple[str, ...] = ()
     """Stages that must have passed, if they are part of the run."""
 
-    must_say: str = ""
-    """A pattern without which the output is that of a failure; `must_not_say`: with which."""
+    must_print: str = ""
+    """A pattern without which the output is that of a failure; `must_not_print`: with which."""
 
-    must_not_say: str = ""
+    must_not_print: str = ""
 
     cannot_run: str = ""
     """A pattern in the output of a tool that does not work on this machine: it is skipped."""
@@ -80,20 +80,18 @@ class Runner:
         self,
         seconds: float,
         folder: Path,
-        say: Callable[[str], None] = print,
-        clock: Callable[[], float] = time.monotonic,
+        log: Callable[[str], None] = print,
     ) -> None:
-        self._clock = clock
-        self._begin = clock()
+        self._begin = time.monotonic()
         self._seconds = seconds
         self._folder = folder
-        self._say = say
+        self._log_line = log
         self.outcomes: dict[str, Outcome] = {}
 
     @property
     def elapsed(self) -> float:
         """Seconds since the run began."""
-        return self._clock() - self._begin
+        return time.monotonic() - self._begin
 
     @property
     def passed(self) -> bool:
@@ -104,7 +102,7 @@ class Runner:
         """Run a stage within what time is left; its output goes into ``NAME.txt`` and the log."""
         done = self.outcomes
         blocked = [n for n in stage.needs if n in done and done[n].status != "passed"]
-        limit, begin = min(stage.limit, self._seconds - self.elapsed), self._clock()
+        limit, begin = min(stage.limit, self._seconds - self.elapsed), time.monotonic()
         if not stage.commands:
             status, note = "skipped", stage.why_not
         elif blocked:
@@ -113,17 +111,17 @@ class Runner:
             # A required stage that was not reached leaves open what it was to show.
             status, note = "failed" if stage.required else "skipped", "no time left"
         else:
-            self._say(f"{stage.name} (at most {limit:.0f} s) ...")
+            self._log_line(f"{stage.name} (at most {limit:.0f} s) ...")
             status, note = self._try(stage, begin + limit)
-        outcome = Outcome(stage.name, status, self._clock() - begin, note, stage.required)
+        outcome = Outcome(stage.name, status, time.monotonic() - begin, note, stage.required)
         done[stage.name] = outcome
-        self._say(line_of(outcome))
+        self._log_line(line_of(outcome))
         return outcome
 
     def _try(self, stage: Stage, end: float) -> tuple[str, str]:
         status, notes = "failed", []
         for command in stage.commands:
-            limit = end - self._clock()
+            limit = end - time.monotonic()
             if notes and limit < 5:
                 break
             # One of several leaves time for the next.
@@ -133,7 +131,7 @@ class Runner:
             if status == "passed":
                 return status, "; ".join([notes[-1], *(f"not {n}" for n in notes[:-1])])
             if status == "failed":
-                self._say("\n".join(f"    {line}" for line in lines[-_TAIL:]))
+                self._log_line("\n".join(f"    {line}" for line in lines[-_TAIL:]))
         return status, "; ".join(notes)
 
     def _run(self, stage: Stage, command: tuple[str, ...], limit: float) -> tuple[str, str, list]:
@@ -147,13 +145,13 @@ class Runner:
             log.write(f"=== {stage.name}: {' '.join(command)}\n{text}\n=== {how or 'done'}\n")
         lines = [line.strip() for line in text.splitlines() if line.strip(" =")]
         # A sanitizer's summary is not its last word.
-        found = [line for line in lines if re.search(r"(ERROR|RACECHECK) SUMMARY", line)] or lines
-        note = found[-1].strip(" =")[:200] if found else "said nothing"
+        summary = [line for line in lines if re.search(r"(ERROR|RACECHECK) SUMMARY", line)] or lines
+        note = summary[-1].strip(" =")[:200] if summary else "no output"
         if stage.cannot_run and re.search(stage.cannot_run, text):
             return "skipped", note, lines
-        if how is None and stage.must_say and not re.search(stage.must_say, text):
-            how = f"nothing like {stage.must_say!r} in its output"
-        if stage.must_not_say and (complaint := re.search(f".*({stage.must_not_say}).*", text)):
+        if how is None and stage.must_print and not re.search(stage.must_print, text):
+            how = f"nothing like {stage.must_print!r} in its output"
+        if stage.must_not_print and (complaint := re.search(f".*({stage.must_not_print}).*", text)):
             how = complaint[0].strip()[:200]
         return (
             ("passed", note, lines)
@@ -172,14 +170,13 @@ def _watch(
     command: tuple[str, ...], environment: dict[str, str], stream: Any, limit: float
 ) -> str | None:
     """Return how the command ended, None if well; no child of its own survives."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=stream,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        start_new_session=True,
-    )
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": stream, "env": environment}
+    try:
+        process = subprocess.Popen(
+            command, stderr=subprocess.STDOUT, start_new_session=True, **options
+        )
+    except OSError as error:
+        return str(error)
     ended = False
     try:
         process.wait(limit)

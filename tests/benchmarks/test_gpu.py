@@ -25,7 +25,7 @@ from rnn_cuda._toolchain import find_cxx
 
 def run_one(folder, *programs, limit=30.0, seconds=60.0, **options):
     commands = tuple((sys.executable, "-c", program) for program in programs)
-    return Runner(seconds, folder, say=str).run(Stage("a", commands, limit, **options))
+    return Runner(seconds, folder, log=str).run(Stage("a", commands, limit, **options))
 
 
 @pytest.mark.parametrize(
@@ -33,14 +33,14 @@ def run_one(folder, *programs, limit=30.0, seconds=60.0, **options):
     [
         (
             "print('a'); print('3 passed'); print()",
-            {"must_say": r"\d passed"},
+            {"must_print": r"\d passed"},
             "passed",
             "3 passed",
         ),
-        ("print('3 skipped')", {"must_say": r"\d+ passed"}, "failed", "nothing like"),
+        ("print('3 skipped')", {"must_print": r"\d+ passed"}, "failed", "nothing like"),
         ("print('why'); exit(1)", {}, "failed", "exit status 1; last line: why"),
-        ("import os; os.abort()", {}, "failed", "signal 6; last line: said nothing"),
-        ("print('==ERROR== x')", {"must_not_say": "==ERROR=="}, "failed", "==ERROR== x"),
+        ("import os; os.abort()", {}, "failed", "signal 6; last line: no output"),
+        ("print('==ERROR== x')", {"must_not_print": "==ERROR=="}, "failed", "==ERROR== x"),
         ("print('not supported'); exit(1)", {"cannot_run": "not supported"}, "skipped", "not supp"),
         ("print('== ERROR SUMMARY: 3'); print('ok'); exit(9)", {}, "failed", "ERROR SUMMARY: 3"),
         ("import time; time.sleep(60)", {"limit": 1.0}, "failed", "ended after 1 s"),
@@ -57,6 +57,8 @@ def test_how_a_stage_ended_is_told(tmp_path, program, options, status, note):
 
 
 def test_commands_of_a_stage_are_tried_in_turn_until_one_passes(tmp_path):
+    absent = Stage("a", ((str(tmp_path / "absent"),),), 30.0)
+    assert "No such file" in Runner(60.0, tmp_path, log=str).run(absent).note
     outcome = run_one(tmp_path, "print('broken'); exit(3)", "print('12 us')")
     assert outcome.status == "passed"
     assert outcome.note == "12 us; not exit status 3; last line: broken"
@@ -88,7 +90,7 @@ class FakeRunner(Runner):
     """Runs nothing; the stages named fail."""
 
     def __init__(self, folder, *failing):
-        super().__init__(gpu.TOTAL, folder, say=str)
+        super().__init__(gpu.TOTAL, folder, log=str)
         self.failing, self.stages = failing, {}
 
     def _try(self, stage, end):
