@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -150,7 +149,6 @@ def _card() -> dict[str, Any]:
         values = [value.strip() for value in done.stdout.split(",")]
     except (OSError, subprocess.SubprocessError):
         values = []
-    flashrnn = importlib.util.find_spec("flashrnn") is not None
     return {
         "card": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
@@ -159,7 +157,6 @@ def _card() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "nvcc": cuda.version if cuda else None,
-        "flashrnn": importlib.metadata.version("flashrnn") if flashrnn else None,
         **dict(zip(names, values, strict=False)),
     }
 

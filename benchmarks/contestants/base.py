@@ -38,7 +38,10 @@ class Contestant(ABC):
 
     def version(self) -> str | None:
         """Return the version of the package behind it, if that is not torch."""
-        return importlib.metadata.version(self.needs[0]) if self.needs else None
+        try:
+            return importlib.metadata.version(self.needs[0]) if self.needs else None
+        except importlib.metadata.PackageNotFoundError:
+            return "of unknown version"  # installed under another name, as onnxruntime-gpu is
 
     @abstractmethod
     def prepare(self, problem: Problem) -> Work:
