@@ -22,6 +22,9 @@ class JAX(PlainContestant):
     title = "JAX"
     needs = ("jax",)
 
+    def refuses(self, case: Case) -> str | None:
+        return super().refuses(case) if case.mode != "hvp" else "timed without second derivatives"
+
     def prepare(self, problem: Problem) -> Work:
         import jax
         from jax import lax

@@ -7,13 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.contestants.base import PlainContestant
-from benchmarks.contestants.jax import array_of, compiled, tensor_of
+from benchmarks.contestants.jax import JAX, array_of, compiled, tensor_of
 from benchmarks.problem import Problem
 from benchmarks.timing import Work
 
 
-class Keras(PlainContestant):
+class Keras(JAX):
     """One layer, called without its state, under ``jax.jit``."""
 
     name = "keras"
