@@ -138,7 +138,7 @@ def describe(device: str = "cpu", commit: str | None = None) -> dict[str, Any]:
 def _card() -> dict[str, Any]:
     import torch
 
-    from rnn_cuda._toolchain import find_cuda
+    from rnn_cuda.build import find_cuda
 
     properties, (cuda, _) = torch.cuda.get_device_properties(0), find_cuda()
     names = ("driver_version", "power.limit", "clocks.sm", "clocks.max.sm", "ecc.mode.current")

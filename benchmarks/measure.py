@@ -27,7 +27,7 @@ from benchmarks.timing import (
 
 PLAN_FIELDS = ("residency", "arithmetic", "fuse_input", "blocks", "columns", "engine_columns")
 PLAN_FIELDS += ("row_warps", "depth_split", "total_us")
-"""Of `rnn_cuda.planning.Plan`: what decides how a recurrence runs, and the time on paper."""
+"""Of `rnn_cuda.cuda_plan.Plan`: what decides how a recurrence runs, and the time on paper."""
 
 
 def measure(
@@ -155,7 +155,7 @@ def plans_of(case: Case, card: str = "cuda") -> dict[str, dict[str, Any]] | str:
 
     A training step has two passes: ``forward``, and ``backward``, which has no input product.
     """
-    from rnn_cuda.planning import plan
+    from rnn_cuda.cuda_plan import plan
 
     passes = {"forward": case.I if case.num_layers == 1 else case.H * case.directions}
     if case.mode == "train":

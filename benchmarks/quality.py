@@ -191,10 +191,10 @@ def multiply_add_rate() -> float | None:
     In vectors that the kernel is compiled for: no product of matrices can be faster. None where
     the program does not compile.
     """
-    from rnn_cuda._toolchain import BuildError, Toolchain, torch_cxx_standard, torch_include_dirs
+    from rnn_cuda.build import BuildError, Toolchain, torch_cxx_standard, torch_include_dirs
 
     try:
-        toolchain = Toolchain.discover(why_no_cuda="not needed")
+        toolchain = Toolchain.discover()
         folders = [REPOSITORY / "csrc" / "cpu", *torch_include_dirs()]
         flags = [f"-std={torch_cxx_standard()}", "-O3", "-ffp-contract=fast", *toolchain.simd_flags]
         with tempfile.TemporaryDirectory() as folder:

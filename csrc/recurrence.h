@@ -71,9 +71,11 @@ struct Recurrence {
   bool multiplies_zero_initial = false;
   const void* first_addend = nullptr;  // added to a at a sample's first visited step, (B, H)
 
-  // s, contiguous (T, B, H), or (sum of batch_sizes, H); null only within Gradients
+  // s, (T, B, H) or (sum of batch_sizes, H), contiguous but for the distance of rows; null only
+  // within Gradients
   void* output = nullptr;
-  void* last = nullptr;  // s after each sample's last visited step, (B, H); null: not wanted
+  int64_t output_stride = 0;  // of rows; on CUDA always H
+  void* last = nullptr;       // s after each sample's last visited step, (B, H); null: not wanted
 };
 
 // All gradients of an Elman layer: the backward recurrence, delta_t = dL/dz_t, and the products of

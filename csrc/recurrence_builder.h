@@ -5,8 +5,6 @@
 
 #include <array>
 #include <optional>
-#include <string_view>
-#include <tuple>
 #include <vector>
 
 #include "recurrence.h"
@@ -29,61 +27,22 @@ inline ScalarType scalar_type_of(const Tensor& tensor) {
   }
 }
 
-struct NonlinearityEpilogues {
-  Epilogue forward, backward;
-};
-
-inline NonlinearityEpilogues epilogues_of(std::string_view nonlinearity) {
-  if (nonlinearity == "tanh") return {Epilogue::Tanh, Epilogue::TanhBackward};
-  if (nonlinearity == "relu") return {Epilogue::Relu, Epilogue::ReluBackward};
-  if (nonlinearity == "sigmoid") return {Epilogue::Sigmoid, Epilogue::SigmoidBackward};
-  if (nonlinearity == "identity") return {Epilogue::Identity, Epilogue::IdentityBackward};
-  TORCH_CHECK(false, "rnn_cuda: nonlinearity must be tanh, relu, sigmoid or identity, got '",
-              nonlinearity, "'");
-}
-
-// Of input, h0, weight_ih, weight_hh, bias; and the adjoints' norm.
-using GradientTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-using Wanted = std::array<bool, 6>;  // which of them; the others come back without elements
-
-// Of both directions of a layer: of their common input, then of the rest of each.
-using PairGradientTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-                                       Tensor, Tensor, Tensor, Tensor>;
-using PairWanted = std::array<bool, 11>;
-
-inline Wanted wanted_of_direction(const PairWanted& wanted, size_t direction) {
-  Wanted own = {wanted[0]};
-  for (size_t i = 1; i < own.size(); ++i) own[i] = wanted[5 * direction + i];
-  return own;
-}
-
-inline PairGradientTensors pair_of(const Tensor& grad_input, const GradientTensors& forward,
-                                   const GradientTensors& reverse) {
-  const auto but_input = [](const Tensor&, const auto&... rest) { return std::tuple(rest...); };
-  return std::tuple_cat(std::tuple(grad_input), std::apply(but_input, forward),
-                        std::apply(but_input, reverse));
-}
-
-// All else of the two directions' shapes is checked against what they have in common.
-inline void check_one_hidden_size(const Tensor& weight_hh, const Tensor& weight_hh_reverse) {
-  TORCH_CHECK(weight_hh.sizes() == weight_hh_reverse.sizes(),
-              "rnn_cuda: weight_hh_reverse must have shape ", weight_hh.sizes(),
-              " as weight_hh has, got ", weight_hh_reverse.sizes());
-}
-
 // Fills in a Recurrence. Keeps alive what it had to copy; checks what it takes against what is
 // already there. In eager code nothing has been checked before (but biases, one by one, in
-// eager_layer.h): every tensor has to pass here before any kernel runs. What is refused, the Python
-// layer then explains in friendlier words.
+// layer.h): every tensor has to pass here before any kernel runs. What is refused, the Python layer
+// then explains in friendlier words.
+//
+// A tensor may hold the features, or the states, of `directions` recurrences, of which this one has
+// number `direction`.
 class RecurrenceBuilder {
  public:
-  // `like` is (T, B, H), or (N, H) with batch_sizes.
+  // `like` is (T, B, features), or (N, features) with batch_sizes.
   RecurrenceBuilder(const Tensor& like, int64_t hidden_size, const OptionalTensor& batch_sizes,
-                    bool reverse)
-      : options_(like.options()) {
+                    bool reverse, int64_t direction = 0, int64_t directions = 1)
+      : options_(like.options()), direction_(direction), directions_(directions) {
     r_.dtype = scalar_type_of(like);
     r_.reverse = reverse;
-    r_.hidden_size = hidden_size;
+    r_.hidden_size = r_.output_stride = hidden_size;
     TORCH_CHECK(hidden_size > 0, "rnn_cuda: expected at least one hidden unit, got ", hidden_size);
     TORCH_CHECK(like.dim() == (batch_sizes ? 2 : 3), "rnn_cuda: expected (T, B, features), or ",
                 "(N, features) with batch_sizes; got ", like.sizes());
@@ -147,24 +106,24 @@ class RecurrenceBuilder {
   }
 
   RecurrenceBuilder& addend(const OptionalTensor& a) {
-    if (a) r_.addend = rows(*a, "the addend", r_.hidden_size);
+    if (a) r_.addend = hidden_rows(*a, "the addend");
     return *this;
   }
 
   RecurrenceBuilder& operand(const Tensor& e) {
-    r_.operand = rows(e, "the operand", r_.hidden_size);
+    r_.operand = hidden_rows(e, "the operand");
     return *this;
   }
 
   RecurrenceBuilder& initial(const OptionalTensor& s) {
-    if (s) r_.initial = block(*s, "the initial state", {r_.batch, r_.hidden_size});
+    if (s) r_.initial = state(*s, "the initial state");
     initial_ = s;
     r_.multiplies_zero_initial = true;
     return *this;
   }
 
   RecurrenceBuilder& first_addend(const OptionalTensor& a) {
-    if (a) r_.first_addend = block(*a, "the first addend", {r_.batch, r_.hidden_size});
+    if (a) r_.first_addend = state(*a, "the first addend");
     return *this;
   }
 
@@ -175,7 +134,10 @@ class RecurrenceBuilder {
   const Tensor& input_tensor() const { return input_; }
   const Tensor& weight_input_tensor() const { return weight_input_; }
   const Tensor& weight_hidden_tensor() const { return weight_hidden_; }
-  const OptionalTensor& initial_tensor() const { return initial_; }
+
+  OptionalTensor initial_tensor() const {
+    return initial_ && initial_->dim() == 3 ? initial_->select(0, direction_) : initial_;
+  }
 
   // Rows of all time steps together.
   int64_t total_rows() const {
@@ -222,12 +184,27 @@ class RecurrenceBuilder {
     return {t.const_data_ptr(), r_.batch_sizes != nullptr ? 0 : t.stride(0), t.stride(-2)};
   }
 
-  const void* block(const Tensor& tensor, const char* name, at::IntArrayRef shape) {
-    check_shape(tensor, name, shape);
-    return keep(tensor).const_data_ptr();
+  // (.., directions H): this direction's H features.
+  Rows hidden_rows(const Tensor& tensor, const char* name) {
+    Rows all = rows(tensor, name, directions_ * r_.hidden_size);
+    all.data = advanced(all.data, direction_ * r_.hidden_size);
+    return all;
+  }
+
+  // (directions, B, H): this direction's states; of one direction also (B, H).
+  const void* state(const Tensor& tensor, const char* name) {
+    const std::array<int64_t, 3> shape = {directions_, r_.batch, r_.hidden_size};
+    const bool is_plain = directions_ == 1 && tensor.dim() == 2;
+    check_shape(tensor, name, at::IntArrayRef(shape).slice(is_plain ? 1 : 0));
+    return advanced(keep(tensor).const_data_ptr(), direction_ * r_.batch * r_.hidden_size);
   }
 
  private:
+  const void* advanced(const void* data, int64_t elements) const {
+    return static_cast<const char*>(data) +
+           elements * static_cast<int64_t>(options_.dtype().itemsize());
+  }
+
   const Tensor& keep(const Tensor& tensor) { return kept_.emplace_back(tensor.contiguous()); }
 
   void check_type(const Tensor& tensor, const char* name) const {
@@ -245,34 +222,10 @@ class RecurrenceBuilder {
   Recurrence r_;
   int64_t total_rows_ = 0;  // with batch_sizes: their sum
   at::TensorOptions options_;
+  int64_t direction_, directions_;
   OptionalTensor batch_sizes_, initial_;
   Tensor input_, weight_input_, weight_hidden_;
   std::vector<Tensor> kept_;
 };
-
-// Against the direction of the forward pass, with U^T; dL/dh_n meets each sample at its last step.
-inline RecurrenceBuilder elman_backward_builder(const OptionalTensor& grad_output,
-                                                const OptionalTensor& grad_h_n,
-                                                const Tensor& output, const Tensor& weight_hh,
-                                                std::string_view nonlinearity, bool reverse,
-                                                const OptionalTensor& batch_sizes) {
-  RecurrenceBuilder builder(output, weight_hh.size(0), batch_sizes, !reverse);
-  builder.epilogue(epilogues_of(nonlinearity).backward)
-      .weight_hidden(weight_hh.t())
-      .addend(grad_output)
-      .first_addend(grad_h_n)
-      .operand(output);
-  return builder;
-}
-
-// y_t = d_t * (g_t + M y_{t-1})
-inline RecurrenceBuilder linear_recurrence_builder(const Tensor& d, const Tensor& g,
-                                                   const Tensor& m, const OptionalTensor& y0,
-                                                   bool reverse,
-                                                   const OptionalTensor& batch_sizes) {
-  RecurrenceBuilder builder(g, m.size(0), batch_sizes, reverse);
-  builder.epilogue(Epilogue::Modulate).weight_hidden(m).addend(g).operand(d).initial(y0);
-  return builder;
-}
 
 }  // namespace rnn_cuda

@@ -3,8 +3,8 @@
 from rnn_cuda import functional, init, instruments, reference, remedies
 from rnn_cuda.cell import FusedRNNCell
 from rnn_cuda.convert import replace_rnn
+from rnn_cuda.cuda_plan import plan, plan_override
 from rnn_cuda.modules import FusedRNN
-from rnn_cuda.planning import plan, plan_override
 from rnn_cuda.residual import AntisymmetricRNN, LeakyRNN
 
 __version__ = "0.1.0"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from rnn_cuda._links import Links, add_at, rows_of, take
+from rnn_cuda.neighbours import StepNeighbours, add_at, rows_of, take
 from rnn_cuda.reference import compute_dtype
 
 
@@ -18,7 +18,7 @@ def total_adjoint(
     grad_h_n: Tensor | None,
     delta: Tensor,
     weight_hh: Tensor,
-    links: Links,
+    neighbours: StepNeighbours,
 ) -> Tensor:
     """a_t = g_t + U^T delta_{t+1} of an Elman layer, with delta_t = dL/dz_t and dL/dh_n at the end.
 
@@ -27,9 +27,9 @@ def total_adjoint(
     wide = compute_dtype(delta.dtype)
     delta_rows, weight = rows_of(delta).to(wide), weight_hh.to(wide)
     direct = torch.zeros_like(delta_rows) if grad_output is None else rows_of(grad_output).to(wide)
-    adjoint = add_at(direct, links.previous, take(delta_rows, links.current) @ weight)
+    adjoint = add_at(direct, neighbours.previous, take(delta_rows, neighbours.current) @ weight)
     if grad_h_n is not None:
-        adjoint = add_at(adjoint, links.last, grad_h_n.to(wide))
+        adjoint = add_at(adjoint, neighbours.last, grad_h_n.to(wide))
     return adjoint.view(delta.shape)
 
 
@@ -109,7 +109,7 @@ class Recorder(Protocol):
     ) -> tuple[Tensor, ...]:
         """Return ``results`` (output and h_n), or tensors of the same values in their place.
 
-        ``outputs`` are those of each layer and direction, as the recurrence returned them.
+        ``outputs`` are those of each layer, as the recurrence returned them.
         """
         ...
 
@@ -119,13 +119,13 @@ recorders: list[Recorder] = []
 
 
 class AdjointSink(Protocol):
-    """Takes the adjoints of one layer and direction, once in each backward pass through it."""
+    """Takes the adjoints of one layer, once in each backward pass through it."""
 
     vectors: bool
     """Whether it wants the adjoints themselves, besides their norms."""
 
-    def __call__(self, norm: Tensor, adjoint: Tensor | None) -> None:
-        """Take norms, ``(T, B)`` or packed ``(N,)``, and if wanted vectors, ``(..., H)``."""
+    def __call__(self, norms: Tensor, adjoints: Tensor | None) -> None:
+        """Take norms, ``(D, T, B)`` or ``(D, N)``, and if wanted vectors, ``(.., D * H)``."""
 
 
 def check_recordable(grads: Sequence[Tensor | None]) -> None:
@@ -139,52 +139,3 @@ def check_recordable(grads: Sequence[Tensor | None]) -> None:
             "GradientFlow records ordinary backward passes; this one is mapped, by torch.func.vmap "
             "or is_grads_batched=True"
         )
-
-
-class Direction(NamedTuple):
-    """One direction of an Elman layer, as a backward pass finds it."""
-
-    grads: Sequence[Tensor | None]  # of the output and of h_n
-    states: Sequence[Any]  # h0, weight_ih, weight_hh, and the output
-    options: Sequence[Any]  # nonlinearity, reverse, batch_sizes
-    needs: Sequence[bool]  # whether h0, weight_ih, weight_hh and the bias need a gradient
-    sinks: Sequence[AdjointSink]
-    batch: int
-
-    @property
-    def is_reached(self) -> bool:
-        """Whether there is a gradient to propagate, or somebody who wants to hear of none."""
-        return self.grads[0] is not None or self.grads[1] is not None or bool(self.sinks)
-
-    def check(self) -> None:
-        """Raise RuntimeError if somebody wants to hear of gradients that cannot be told."""
-        if self.sinks:
-            check_recordable(self.grads)
-
-    @property
-    def wanted(self) -> tuple[bool, ...]:
-        """What to ask the kernel for: gradients of h0, weights and bias, and the adjoint's norm."""
-        return (*self.needs, bool(self.sinks))
-
-    def take(self, results: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        """Tell the sinks what `wanted` brought; return the gradients as ``needs`` lists them."""
-        *gradients, norm = results
-        if self.sinks:
-            self._report(norm)
-        pairs = zip(gradients, self.needs, strict=True)
-        return tuple(gradient if needs else None for gradient, needs in pairs)
-
-    def _report(self, norm: Tensor) -> None:
-        adjoint = None
-        if any(sink.vectors for sink in self.sinks):
-            grad_output, grad_h_n = self.grads
-            _, _, weight_hh, output = self.states
-            _, reverse, batch_sizes = self.options
-            with torch.no_grad():
-                delta = torch.ops.rnn_cuda.elman_backward(
-                    grad_output, grad_h_n, output, weight_hh, *self.options
-                )
-                links = Links.of(output, reverse, batch_sizes, self.batch)
-                adjoint = total_adjoint(grad_output, grad_h_n, delta, weight_hh, links)
-        for sink in self.sinks:
-            sink(norm.detach(), adjoint if sink.vectors else None)

@@ -22,6 +22,7 @@ from torch.nn.utils._expanded_weights.expanded_weights_impl import (
     allow_smaller_batches,
 )
 
+from rnn_cuda.operators.directions import directions_of
 from rnn_cuda.reference import activation, run_steps
 
 
@@ -65,31 +66,36 @@ def elman_rnn(
 
 
 class _Layer:
-    """The operator ``elman_layer``, as `ExpandedWeight` calls what handles a function."""
+    """The operator ``layer``, as `ExpandedWeight` calls what handles a function."""
 
     @staticmethod
-    def apply(_names: tuple[str, ...], _function: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        *tensors, nonlinearity, reverse, batch_sizes = arguments
-        options: Any = {"nonlinearity": nonlinearity, "batch_sizes": batch_sizes}
-        return elman_rnn(*tensors, reverse=reverse, **options)
+    def apply(_names: tuple[str, ...], _function: Any, *arguments: Any) -> list[Tensor]:
+        input, states, weights, cell, direction, batch_sizes = arguments
+        options: Any = {"nonlinearity": cell.removeprefix("elman."), "batch_sizes": batch_sizes}
+        outputs, final_states = [], []
+        for its in directions_of(states, weights, direction):
+            tensors = its.h0, its.weight_ih, its.weight_hh, *its.biases
+            output, h_n = elman_rnn(input, *tensors, reverse=its.reverse, **options)
+            outputs.append(output)
+            final_states.append(h_n)
+        return [torch.cat(outputs, dim=-1), torch.stack(final_states)]
 
 
-class _LayerPair:
-    """The operator ``elman_layer_pair``."""
+class _Step:
+    """The operator ``step``."""
 
     @staticmethod
-    def apply(_names: tuple[str, ...], _function: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        input, *tensors, nonlinearity, batch_sizes = arguments
-        options: Any = {"nonlinearity": nonlinearity, "batch_sizes": batch_sizes}
-        forward, reverse = tensors[:5], tensors[5:]
-        return (
-            *elman_rnn(input, *forward, **options),
-            *elman_rnn(input, *reverse, reverse=True, **options),
-        )
+    def apply(_names: tuple[str, ...], _function: Any, *arguments: Any) -> list[Tensor]:
+        input, states, (weight_ih, weight_hh, *biases), cell = arguments
+        bias_ih, bias_hh = (*biases, None, None)[:2]
+        z = linear(input, weight_ih, bias_ih)
+        state = input.new_zeros(*input.shape[:-1], len(weight_hh)) if not states else states[0]
+        z = z + linear(state, weight_hh, bias_hh)
+        return [activation(z, cell.removeprefix("elman."))]
 
 
 def register() -> None:
     """Let eager layers take such weights; to be called once the native library is loaded."""
     handlers: dict[Any, Any] = HANDLED_FUNCTIONS
-    handlers[torch.ops.rnn_cuda.elman_layer] = _Layer
-    handlers[torch.ops.rnn_cuda.elman_layer_pair] = _LayerPair
+    handlers[torch.ops.rnn_cuda.layer] = _Layer
+    handlers[torch.ops.rnn_cuda.step] = _Step

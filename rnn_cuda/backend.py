@@ -5,7 +5,8 @@ The environment variable RNN_CUDA_BACKEND chooses, and :func:`use` overrides it 
     auto       kernels where they can be compiled, else the reference with one warning (default)
     native     kernels, or an error
     emulated   the CUDA kernels, executed on CPU tensors by an emulator, or an error: slow, for
-               tests of the CUDA path on machines without a GPU, in a process of their own
+               tests of the CUDA path on machines without a GPU, in a process of their own, from a
+               clone of the repository
     reference  plain PyTorch; nothing is compiled
 
 The kernels are compiled and loaded when an operation first asks for them, never on import.
@@ -185,24 +186,24 @@ def load_library(*, emulated: bool = False) -> str | None:
 def _build_and_load(emulated: bool) -> tuple[Path, str]:
     """Load a library; return it and why it has no CUDA kernels (nothing if it has them).
 
-    Whatever is wrong with CUDA must not cost the CPU kernels.
+    If the CUDA kernels fail, the CPU kernels are built alone.
     """
-    from rnn_cuda.build import BuildError, BuildPlan, CompilerNotFoundError, build
+    from rnn_cuda.build import BuildError, CompilerNotFoundError, Recipe, build
 
-    plan = BuildPlan.create(kernels="emulated" if emulated else "auto")
-    note = plan.toolchain.cuda_note
+    recipe = Recipe.create(kernels="emulated" if emulated else "auto")
+    note = recipe.cuda_note
     try:
-        library = _loaded(build(plan))
+        library = _loaded(build(recipe))
     except CompilerNotFoundError:
         raise
     except (BuildError, OSError) as error:
-        if plan.cuda is None:
+        if recipe.cuda is None:
             raise
-        library = _loaded(build(BuildPlan.create(kernels="cpu")))
+        library = _loaded(build(Recipe.create(kernels="cpu")))
         problem = "do not compile" if isinstance(error, BuildError) else "cannot be loaded"
         _warn_once(f"rnn_cuda has no CUDA kernels, because they {problem}: {error}")
         return library, f"they {problem}: {error}"
-    if plan.cuda is not None and note:
+    if recipe.cuda is not None and note:
         _warn_once(f"rnn_cuda has no CUDA kernels for some devices. {note}")
     return library, note
 
@@ -220,7 +221,7 @@ def has_operator(name: str) -> bool:
 def _has_kernels(device_type: str) -> bool:
     key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(device_type)
     return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(
-        "rnn_cuda::elman_forward", key
+        "rnn_cuda::layer_forward", key
     )
 
 

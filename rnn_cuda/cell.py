@@ -22,7 +22,7 @@ from rnn_cuda.arguments import (
     check_tensor,
     is_distributed,
 )
-from rnn_cuda.functional import call_then_check, layer_as_one_node, runs_as_one_node
+from rnn_cuda.functional import call_then_check, runs_as_one_node
 from rnn_cuda.modules import read_weights
 from rnn_cuda.reference import activation, compute_dtype
 
@@ -179,11 +179,10 @@ class FusedRNNCell(nn.Module):
         return self._plain_step(input, hx, *weights)
 
     def _native_step(self, input: Tensor, hx: Tensor | None, *weights: Any) -> Tensor:
-        batched = input.dim() == 2
-        if not batched:
-            input, hx = input.unsqueeze(0), None if hx is None else hx.unsqueeze(0)
-        _, h_n = layer_as_one_node(input.unsqueeze(0), (hx, *weights), self.nonlinearity)
-        return h_n if batched else h_n.squeeze(0)
+        weights_there = [weight for weight in weights if weight is not None]
+        states = [] if hx is None else [hx]
+        step = torch.ops.rnn_cuda.step
+        return step(input, states, weights_there, f"elman.{self.nonlinearity}")[0]
 
     def _plain_step(
         self,

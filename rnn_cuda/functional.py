@@ -20,14 +20,15 @@ from torch import Tensor
 
 from rnn_cuda import _expanded_weights, backend, reference
 from rnn_cuda._adjoint import recorders
-from rnn_cuda._autograd import LinearRecurrence, plain_eager_mode
 from rnn_cuda.arguments import (
     check_both_distributed,
     check_dense,
     check_dtype_of,
     is_distributed,
 )
-from rnn_cuda.reference import DTYPES, NONLINEARITIES, REAL_DTYPES, compute_dtype
+from rnn_cuda.operators.function import plain_eager_mode
+from rnn_cuda.operators.linear_recurrence import LinearRecurrence
+from rnn_cuda.reference import DTYPES, NONLINEARITIES, REAL_DTYPES
 
 __all__ = ["NONLINEARITIES", "bidirectional_elman_rnn", "elman_rnn", "linear_recurrence"]
 
@@ -87,14 +88,11 @@ def elman_rnn(
         batch_of_one = input.unsqueeze(1), _unsqueezed(h0)
         output, h_n = elman_rnn(*batch_of_one, *direction[1:], reverse=reverse, **options)
         return output.squeeze(1), h_n.squeeze(0)
-    if runs_as_one_node(input, input.device.type):
-        return layer_as_one_node(input, direction, nonlinearity, reverse, batch_sizes)
-    check_layer(input, (direction,), **options)
-    if plain_layer := _plain_layer(input, direction):
-        return plain_layer(input, *direction, reverse=reverse, **options)
-    return torch.ops.rnn_cuda.elman_forward(
-        input, *direction[:3], _total_bias(bias_ih, bias_hh), nonlinearity, reverse, batch_sizes
-    )
+    if not isinstance(h0, Tensor | None):
+        check_layer(input, (direction,), **options)
+    order = "reverse" if reverse else "forward"
+    output, h_n = layer(input, _unsqueezed(h0), [direction[1:]], direction=order, **options)
+    return output, h_n.squeeze(0)
 
 
 def bidirectional_elman_rnn(
@@ -107,7 +105,7 @@ def bidirectional_elman_rnn(
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Run one layer of an Elman RNN over a sequence in both directions of time, in one native call.
 
-    What it computes is what two calls of :func:`elman_rnn` do, ``elman_rnn(input, *forward)`` and
+    It computes what two calls of :func:`elman_rnn` do, ``elman_rnn(input, *forward)`` and
     ``elman_rnn(input, *reverse, reverse=True)`` (Schuster and Paliwal, 1997). With the CUDA kernels
     both are one launch, as is their backward pass, wherever U stays on the chip (``docs/cuda.md``).
 
@@ -121,8 +119,8 @@ def bidirectional_elman_rnn(
         batch_sizes: those of a PackedSequence, or None.
 
     Returns:
-        ``(output, h_n)`` of each direction, as :func:`elman_rnn` returns them. The output of
-        ``torch.nn.RNN`` is the two outputs' concatenation along the last dimension.
+        ``(output, h_n)`` of each direction, as :func:`elman_rnn` returns them. The outputs are
+        views of one tensor, the output of ``torch.nn.RNN``, in which they lie side by side.
 
     Raises:
         TypeError, ValueError: as in :func:`elman_rnn`; tensors of ``reverse`` are named
@@ -146,17 +144,14 @@ def bidirectional_elman_rnn(
             (output.squeeze(1), h_n.squeeze(0)),
             (output_reverse.squeeze(1), h_n_reverse.squeeze(0)),
         )
-    if runs_as_one_node(input, input.device.type):
-        return _pair_as_one_node(input, first, second, nonlinearity, batch_sizes)
-    check_layer(input, (first, second), **options)
-    if plain_layer := _plain_layer(input, (*first, *second)):
-        return (
-            plain_layer(input, *first, **options),
-            plain_layer(input, *second, reverse=True, **options),
-        )
-    tensors = [t for each in (first, second) for t in (*each[:3], _total_bias(*each[3:]))]
-    results = torch.ops.rnn_cuda.elman_forward_pair(input, *tensors, nonlinearity, batch_sizes)
-    return results[:2], results[2:]
+    starts = (first[0], second[0])
+    checked = (input, (first, second), nonlinearity, batch_sizes)
+    if (first[0] is None) != (second[0] is None):
+        check_layer(*checked)  # the error would name the zeros
+    h0 = call_then_check(_stacked, starts, check_layer, checked)
+    output, h_n = layer(input, h0, [first[1:], second[1:]], direction="both", **options)
+    outputs = output.chunk(2, -1)
+    return (outputs[0], h_n[0]), (outputs[1], h_n[1])
 
 
 def linear_recurrence(
@@ -205,13 +200,85 @@ def linear_recurrence(
     return reference.linear_recurrence(d, g, m, y0, reverse=reverse, batch_sizes=batch_sizes)
 
 
-# ---- eager layers --------------------------------------------------------------------------------
+# ---- layers --------------------------------------------------------------------------------------
+
+
+def layer(
+    input: Tensor,
+    h0: Tensor | None,
+    weights: Sequence[Sequence[Tensor | None]],
+    *,
+    nonlinearity: str,
+    direction: str = "forward",
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run one layer of an Elman RNN in the directions of time that it has.
+
+    Args:
+        input: ``(T, B, I)``, or packed ``(N, I)`` with ``batch_sizes``.
+        h0: ``(D, B, H)`` or None.
+        weights: of each direction weight_ih, weight_hh and biases, or None in the place of a bias.
+        nonlinearity: as in :func:`elman_rnn`.
+        direction: ``"forward"``, ``"reverse"`` or ``"both"``.
+        batch_sizes: as in :func:`elman_rnn`.
+
+    Returns:
+        The states of both directions side by side, ``(T, B, D * H)`` or ``(N, D * H)``, and the
+        final ones ``(D, B, H)``.
+
+    """
+    flat = [weight for its in weights for weight in its if weight is not None]
+    if len(weights) == 2:
+        flat = _with_equal_biases(flat, weights)
+    states = [] if h0 is None else [h0]
+    arguments: Any = (input, states, flat, f"elman.{nonlinearity}", direction, batch_sizes)
+    checked = (input, h0, weights, nonlinearity, batch_sizes)
+    if runs_as_one_node(input, input.device.type):
+        output, h_n = call_then_check(torch.ops.rnn_cuda.layer, arguments, _check, checked)
+        return output, h_n
+    _check(*checked)
+    if plain_layer := _plain_layer(input, flat):
+        outputs, final_states = [], []
+        for d, its in enumerate(weights):
+            its_h0, its_reverse = None if h0 is None else h0[d], direction == "reverse" or d == 1
+            options: Any = {"nonlinearity": nonlinearity, "batch_sizes": batch_sizes}
+            output, h_n = plain_layer(input, its_h0, *its, reverse=its_reverse, **options)
+            outputs.append(output)
+            final_states.append(h_n)
+        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+        return output, torch.stack(final_states)
+    output, h_n = torch.ops.rnn_cuda.layer_forward(*arguments)
+    return output, h_n
+
+
+def _with_equal_biases(
+    flat: list[Tensor], weights: Sequence[Sequence[Tensor | None]]
+) -> list[Tensor]:
+    """Give both directions as many biases, with zeros for those that one lacks."""
+    count = sum(weight is not None for weight in weights[0])
+    first, second = flat[:count], flat[count:]
+    for its, other in ((first, second), (second, first)):
+        its += [torch.zeros_like(bias) for bias in other[len(its) :]]
+    return first + second
+
+
+def _check(
+    input: Tensor,
+    h0: Tensor | None,
+    weights: Sequence[Sequence[Tensor | None]],
+    nonlinearity: str,
+    batch_sizes: Tensor | None,
+) -> None:
+    directions: Any = [
+        (None if h0 is None else h0[d], *its, None, None)[:5] for d, its in enumerate(weights)
+    ]
+    check_layer(input, directions, nonlinearity, batch_sizes)
 
 
 def runs_as_one_node(input: Tensor, device_type: str) -> bool:
     """Whether a layer over ``input`` is to run as one native node of autograd's graph.
 
-    See ``csrc/eager_layer.h``. Only tensors with data do: one of a tracer, or on the device "meta",
+    See ``csrc/layer_node.h``. Only tensors with data do: one of a tracer, or on the device "meta",
     would not get to the checks of the native code. ``device_type`` is ``input.device.type``.
     """
     dtype = input.dtype
@@ -226,7 +293,7 @@ def runs_as_one_node(input: Tensor, device_type: str) -> bool:
 
 
 def _plain_layer(input: Tensor, tensors: Sequence[Tensor | None]) -> Callable[..., Any] | None:
-    """Return what runs a layer on such tensors in plain PyTorch, or None: the kernels run it."""
+    """Return what runs a direction in plain PyTorch, or None: the kernels run the layer."""
     if _expanded_weights.are_among(tensors):
         return _expanded_weights.elman_rnn
     if is_distributed(input):  # which PyTorch's own operators know how to distribute
@@ -235,33 +302,6 @@ def _plain_layer(input: Tensor, tensors: Sequence[Tensor | None]) -> Callable[..
     if not backend.use_native(input.device.type, input.dtype):
         return reference.elman_rnn
     return None
-
-
-def layer_as_one_node(
-    input: Tensor,
-    direction: _Direction,
-    nonlinearity: str,
-    reverse: bool = False,
-    batch_sizes: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Run `elman_rnn` on a dense or packed batch of which `runs_as_one_node` is true."""
-    arguments = (input, *direction, nonlinearity, reverse, batch_sizes)
-    checked = (input, (direction,), nonlinearity, batch_sizes)
-    return call_then_check(torch.ops.rnn_cuda.elman_layer, arguments, check_layer, checked)
-
-
-def _pair_as_one_node(
-    input: Tensor,
-    first: _Direction,
-    second: _Direction,
-    nonlinearity: str,
-    batch_sizes: Tensor | None,
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    arguments = (input, *first, *second, nonlinearity, batch_sizes)
-    checked = (input, (first, second), nonlinearity, batch_sizes)
-    operator = torch.ops.rnn_cuda.elman_layer_pair
-    results = call_then_check(operator, arguments, check_layer, checked)
-    return results[:2], results[2:]
 
 
 def call_then_check(
@@ -284,20 +324,6 @@ def call_then_check(
         raise refusal
     finally:
         del refusal  # its traceback holds this frame, and with it the tensors
-
-
-def _total_bias(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | None:
-    """Add what there is in compute precision: a sum in half precision would round once more."""
-    first = bias_hh if bias_ih is None else bias_ih
-    if first is None:
-        return None
-    wide = compute_dtype(first.dtype)
-    if wide != first.dtype:
-        bias_ih = None if bias_ih is None else bias_ih.to(wide)
-        bias_hh = None if bias_hh is None else bias_hh.to(wide)
-    if bias_ih is None or bias_hh is None:
-        return bias_hh if bias_ih is None else bias_ih
-    return bias_ih + bias_hh
 
 
 # ---- checks --------------------------------------------------------------------------------------
@@ -330,6 +356,17 @@ def _direction(name: str, tensors: object) -> _Direction:
         )
     h0, weight_ih, weight_hh, bias_ih, bias_hh = (*tensors, None, None)[:5]
     return h0, weight_ih, weight_hh, bias_ih, bias_hh
+
+
+def _stacked(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Return the initial states of two directions as one tensor, ``(2, B, H)``."""
+    if first is None and second is None:
+        return None
+    first = torch.zeros_like(second) if first is None else first  # pyright: ignore
+    second = torch.zeros_like(first) if second is None else second
+    if first.dtype != second.dtype:  # torch would convert one of them
+        raise TypeError(f"h0_reverse: expected {first.dtype} as h0 has, got {second.dtype}")
+    return torch.stack((first, second))
 
 
 def _unsqueezed(h0: Tensor | None) -> Tensor | None:

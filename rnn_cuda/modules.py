@@ -30,7 +30,7 @@ from rnn_cuda.arguments import (
     check_tensor,
     type_name,
 )
-from rnn_cuda.functional import bidirectional_elman_rnn, elman_rnn
+from rnn_cuda.functional import layer
 from rnn_cuda.rebuild import TORCH_NONLINEARITIES, parameter_copier, rebuild
 
 
@@ -360,33 +360,27 @@ class ElmanStack(export.ScriptMethods, nn.Module):
         self._check_fit(sequence, hx, weights[0][0])
         if export.is_leaving(sequence):
             return export.trace_layers(self, sequence, hx, weights, batch_sizes)
-        if hx is None:
-            h0 = [None] * len(weights)
-        else:
-            h0 = hx.unbind(0) if len(weights) > 1 else [hx.squeeze(0)]
         call = None
         if recorders and not torch.compiler.is_compiling():
             call = self._call_to_record(sequence, hx, weights, batch_sizes, unsorted_indices)
         elif recorders and getattr(self._compiled_call_impl, "is_recording", False):
             raise RuntimeError("GradientFlow cannot record a call in a graph of torch.compile")
-        elif len(weights) == 1:
+        elif self.num_layers == 1:
             # As below, in less Python: over a short sequence it is most of the time.
-            ((output, h_n),) = self._layer(sequence, h0, weights, batch_sizes)
-            return output, torch.stack((h_n,))
-        every_output, final_states = [], []
-        for layer in range(self.num_layers):
-            its = slice(layer * self._num_directions, (layer + 1) * self._num_directions)
-            directions = self._layer(sequence, h0[its], weights[its], batch_sizes)
-            outputs = [output for output, _ in directions]
-            every_output += outputs
-            final_states += [h_n for _, h_n in directions]
-            sequence = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
-            if self.dropout and layer + 1 < self.num_layers:
+            return self._layer(sequence, hx, weights, batch_sizes)
+        outputs, final_states = [], []
+        for index in range(self.num_layers):
+            its = slice(index * self._num_directions, (index + 1) * self._num_directions)
+            h0 = None if hx is None else hx[its]
+            sequence, h_n = self._layer(sequence, h0, weights[its], batch_sizes)
+            outputs.append(sequence)
+            final_states.append(h_n)
+            if self.dropout and index + 1 < self.num_layers:
                 sequence = nn.functional.dropout(sequence, self.dropout, self.training)
-        results: Any = sequence, torch.stack(final_states)
+        results: Any = sequence, torch.cat(final_states)
         if call is not None:
             for recorder in recorders:
-                results = recorder.record(call, results, every_output)
+                results = recorder.record(call, results, outputs)
         return results
 
     def _call_to_record(
@@ -417,14 +411,11 @@ class ElmanStack(export.ScriptMethods, nn.Module):
     def _layer(
         self,
         sequence: Tensor,
-        h0: Sequence[Tensor | None],
+        h0: Tensor | None,
         weights: Sequence[list[Tensor]],
         batch_sizes: Tensor | None,
-    ) -> Sequence[tuple[Tensor, Tensor]]:
-        """Run one layer: initial state and weights of each direction to ``(output, h_n)`` of each.
-
-        Shapes are those of ``functional.elman_rnn``.
-        """
+    ) -> tuple[Tensor, Tensor]:
+        """Run one layer; arguments and results are those of `functional.layer`."""
         raise NotImplementedError
 
     def _coefficients(self, weight_hh: Tensor) -> tuple[float, float, Tensor]:
@@ -559,15 +550,18 @@ class FusedRNN(ElmanStack):
     def _layer(
         self,
         sequence: Tensor,
-        h0: Sequence[Tensor | None],
+        h0: Tensor | None,
         weights: Sequence[list[Tensor]],
         batch_sizes: Tensor | None,
-    ) -> Sequence[tuple[Tensor, Tensor]]:
-        options: Any = {"nonlinearity": self.nonlinearity, "batch_sizes": batch_sizes}
-        if self.bidirectional:
-            directions = [(start, *its) for start, its in zip(h0, weights, strict=True)]
-            return bidirectional_elman_rnn(sequence, *directions, **options)
-        return [elman_rnn(sequence, h0[0], *weights[0], **options)]
+    ) -> tuple[Tensor, Tensor]:
+        return layer(
+            sequence,
+            h0,
+            weights,
+            nonlinearity=self.nonlinearity,
+            direction="both" if self.bidirectional else "forward",
+            batch_sizes=batch_sizes,
+        )
 
     @classmethod
     def from_torch(cls, rnn: nn.RNN) -> FusedRNN:

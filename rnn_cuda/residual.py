@@ -16,6 +16,7 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rnn_cuda import _expanded_weights
@@ -30,12 +31,12 @@ class ResidualRNN(ElmanStack):
     def _layer(
         self,
         sequence: Tensor,
-        h0: Sequence[Tensor | None],
+        h0: Tensor | None,
         weights: Sequence[list[Tensor]],
         batch_sizes: Tensor | None,
-    ) -> Sequence[tuple[Tensor, Tensor]]:
+    ) -> tuple[Tensor, Tensor]:
         directions: Any = [
-            (start, *its, None, None)[:5] for start, its in zip(h0, weights, strict=True)
+            (None if h0 is None else h0[d], *its, None, None)[:5] for d, its in enumerate(weights)
         ]
         check_layer(sequence, directions, self.nonlinearity, batch_sizes)
         if any(map(_expanded_weights.are_among, directions)):
@@ -43,10 +44,13 @@ class ResidualRNN(ElmanStack):
                 f"weights: expected plain tensors, got ExpandedWeights, and {type(self).__name__} "
                 "takes none; for gradients per sample use torch.func.vmap(torch.func.grad(...))"
             )
-        return [
-            self._direction(sequence, start, its, batch_sizes, reverse)
-            for start, its, reverse in zip(h0, weights, (False, True), strict=False)
-        ]
+        outputs, final_states = [], []
+        for d, its in enumerate(weights):
+            output, h_n = self._direction(sequence, directions[d][0], its, batch_sizes, d == 1)
+            outputs.append(output)
+            final_states.append(h_n)
+        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+        return output, torch.stack(final_states)
 
     def _direction(
         self,

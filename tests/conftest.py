@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from rnn_cuda._toolchain import CompilerNotFoundError, find_cxx
+from rnn_cuda.build import CompilerNotFoundError, find_cxx
 from tests.emulated_programs import Workshop
 
 # What compiles most comes first, so that of several processes none is left with it at the end.

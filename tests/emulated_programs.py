@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rnn_cuda._plan import default_source_dir
-from rnn_cuda._toolchain import find_cxx
+from rnn_cuda.build import default_source_dir, find_cxx
 
-NATIVE = Path(__file__).parent / "native"
+TESTS = Path(__file__).parent
+NATIVE, EMULATOR = TESTS / "native", TESTS / "emulator"
 
 # Left out is what AddressSanitizer or the results show anyway; and its checks are calls: half the
 # time to compile.
@@ -47,7 +47,7 @@ class Workshop:
         # Without sanitizers: the emulator talks to them itself, if the program has one.
         self.emulator = [
             self.compile(source, f"emulator-{source.stem}", ["-std=c++17", "-O2", "-g1"])
-            for source in sorted((default_source_dir() / "emulator").glob("*.cpp"))
+            for source in sorted(EMULATOR.glob("*.cpp"))
         ]
 
     def compile(
@@ -55,8 +55,8 @@ class Workshop:
     ) -> Future[Path]:
         def task() -> Path:
             target = self.folder / f"{name}.o"
-            include = f"-I{headers or default_source_dir()}"
-            command = [find_cxx(), "-DRNN_CUDA_EMULATED", *options, include, "-c", source]
+            include = [f"-I{headers or default_source_dir()}", f"-I{TESTS}"]
+            command = [find_cxx(), "-DRNN_CUDA_EMULATED", *options, *include, "-c", source]
             subprocess.run([*command, "-o", target], check=True)
             return target
 

@@ -16,18 +16,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from rnn_cuda import _toolchain
-from rnn_cuda._plan import Kernels, default_cache_dir
 from rnn_cuda.build import (
-    CHECKSUM_NAME,
-    COMPILED,
     BuildError,
-    BuildPlan,
     CompilerNotFoundError,
+    Recipe,
     build,
     clean,
-    state_of,
+    cuda_toolchain,
+    toolchain,
 )
+from rnn_cuda.build.cache import CHECKSUM_NAME, COMPILED, state_of
+from rnn_cuda.build.recipe import Kernels, default_cache_dir
 from tests.build_stubs import (
     links,
     stub_value,
@@ -42,7 +41,8 @@ _fork = multiprocessing.get_context("fork")
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 needs_nvcc = pytest.mark.skipif(
-    _toolchain._find_nvcc() is None, reason="nvcc is not installed: stub CUDA sources not compiled"
+    cuda_toolchain._find_nvcc() is None,
+    reason="nvcc is not installed: stub CUDA sources not compiled",
 )
 
 
@@ -67,7 +67,7 @@ def without_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(programs))
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.delenv("CUDA_PATH", raising=False)
-    monkeypatch.setattr(_toolchain, "DEFAULT_CUDA_HOME", tmp_path / "no-cuda")
+    monkeypatch.setattr(cuda_toolchain, "DEFAULT_CUDA_HOME", tmp_path / "no-cuda")
 
 
 def temporary_folders(cache: Path) -> list[Path]:
@@ -82,33 +82,33 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 
 def test_builds_once_and_announces_it(sources, cache, capfd):
-    library = build(BuildPlan.create(sources, cache))
+    library = build(Recipe.create(sources, cache))
     assert stub_value(library) == 7
     assert temporary_folders(cache) == []
     announced = capfd.readouterr().err
     assert re.search(r"rnn_cuda: compiling kernels \(once, about \d+ s\) \.\.\.\n", announced)
     assert f"rnn_cuda: compiled in 0 s: {library}" in re.sub(r"in \d+ s", "in 0 s", announced)
 
-    assert build(BuildPlan.create(sources, cache)) == library
+    assert build(Recipe.create(sources, cache)) == library
     assert capfd.readouterr().err == ""
 
 
 def test_paths_with_spaces_and_special_characters(tmp_path):
     sources = write_sources(tmp_path / "my $ources: 'quoted'")
-    assert stub_value(build(BuildPlan.create(sources, tmp_path / "my $cache: x"))) == 7
+    assert stub_value(build(Recipe.create(sources, tmp_path / "my $cache: x"))) == 7
 
 
-def _race(plan: BuildPlan, start, results) -> None:
+def _race(recipe: Recipe, start, results) -> None:
     start.wait()
-    results.put(stub_value(build(plan)))
+    results.put(stub_value(build(recipe)))
 
 
 def test_eight_processes_on_an_empty_cache_build_once(sources, cache, monkeypatch, tmp_path, capfd):
     compiler, log = write_logging_compiler(tmp_path)
     monkeypatch.setenv("CXX", str(compiler))
-    plan = BuildPlan.create(sources, cache)
+    recipe = Recipe.create(sources, cache)
     start, results = _fork.Event(), _fork.Queue()
-    racers = [_fork.Process(target=_race, args=(plan, start, results)) for _ in range(8)]
+    racers = [_fork.Process(target=_race, args=(recipe, start, results)) for _ in range(8)]
     for racer in racers:
         racer.start()
     start.set()
@@ -124,7 +124,7 @@ def test_eight_processes_on_an_empty_cache_build_once(sources, cache, monkeypatc
 
 @pytest.fixture
 def stuck_builder(sources, cache, monkeypatch, tmp_path):
-    """A plan, and a process in the middle of building it whose compiler does not come back.
+    """A recipe, and a process in the middle of building it whose compiler does not come back.
 
     The compiler outlives the process; other processes' compilers work once "hang" is removed.
     """
@@ -133,12 +133,12 @@ def stuck_builder(sources, cache, monkeypatch, tmp_path):
     stuck.touch()
     compiler, log = write_logging_compiler(tmp_path)
     monkeypatch.setenv("CXX", str(compiler))
-    plan = BuildPlan.create(sources, cache)
-    builder = _fork.Process(target=build, args=(plan,))
+    recipe = Recipe.create(sources, cache)
+    builder = _fork.Process(target=build, args=(recipe,))
     builder.start()
     try:
         wait_until(lambda: " -c " in log.read_text())
-        yield plan, builder, hang
+        yield recipe, builder, hang
     finally:
         stuck.unlink()  # ends the compilers
         builder.kill()
@@ -146,7 +146,7 @@ def stuck_builder(sources, cache, monkeypatch, tmp_path):
 
 
 def test_a_waiting_process_says_so_once_and_takes_over_from_a_killed_one(stuck_builder, capfd):
-    plan, builder, hang = stuck_builder
+    recipe, builder, hang = stuck_builder
     announced = ""
 
     def waits() -> bool:
@@ -154,7 +154,7 @@ def test_a_waiting_process_says_so_once_and_takes_over_from_a_killed_one(stuck_b
         announced += capfd.readouterr().err
         return "waiting for another process" in announced
 
-    waiter = _fork.Process(target=build, args=(plan,))
+    waiter = _fork.Process(target=build, args=(recipe,))
     waiter.start()
     try:
         wait_until(waits)
@@ -167,32 +167,32 @@ def test_a_waiting_process_says_so_once_and_takes_over_from_a_killed_one(stuck_b
         waiter.kill()
     announced += capfd.readouterr().err
     assert announced.count("waiting for another process") == 1
-    assert stub_value(plan.library) == 7
+    assert stub_value(recipe.library) == 7
 
 
 def test_a_killed_builder_leaves_nothing_that_stops_the_next(stuck_builder, cache):
-    plan, builder, hang = stuck_builder
+    recipe, builder, hang = stuck_builder
     builder.kill()
     builder.join(timeout=10)
     assert builder.exitcode == -signal.SIGKILL
     assert len(temporary_folders(cache)) == 1
-    assert not plan.library.exists()
+    assert not recipe.library.exists()
 
     hang.unlink()  # the killed builder's compiler still runs, as an orphan
-    assert stub_value(build(plan)) == 7
+    assert stub_value(build(recipe)) == 7
     assert temporary_folders(cache) == []
 
 
 def test_changed_sources_and_headers_are_compiled_again(sources, cache):
-    first = build(BuildPlan.create(sources, cache))
+    first = build(Recipe.create(sources, cache))
     (sources / "value.h").write_text("#define STUB_VALUE 8\n")
-    second = build(BuildPlan.create(sources, cache))
+    second = build(Recipe.create(sources, cache))
     assert (stub_value(first), stub_value(second)) == (7, 8)
 
     (sources / "stub.cpp").write_text((sources / "stub.cpp").read_text() + "// a comment\n")
-    third = BuildPlan.create(sources, cache).library
+    third = Recipe.create(sources, cache).library
     (sources / "cpu" / "new.cpp").write_text("int added() { return 2; }\n")
-    fourth = BuildPlan.create(sources, cache).library
+    fourth = Recipe.create(sources, cache).library
     assert len({first, second, third, fourth}) == 4
 
 
@@ -203,17 +203,17 @@ def test_sources_that_change_while_they_compile_are_not_cached(
     compiler = write_program(tmp_path / "c++", f'[ "$1" = --version ] || {edit}\nexec g++ "$@"')
     monkeypatch.setenv("CXX", str(compiler))
     with pytest.raises(BuildError, match="changed while they were compiled"):
-        build(BuildPlan.create(sources, cache))
-    assert stub_value(build(BuildPlan.create(sources, cache))) == 9
+        build(Recipe.create(sources, cache))
+    assert stub_value(build(Recipe.create(sources, cache))) == 9
 
 
 def test_another_torch_compiler_or_processor_is_another_key(sources, cache, monkeypatch, tmp_path):
-    keys = [BuildPlan.create(sources, cache).key]
+    keys = [Recipe.create(sources, cache).key]
 
     def record(change: Callable[[pytest.MonkeyPatch], None]) -> None:
         with monkeypatch.context() as patch:
             change(patch)
-            keys.append(BuildPlan.create(sources, cache).key)
+            keys.append(Recipe.create(sources, cache).key)
 
     record(lambda patch: patch.setattr(torch, "__version__", "2.14.0"))
     record(lambda patch: patch.setattr(torch.version, "git_version", "0123abcd"))
@@ -235,8 +235,8 @@ def test_another_torch_compiler_or_processor_is_another_key(sources, cache, monk
 
 
 def test_the_key_does_not_depend_on_the_folders(tmp_path):
-    here = BuildPlan.create(write_sources(tmp_path / "here"), tmp_path / "a")
-    there = BuildPlan.create(write_sources(tmp_path / "there"), tmp_path / "b")
+    here = Recipe.create(write_sources(tmp_path / "here"), tmp_path / "a")
+    there = Recipe.create(write_sources(tmp_path / "there"), tmp_path / "b")
     assert here.key == there.key
 
 
@@ -246,13 +246,13 @@ def test_the_key_does_not_depend_on_the_folders(tmp_path):
 )
 def test_the_cxx_standard_is_that_of_torch(version, standard, monkeypatch):
     monkeypatch.setattr(torch, "__version__", version)
-    assert _toolchain.torch_cxx_standard() == standard
+    assert toolchain.torch_cxx_standard() == standard
 
 
 def test_instruction_sets_follow_what_torch_reports(sources, cache, monkeypatch):
     def flags(capability: str) -> list[str]:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-        return [f for f in BuildPlan.create(sources, cache).cxx_flags if f.startswith("-m")]
+        return [f for f in Recipe.create(sources, cache).cxx_flags if f.startswith("-m")]
 
     assert "-mavx512f" in flags("AVX512")
     assert flags("AVX2") == ["-mavx2", "-mfma", "-mf16c"]
@@ -266,7 +266,7 @@ def test_one_openmp_runtime_in_the_process(sources, cache):
         'extern "C" __attribute__((visibility("default")))'
         " int stub_value() { return omp_get_max_threads(); }\n"
     )
-    library = build(BuildPlan.create(sources, cache))
+    library = build(Recipe.create(sources, cache))
     torch.set_num_threads(3)
     # torch's setting reaches our code only if both call the same runtime.
     assert stub_value(library) == 3
@@ -280,7 +280,7 @@ def test_one_openmp_runtime_in_the_process(sources, cache):
 def test_a_compile_error_shows_command_output_and_hint(sources, cache, capfd):
     (sources / "stub.cpp").write_text("int broken( { return 1; }\n")
     with pytest.raises(BuildError) as caught:
-        build(BuildPlan.create(sources, cache))
+        build(Recipe.create(sources, cache))
     message = str(caught.value)
     assert re.search(r"Command: \S+ .*-c .*stub\.cpp", message)
     assert "error:" in message
@@ -288,17 +288,17 @@ def test_a_compile_error_shows_command_output_and_hint(sources, cache, capfd):
     assert temporary_folders(cache) == []
     # A failed build is no obstacle to the next one.
     write_sources(sources)
-    assert stub_value(build(BuildPlan.create(sources, cache))) == 7
+    assert stub_value(build(Recipe.create(sources, cache))) == 7
 
 
 def test_no_compiler_says_what_to_install(sources, cache, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(CompilerNotFoundError, match=r"no C\+\+ compiler on the PATH.*apt install"):
-        BuildPlan.create(sources, cache)
+        Recipe.create(sources, cache)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(CompilerNotFoundError, match="CXX='no-such-compiler' is not a program"):
-        BuildPlan.create(sources, cache)
+        Recipe.create(sources, cache)
 
 
 def test_a_compiler_that_cannot_start_is_a_build_error(sources, cache, monkeypatch, tmp_path):
@@ -307,19 +307,19 @@ def test_a_compiler_that_cannot_start_is_a_build_error(sources, cache, monkeypat
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     with pytest.raises(BuildError, match="broken cannot be started"):
-        BuildPlan.create(sources, cache)
+        Recipe.create(sources, cache)
 
 
 def test_a_compiler_with_arguments_is_told_from_one_that_is_missing(monkeypatch):
     monkeypatch.setenv("CXX", "ccache g++")
     with pytest.raises(CompilerNotFoundError, match=r"CXX='ccache g\+\+' .* takes no arguments"):
-        _toolchain.find_cxx()
+        toolchain.find_cxx()
 
 
 def test_a_compiler_that_compiles_nothing_is_named(sources, cache, monkeypatch):
     monkeypatch.setenv("CXX", shutil.which("true") or "")
     with pytest.raises(BuildError, match=r"true reports success but linked nothing; set CXX"):
-        build(BuildPlan.create(sources, cache))
+        build(Recipe.create(sources, cache))
     assert temporary_folders(cache) == []
 
 
@@ -328,7 +328,7 @@ def test_a_bad_number_of_jobs_names_the_variable(jobs, sources, cache, monkeypat
     monkeypatch.setenv("MAX_JOBS", jobs)
     expected = f"MAX_JOBS must be a number of processes from 1 to 9999, but is '{jobs}'"
     with pytest.raises(BuildError, match=re.escape(expected)):
-        build(BuildPlan.create(sources, cache))
+        build(Recipe.create(sources, cache))
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_a_bad_number_of_jobs_names_the_variable(jobs, sources, cache, monkeypat
 )
 def test_variables_of_ninja_do_not_stop_it(name, value, sources, cache, monkeypatch):
     monkeypatch.setenv(name, value)
-    assert stub_value(build(BuildPlan.create(sources, cache))) == 7
+    assert stub_value(build(Recipe.create(sources, cache))) == 7
 
 
 def test_a_full_disk_says_what_to_set(sources, cache, monkeypatch, tmp_path):
@@ -346,45 +346,45 @@ def test_a_full_disk_says_what_to_set(sources, cache, monkeypatch, tmp_path):
     )
     monkeypatch.setenv("CXX", str(write_program(tmp_path / "c++", script)))
     with pytest.raises(BuildError, match="RNN_CUDA_CACHE_DIR names another folder"):
-        build(BuildPlan.create(sources, cache))
+        build(Recipe.create(sources, cache))
 
 
 def test_no_ninja_says_what_to_install(sources, cache, monkeypatch, tmp_path):
-    plan = BuildPlan.create(sources, cache)
+    recipe = Recipe.create(sources, cache)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("ninja.BIN_DIR", str(tmp_path))
     with pytest.raises(CompilerNotFoundError, match="pip install ninja"):
-        build(plan)
+        build(recipe)
 
 
 def test_ninja_is_found_without_an_activated_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert _toolchain.find_ninja().is_file()
+    assert toolchain.find_ninja().is_file()
 
 
 def test_no_sources_is_a_clear_error(cache, tmp_path):
     with pytest.raises(BuildError, match="no C\\+\\+ sources"):
-        BuildPlan.create(tmp_path / "nothing", cache)
+        Recipe.create(tmp_path / "nothing", cache)
 
 
 def test_an_unwritable_cache_says_what_to_set(sources, tmp_path):
     (tmp_path / "file").touch()  # not even root can make a folder below a file
-    plan = BuildPlan.create(sources, tmp_path / "file" / "cache")
+    recipe = Recipe.create(sources, tmp_path / "file" / "cache")
     with pytest.raises(BuildError, match=r"file/cache cannot be written.*RNN_CUDA_CACHE_DIR"):
-        build(plan)
+        build(recipe)
 
 
 def test_a_cache_that_is_a_file_says_what_to_set(sources, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BuildError, match=r"file cannot be written: .*Set RNN_CUDA_CACHE_DIR"):
-        build(BuildPlan.create(sources, tmp_path / "file"))
+        build(Recipe.create(sources, tmp_path / "file"))
 
 
 @pytest.mark.parametrize("name", ["~no-such-user/cache", "x" * 300, "/proc/kernels"])
 def test_a_cache_that_cannot_be_says_what_to_set(name, sources, monkeypatch):
     monkeypatch.setenv("RNN_CUDA_CACHE_DIR", name)
     with pytest.raises(BuildError, match="Set RNN_CUDA_CACHE_DIR to a folder you can write to"):
-        build(BuildPlan.create(sources))
+        build(Recipe.create(sources))
 
 
 def test_a_relative_cache_needs_a_current_folder(tmp_path, monkeypatch):
@@ -396,28 +396,28 @@ def test_a_relative_cache_needs_a_current_folder(tmp_path, monkeypatch):
         default_cache_dir()
 
 
-def _build_as_ordinary_user(plan: BuildPlan, results) -> None:
+def _build_as_ordinary_user(recipe: Recipe, results) -> None:
     if os.geteuid() == 0:
         os.setuid(65534)  # root may write everywhere
     if not os.access(torch.__file__, os.R_OK):
         results.put("unreachable")
         return
     try:
-        build(plan)
+        build(recipe)
     except BuildError as error:
         results.put(str(error))
 
 
-def _leave_empty(plan: BuildPlan) -> None:
-    plan.cache_dir.mkdir()
+def _leave_empty(recipe: Recipe) -> None:
+    recipe.cache_dir.mkdir()
 
 
-def _leave_a_damaged_library(plan: BuildPlan) -> None:
-    truncate_to_one_page(build(plan))
+def _leave_a_damaged_library(recipe: Recipe) -> None:
+    truncate_to_one_page(build(recipe))
 
 
-def _leave_a_closed_library(plan: BuildPlan) -> None:
-    build(plan).chmod(0)
+def _leave_a_closed_library(recipe: Recipe) -> None:
+    build(recipe).chmod(0)
 
 
 @pytest.mark.parametrize(
@@ -443,11 +443,11 @@ def test_a_protected_cache_says_what_to_set(mode, fill, expected):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
-        plan = BuildPlan.create(write_sources(folder / "csrc"), folder / "cache")
-        fill(plan)
-        plan.cache_dir.chmod(mode)
+        recipe = Recipe.create(write_sources(folder / "csrc"), folder / "cache")
+        fill(recipe)
+        recipe.cache_dir.chmod(mode)
         results = _fork.Queue()
-        user = _fork.Process(target=_build_as_ordinary_user, args=(plan, results))
+        user = _fork.Process(target=_build_as_ordinary_user, args=(recipe, results))
         user.start()
         try:
             message = results.get(timeout=10)
@@ -459,7 +459,7 @@ def test_a_protected_cache_says_what_to_set(mode, fill, expected):
             assert "Set RNN_CUDA_CACHE_DIR" in message
         finally:
             user.join(timeout=10)
-            plan.cache_dir.chmod(0o755)
+            recipe.cache_dir.chmod(0o755)
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
@@ -474,7 +474,7 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 
 
 def test_clean_removes_our_folders_and_nothing_else(sources, cache):
-    library = build(BuildPlan.create(sources, cache))
+    library = build(Recipe.create(sources, cache))
     foreign = [cache / "0123456789abcdef", cache / "documents"]
     for folder in foreign:
         folder.mkdir()
@@ -484,13 +484,13 @@ def test_clean_removes_our_folders_and_nothing_else(sources, cache):
     assert all((folder / "thesis.tex").exists() for folder in foreign)
     assert clean(cache) == []
     assert clean(cache / "missing") == []
-    assert stub_value(build(BuildPlan.create(sources, cache))) == 7
+    assert stub_value(build(Recipe.create(sources, cache))) == 7
 
 
 def test_an_entry_that_lost_its_library_is_built_again(sources, cache):
-    library = build(BuildPlan.create(sources, cache))
+    library = build(Recipe.create(sources, cache))
     library.unlink()
-    assert stub_value(build(BuildPlan.create(sources, cache))) == 7
+    assert stub_value(build(Recipe.create(sources, cache))) == 7
 
 
 # ---- libraries that are not as they were compiled -----------------------------------------------
@@ -570,7 +570,7 @@ def put_a_file_in_place_of_the_entry(library: Path) -> None:
 
 
 def put_another_entry_there(library: Path) -> None:
-    other = build(BuildPlan.create(write_sources(library.parents[2] / "other", value=8)))
+    other = build(Recipe.create(write_sources(library.parents[2] / "other", value=8)))
     shutil.rmtree(library.parent)
     other.parent.rename(library.parent)
 
@@ -594,22 +594,22 @@ DAMAGE = [
 ]
 
 
-def _build_and_ask(plan: BuildPlan, results) -> None:
-    results.put(stub_value(build(plan)))
+def _build_and_ask(recipe: Recipe, results) -> None:
+    results.put(stub_value(build(recipe)))
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_library_is_compiled_again(damage, sources, cache, monkeypatch, capfd):
     monkeypatch.setenv("RNN_CUDA_CACHE_DIR", str(cache))
-    plan = BuildPlan.create(sources, cache)
-    library = build(plan)
+    recipe = Recipe.create(sources, cache)
+    library = build(recipe)
     damage(library)
     assert state_of(library) != COMPILED
     capfd.readouterr()
 
     # Another process, because one that maps a truncated file ends with SIGBUS.
     results = _fork.Queue()
-    user = _fork.Process(target=_build_and_ask, args=(plan, results))
+    user = _fork.Process(target=_build_and_ask, args=(recipe, results))
     user.start()
     user.join(timeout=60)
     assert user.exitcode == 0
@@ -621,7 +621,7 @@ def test_a_damaged_library_is_compiled_again(damage, sources, cache, monkeypatch
     missing = (link_it_to_nothing, put_a_file_in_place_of_the_entry)
     assert (f"{library} is damaged (" in announced) == (damage not in missing)
 
-    assert build(plan) == library
+    assert build(recipe) == library
     assert capfd.readouterr().err == ""
 
 
@@ -630,12 +630,12 @@ def test_processes_that_notice_damage_at_once_build_once(
 ):
     compiler, log = write_logging_compiler(tmp_path)
     monkeypatch.setenv("CXX", str(compiler))
-    plan = BuildPlan.create(sources, cache)
-    library = build(plan)
+    recipe = Recipe.create(sources, cache)
+    library = build(recipe)
     loaded = ctypes.CDLL(str(library))
     flip_a_bit(library)
     start, results = _fork.Event(), _fork.Queue()
-    racers = [_fork.Process(target=_race, args=(plan, start, results)) for _ in range(8)]
+    racers = [_fork.Process(target=_race, args=(recipe, start, results)) for _ in range(8)]
     for racer in racers:
         racer.start()
     start.set()
@@ -650,12 +650,12 @@ def test_processes_that_notice_damage_at_once_build_once(
 
 def test_a_library_that_is_replaced_is_a_new_file(sources, cache):
     """Written in place, it would change under whoever has it mapped."""
-    plan = BuildPlan.create(sources, cache)
-    library = build(plan)
+    recipe = Recipe.create(sources, cache)
+    library = build(recipe)
     lose_the_checksum(library)
     with library.open("rb") as held:
         before = held.read()
-        assert build(plan) == library
+        assert build(recipe) == library
         assert not os.path.samestat(os.fstat(held.fileno()), library.stat())
         held.seek(0)
         assert held.read() == before
@@ -664,10 +664,10 @@ def test_a_library_that_is_replaced_is_a_new_file(sources, cache):
 @pytest.mark.usefixtures("without_nvcc")
 def test_without_nvcc_the_cpu_kernels_are_built(tmp_path, cache, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
-    plan = BuildPlan.create(write_sources(tmp_path / "csrc", cuda=True), cache)
-    assert plan.cuda is None
-    assert "nvcc is neither in CUDA_HOME" in plan.toolchain.cuda_note
-    library = build(plan)
+    recipe = Recipe.create(write_sources(tmp_path / "csrc", cuda=True), cache)
+    assert recipe.cuda is None
+    assert "nvcc is neither in CUDA_HOME" in recipe.cuda_note
+    library = build(recipe)
     assert stub_value(library) == 7
     assert b"stub_launch" not in library.read_bytes()
 
@@ -676,26 +676,26 @@ def test_without_nvcc_the_cpu_kernels_are_built(tmp_path, cache, monkeypatch):
 def test_with_nvcc_the_cuda_kernels_are_built_in(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
     sources = write_sources(tmp_path / "with space", cuda=True)
-    plan = BuildPlan.create(sources, tmp_path / "cache")
-    assert plan.cuda is not None
-    assert plan.cuda.archs == ("sm_90",)
-    library = build(plan)
+    recipe = Recipe.create(sources, tmp_path / "cache")
+    assert recipe.cuda is not None
+    assert recipe.cuda.archs == ("sm_90",)
+    library = build(recipe)
     # It loads next to any torch, this one too, whether or not it knows CUDA.
     assert stub_value(library) == 7
     assert b"stub_launch" in library.read_bytes()
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
-    assert BuildPlan.create(sources, tmp_path / "cache").key != plan.key
+    assert Recipe.create(sources, tmp_path / "cache").key != recipe.key
 
 
 def test_cuda_kernels_are_compiled_where_they_can_run_or_are_asked_for(
     tmp_path, cache, monkeypatch
 ):
     """Compiling them takes minutes; a torch without CUDA has no use for them."""
-    monkeypatch.setattr(_toolchain, "find_cuda", lambda: (None, "asked for nvcc"))
+    monkeypatch.setattr("rnn_cuda.build.recipe.find_cuda", lambda: (None, "asked for nvcc"))
     sources = write_sources(tmp_path / "csrc", cuda=True)
 
     def note(kernels: Kernels = "auto") -> str:
-        return BuildPlan.create(sources, cache, kernels=kernels).toolchain.cuda_note
+        return Recipe.create(sources, cache, kernels=kernels).cuda_note
 
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     monkeypatch.setattr(torch.version, "cuda", None)
@@ -724,26 +724,32 @@ def test_emulated_kernels_are_a_library_of_their_own_and_need_no_nvcc(tmp_path, 
     sources = write_sources(tmp_path / "csrc", cuda=True)
     (sources / "cuda" / "kernel.cu").write_text(EMULATED_CU)
     (sources / "cuda" / "binding.cpp").write_text("int binding() { return 1; }\n")
-    (sources / "emulator").mkdir()
-    (sources / "emulator" / "machine.cpp").write_text("int machine() { return 1; }\n")
+    emulator = tmp_path / "tests" / "emulator"
+    emulator.mkdir(parents=True)
+    (emulator / "machine.h").write_text("int machine();\n")
+    (emulator / "machine.cpp").write_text('#include "machine.h"\nint machine() { return 1; }\n')
     (sources / "cpu" / "kernel.cpp").write_text("#error CPU kernels are another library\n")
-    plan = BuildPlan.create(sources, cache, kernels="emulated")
-    names = [path.name for path in plan.cxx_sources + plan.cuda_sources]
-    assert names == ["binding.cpp", "machine.cpp", "stub.cpp", "kernel.cu"]
-    assert plan.key != BuildPlan.create(sources, cache).key
-    assert ctypes.CDLL(str(build(plan))).stub_emulated() == 8
+    recipe = Recipe.create(sources, cache, kernels="emulated", emulator_dir=emulator)
+    names = [path.name for path in recipe.cxx_sources + recipe.cuda_sources]
+    assert names == ["binding.cpp", "stub.cpp", "machine.cpp", "kernel.cu"]
+    assert ctypes.CDLL(str(build(recipe))).stub_emulated() == 8
+
+    keys = [recipe.key, Recipe.create(sources, cache).key]
+    (emulator / "machine.h").write_text("// another\nint machine();\n")
+    assert recipe.key not in keys
+    assert Recipe.create(sources, cache).key == keys[1]
 
 
 @needs_nvcc
 def test_an_nvcc_that_is_a_wrapper_script_leads_to_the_real_toolkit(tmp_path, monkeypatch):
-    real = _toolchain.find_cuda()[0]
+    real = cuda_toolchain.find_cuda()[0]
     assert real is not None
     wrapper = write_program(tmp_path / "nvcc", f'exec "{real.nvcc}" "$@"')
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.delenv("CUDA_PATH", raising=False)
-    monkeypatch.setattr(_toolchain, "DEFAULT_CUDA_HOME", tmp_path / "no-cuda")
-    found, note = _toolchain.find_cuda()
+    monkeypatch.setattr(cuda_toolchain, "DEFAULT_CUDA_HOME", tmp_path / "no-cuda")
+    found, note = cuda_toolchain.find_cuda()
     assert found is not None, note
     assert found.nvcc == wrapper
     assert (found.include, found.library) == (real.include, real.library)
@@ -755,12 +761,12 @@ NVCC_ARCHS = {"80", "86", "87", "89", "90", "100", "120", "90a", "100a", "120a"}
 
 def test_cuda_architectures(monkeypatch):
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    monkeypatch.setattr(_toolchain, "_visible_gpu_archs", list)
+    monkeypatch.setattr(cuda_toolchain, "_visible_gpu_archs", list)
     default = ("sm_100", "sm_120", "sm_80", "sm_90")
-    assert _toolchain.cuda_archs(NVCC_ARCHS) == (default, "")
+    assert cuda_toolchain.cuda_archs(NVCC_ARCHS) == (default, "")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", " ; ")
-    assert _toolchain.cuda_archs(NVCC_ARCHS) == (default, "")
-    assert _toolchain.cuda_archs({"80", "90"}) == (("compute_90", "sm_80", "sm_90"), "")
+    assert cuda_toolchain.cuda_archs(NVCC_ARCHS) == (default, "")
+    assert cuda_toolchain.cuda_archs({"80", "90"}) == (("compute_90", "sm_80", "sm_90"), "")
 
 
 @pytest.mark.parametrize(
@@ -774,15 +780,15 @@ def test_cuda_architectures(monkeypatch):
 )
 def test_each_visible_gpu_gets_a_target_that_runs_on_it(visible, targets, monkeypatch):
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    monkeypatch.setattr(_toolchain, "_visible_gpu_archs", lambda: visible)
-    assert _toolchain.cuda_archs(NVCC_ARCHS) == (targets, "")
+    monkeypatch.setattr(cuda_toolchain, "_visible_gpu_archs", lambda: visible)
+    assert cuda_toolchain.cuda_archs(NVCC_ARCHS) == (targets, "")
 
 
 def test_gpus_that_are_all_too_old_are_a_reason(monkeypatch):
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    monkeypatch.setattr(_toolchain, "_visible_gpu_archs", lambda: ["7.0", "7.5"])
+    monkeypatch.setattr(cuda_toolchain, "_visible_gpu_archs", lambda: ["7.0", "7.5"])
     with pytest.raises(BuildError, match=r"no visible GPU is of compute capability 8\.0 or newer"):
-        _toolchain.cuda_archs(NVCC_ARCHS)
+        cuda_toolchain.cuda_archs(NVCC_ARCHS)
 
 
 @pytest.mark.parametrize(
@@ -809,8 +815,8 @@ def test_gpus_that_are_all_too_old_are_a_reason(monkeypatch):
 )
 def test_an_architecture_list(listed, targets, left_out, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
-    monkeypatch.setattr(_toolchain, "_visible_gpu_archs", lambda: ["9.0"])
-    found, why = _toolchain.cuda_archs(NVCC_ARCHS)
+    monkeypatch.setattr(cuda_toolchain, "_visible_gpu_archs", lambda: ["9.0"])
+    found, why = cuda_toolchain.cuda_archs(NVCC_ARCHS)
     assert found == targets
     expected = f"TORCH_CUDA_ARCH_LIST: the kernels and this nvcc do not support {left_out}. Supp"
     assert why.startswith(expected) if left_out else why == ""
@@ -821,7 +827,7 @@ def test_a_list_without_any_supported_architecture_names_the_variable(listed, mo
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
     expected = r"TORCH_CUDA_ARCH_LIST: .* do not support .*Supported are 8.0, .*, each also with"
     with pytest.raises(BuildError, match=expected):
-        _toolchain.cuda_archs(NVCC_ARCHS)
+        cuda_toolchain.cuda_archs(NVCC_ARCHS)
 
 
 NVCC = """
@@ -849,7 +855,7 @@ def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_nvcc: None)
 
 def test_what_nvcc_says_it_knows_is_what_an_architecture_list_may_name(toolkit, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0a;9.0f;12.0")
-    found, note = _toolchain.find_cuda()
+    found, note = cuda_toolchain.find_cuda()
     assert found is not None, note
     assert found.archs == ("sm_80", "sm_90a")
     assert "support 7.5, 9.0f, 12.0. Supported are 8.0, 9.0, each" in note
@@ -871,7 +877,7 @@ def silence_nvcc(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def hang_nvcc(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(_toolchain, "_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(toolchain, "_ANSWER_SECONDS", 0.1)
     write_program(toolkit / "bin" / "nvcc", "while :; do :; done")
     return r"nvcc did not answer in 0\.1 s"
 
@@ -909,17 +915,17 @@ def name_no_path(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 )
 def test_trouble_with_cuda_costs_the_cuda_kernels_alone(trouble, toolkit, tmp_path, monkeypatch):
     expected = trouble(toolkit, monkeypatch)
-    plan = BuildPlan.create(write_sources(tmp_path / "csrc", cuda=True), tmp_path / "cache")
-    assert plan.cuda is None
-    assert re.search(expected, plan.toolchain.cuda_note)
-    assert stub_value(build(plan)) == 7
+    recipe = Recipe.create(write_sources(tmp_path / "csrc", cuda=True), tmp_path / "cache")
+    assert recipe.cuda is None
+    assert re.search(expected, recipe.cuda_note)
+    assert stub_value(build(recipe)) == 7
 
 
 def test_a_broken_nvidia_smi_is_as_none(toolkit, tmp_path, monkeypatch):
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
     (tmp_path / "programs" / "nvidia-smi").write_bytes(b"\x7fELF of another machine")
     (tmp_path / "programs" / "nvidia-smi").chmod(0o755)
-    found, note = _toolchain.find_cuda()
+    found, note = cuda_toolchain.find_cuda()
     assert found is not None, note
     assert found.archs == ("compute_90", "sm_80", "sm_90")
 
@@ -927,6 +933,6 @@ def test_a_broken_nvidia_smi_is_as_none(toolkit, tmp_path, monkeypatch):
 def test_visible_gpus_are_those_that_nvidia_smi_lists(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     write_program(tmp_path / "nvidia-smi", "printf '9.0\\n9.0\\n8.6\\n'")
-    assert _toolchain._visible_gpu_archs() == ["8.6", "9.0"]
+    assert cuda_toolchain._visible_gpu_archs() == ["8.6", "9.0"]
     write_program(tmp_path / "nvidia-smi", "echo 'no driver is running'; exit 9")
-    assert _toolchain._visible_gpu_archs() == []
+    assert cuda_toolchain._visible_gpu_archs() == []

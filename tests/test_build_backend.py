@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from rnn_cuda import backend
-from rnn_cuda.build import BuildError, BuildPlan, build
-from tests.build_stubs import write_program
+from rnn_cuda.build import BuildError, Recipe, build
+from tests.build_stubs import write_program, write_sources
 
 KINDS = [("cpu", torch.float32), ("cpu", torch.float64), ("cpu", torch.bfloat16)]
 
@@ -108,8 +108,8 @@ def test_without_a_compiler_native_raises_every_time():
 def test_a_failure_is_remembered_until_reset(monkeypatch):
     attempts = []
 
-    def fail(plan: object) -> Path:
-        attempts.append(plan)
+    def fail(recipe: object) -> Path:
+        attempts.append(recipe)
         raise BuildError("does not compile")
 
     monkeypatch.setattr(backend, "_library", None)
@@ -129,7 +129,7 @@ def test_a_library_that_does_not_load_falls_back(monkeypatch, tmp_path):
     damaged = tmp_path / "librnn_cuda.so"
     damaged.write_bytes(b"not a library")
     monkeypatch.setattr(backend, "_library", None)
-    monkeypatch.setattr("rnn_cuda.build.build", lambda plan: damaged)
+    monkeypatch.setattr("rnn_cuda.build.build", lambda recipe: damaged)
     with pytest.warns(backend.BackendWarning, match="cannot be loaded"):
         assert not backend.use_native("cpu", torch.float32)
 
@@ -141,15 +141,15 @@ def failing_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def create(*_: object, kernels: str = "auto") -> SimpleNamespace:
         cuda = object() if kernels == "auto" else None
-        return SimpleNamespace(cuda=cuda, toolchain=SimpleNamespace(cuda_note=""))
+        return SimpleNamespace(cuda=cuda, cuda_note="")
 
-    def build_only_for_the_cpu(plan: SimpleNamespace) -> Path:
-        if plan.cuda is not None:
+    def build_only_for_the_cpu(recipe: SimpleNamespace) -> Path:
+        if recipe.cuda is not None:
             raise BuildError("nvcc: unsupported GNU version")
         return library
 
     monkeypatch.setattr(backend, "_library", None)
-    monkeypatch.setattr("rnn_cuda.build.BuildPlan.create", create)
+    monkeypatch.setattr("rnn_cuda.build.Recipe.create", create)
     monkeypatch.setattr("rnn_cuda.build.build", build_only_for_the_cpu)
 
 
@@ -172,30 +172,29 @@ def test_cuda_kernels_that_do_not_load_cost_one_warning_and_not_the_cpu_kernels(
     library = build()
     damaged = tmp_path / "librnn_cuda.so"
     damaged.write_bytes(b"not a library")
-    toolchain = SimpleNamespace(cuda_note="")
 
     def create(*_: object, kernels: str = "auto") -> SimpleNamespace:
-        return SimpleNamespace(cuda=object() if kernels == "auto" else None, toolchain=toolchain)
+        return SimpleNamespace(cuda=object() if kernels == "auto" else None, cuda_note="")
 
     monkeypatch.setattr(backend, "_library", None)
-    monkeypatch.setattr("rnn_cuda.build.BuildPlan.create", create)
-    monkeypatch.setattr("rnn_cuda.build.build", lambda plan: damaged if plan.cuda else library)
+    monkeypatch.setattr("rnn_cuda.build.Recipe.create", create)
+    monkeypatch.setattr("rnn_cuda.build.build", lambda recipe: damaged if recipe.cuda else library)
     with pytest.warns(backend.BackendWarning, match="CUDA kernels, because they cannot be loaded"):
         assert [backend.use_native(*kind) for kind in KINDS] == [True] * 3
 
 
 def test_architectures_that_are_left_out_cost_one_warning(monkeypatch):
     library = build()
-    toolchain = SimpleNamespace(cuda_note="TORCH_CUDA_ARCH_LIST: 7.5 is not supported.")
-    plan = SimpleNamespace(cuda=object(), toolchain=toolchain)
+    note = "TORCH_CUDA_ARCH_LIST: 7.5 is not supported."
+    recipe = SimpleNamespace(cuda=object(), cuda_note=note)
     monkeypatch.setattr(backend, "_library", None)
-    monkeypatch.setattr("rnn_cuda.build.BuildPlan.create", lambda **_: plan)
+    monkeypatch.setattr("rnn_cuda.build.Recipe.create", lambda **_: recipe)
     monkeypatch.setattr("rnn_cuda.build.build", lambda _: library)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert [backend.use_native(*kind) for kind in KINDS] == [True] * 3
     assert [str(warning.message) for warning in caught] == [
-        "rnn_cuda has no CUDA kernels for some devices. TORCH_CUDA_ARCH_LIST: 7.5 is not supported."
+        f"rnn_cuda has no CUDA kernels for some devices. {note}"
     ]
 
 
@@ -267,7 +266,7 @@ def test_a_truncated_library_that_cannot_be_replaced_costs_a_warning(tmp_path):
     ids=["of CPU kernels", "of CUDA kernels"],
 )
 def test_what_cpu_kernels_do_not_need_does_not_cost_them(environment):
-    if "CUDA_HOME" in environment and BuildPlan.create().cuda is not None:
+    if "CUDA_HOME" in environment and Recipe.create().cuda is not None:
         pytest.skip("the library of this session has CUDA kernels: another one would be compiled")
     done = forward(**environment)
     assert done.stdout == "True True\n", done.stderr
@@ -282,6 +281,16 @@ def test_native_and_emulated_kernels_need_a_process_each():
     ):
         backend.use_native("cpu", torch.float32)
     assert backend.describe()["emulated"] is False
+
+
+def test_the_emulated_backend_needs_a_clone(monkeypatch, tmp_path):
+    monkeypatch.setattr(backend, "_library", None)
+    package = tmp_path / "site-packages" / "rnn_cuda"
+    write_sources(package / "_csrc", cuda=True)
+    monkeypatch.setattr("rnn_cuda.build.recipe.__file__", str(package / "build" / "recipe.py"))
+    expected = rf"'emulated', but there is no emulator in {tmp_path}/.*: clone the repository and"
+    with backend.use("emulated"), pytest.raises(backend.NativeBackendError, match=expected):
+        backend.use_native("cpu", torch.float32)
 
 
 def test_the_kernels_are_used_where_they_exist():
@@ -316,8 +325,8 @@ def test_threads_that_ask_at_once_load_one_library(monkeypatch):
     library = build()
     builds = []
 
-    def count(plan: object) -> Path:
-        builds.append(plan)
+    def count(recipe: object) -> Path:
+        builds.append(recipe)
         return library
 
     monkeypatch.setattr(backend, "_library", None)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rnn_cuda import _build_cli, _check_cuda, _toolchain
-from rnn_cuda.build import BuildError, BuildPlan, build
+from rnn_cuda.build import BuildError, Recipe, __main__, build, check_cuda, cuda_toolchain, recipe
 from tests.build_stubs import write_sources
 
 # Two kernels as ptxas reports them: the first is clean, the second spills.
@@ -38,7 +37,7 @@ __global__ void indexed(float* out, const int* index, int n) {
 """
 
 needs_nvcc = pytest.mark.skipif(
-    _toolchain._find_nvcc() is None, reason="nvcc is not installed: CUDA sources not checked"
+    cuda_toolchain._find_nvcc() is None, reason="nvcc is not installed: CUDA sources not checked"
 )
 
 
@@ -61,7 +60,7 @@ def main(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
         monkeypatch.delenv("RNN_CUDA_BACKEND", raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        return _build_cli.main([*arguments]), *capsys.readouterr()
+        return __main__.main([*arguments]), *capsys.readouterr()
 
     return run
 
@@ -100,7 +99,7 @@ def test_a_bad_backend_is_an_error_without_a_traceback():
 
 def test_info_names_the_architectures_that_are_left_out(main, tmp_path):
     environment = {"RNN_CUDA_CACHE_DIR": str(tmp_path), "TORCH_CUDA_ARCH_LIST": "7.5;8.0"}
-    if _toolchain._find_nvcc() is None:
+    if cuda_toolchain._find_nvcc() is None:
         pytest.skip("nvcc is not installed")
     rows = dict(line.split("  ", 1) for line in main("--info", **environment)[1].splitlines())
     assert rows["CUDA targets"].strip() == "sm_80"
@@ -124,7 +123,7 @@ def test_info_tells_a_damaged_library_from_a_missing_one(main, tmp_path):
 
 def test_clean_lists_what_it_removes(main, tmp_path):
     cache = tmp_path / "cache"
-    library = build(BuildPlan.create(write_sources(tmp_path / "csrc"), cache))
+    library = build(Recipe.create(write_sources(tmp_path / "csrc"), cache))
     status, printed, _ = main("--clean", RNN_CUDA_CACHE_DIR=str(cache))
     assert (status, printed) == (0, f"removed {library.parent}\n")
     assert not library.exists()
@@ -142,60 +141,60 @@ def test_info_under_another_backend(backend, on_cpu, monkeypatch, tmp_path, caps
     monkeypatch.setenv("RNN_CUDA_BACKEND", backend)
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert _build_cli.main(["--info"]) == 0
+    assert __main__.main(["--info"]) == 0
     assert f"CPU tensors use   {on_cpu}" in capsys.readouterr().out
 
 
 def test_ptxas_output_is_read():
-    clean, greedy = _check_cuda.parse_ptxas(PTXAS_LOG)
-    assert clean == _check_cuda.KernelUsage("_Z4fillPff", "sm_90", 8, 0, 0)
-    assert greedy == _check_cuda.KernelUsage("_Z5greedPf", "sm_90", 255, 124, 128)
+    clean, greedy = check_cuda.parse_ptxas(PTXAS_LOG)
+    assert clean == check_cuda.KernelUsage("_Z4fillPff", "sm_90", 8, 0, 0)
+    assert greedy == check_cuda.KernelUsage("_Z5greedPf", "sm_90", 255, 124, 128)
     assert clean.is_clean
     assert not greedy.is_clean
 
 
 def test_unreadable_ptxas_output_is_an_error():
     with pytest.raises(ValueError, match="ptxas printed no"):
-        _check_cuda.parse_ptxas("ptxas info : Compiling entry function 'k' for 'sm_90'\n")
+        check_cuda.parse_ptxas("ptxas info : Compiling entry function 'k' for 'sm_90'\n")
 
 
 def test_check_cuda_without_sources_is_an_error(tmp_path):
     with pytest.raises(BuildError, match=r"There are no CUDA sources in .*csrc/cuda to"):
-        _check_cuda.check_cuda(write_sources(tmp_path / "csrc"))
+        check_cuda.check_cuda(write_sources(tmp_path / "csrc"))
 
 
 def test_check_cuda_without_nvcc_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(_toolchain, "find_cuda", lambda: (None, "nvcc is nowhere"))
+    monkeypatch.setattr(recipe, "find_cuda", lambda: (None, "nvcc is nowhere"))
     with pytest.raises(BuildError, match="Cannot check the CUDA kernels: nvcc is nowhere"):
-        _check_cuda.check_cuda(write_sources(tmp_path / "csrc", cuda=True))
+        check_cuda.check_cuda(write_sources(tmp_path / "csrc", cuda=True))
 
 
 @pytest.fixture
 def cuda_sources(tmp_path, monkeypatch) -> Path:
     """CUDA sources to be checked for one architecture, which register no operators."""
-    monkeypatch.setattr(_check_cuda, "ARCHITECTURES", ("sm_90",))
+    monkeypatch.setattr(check_cuda, "ARCHITECTURES", ("sm_90",))
     return write_sources(tmp_path / "csrc", cuda=True)
 
 
 @pytest.fixture
 def without_operators(monkeypatch) -> None:
     """Loading the library is all that is asked of it."""
-    monkeypatch.setattr(_check_cuda, "_LOAD", "import ctypes, sys; ctypes.CDLL(sys.argv[1])")
+    monkeypatch.setattr(check_cuda, "_LOAD", "import ctypes, sys; ctypes.CDLL(sys.argv[1])")
 
 
 @needs_nvcc
 def test_check_cuda_fails_where_the_architecture_list_leaves_nothing(cuda_sources, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5")
     with pytest.raises(BuildError, match="Cannot check the CUDA kernels: TORCH_CUDA_ARCH_LIST"):
-        _check_cuda.check_cuda(cuda_sources)
+        check_cuda.check_cuda(cuda_sources)
 
 
 @needs_nvcc
 @pytest.mark.usefixtures("without_operators")
 def test_check_cuda_accepts_clean_kernels_that_load(cuda_sources, tmp_path, capsys, monkeypatch):
     architectures = ("sm_80", "sm_90", "sm_100", "sm_120")
-    monkeypatch.setattr(_check_cuda, "ARCHITECTURES", architectures)
-    assert _check_cuda.check_cuda(cuda_sources, tmp_path / "cache") == 0
+    monkeypatch.setattr(check_cuda, "ARCHITECTURES", architectures)
+    assert check_cuda.check_cuda(cuda_sources, tmp_path / "cache") == 0
     table = capsys.readouterr().out
     assert all(arch in table for arch in architectures)
     assert "4 kernels, 0 with spills or local memory\n" in table
@@ -215,13 +214,13 @@ def test_check_cuda_accepts_clean_kernels_that_load(cuda_sources, tmp_path, caps
 def test_check_cuda_fails_on(source, summary, cuda_sources, tmp_path, capsys):
     (cuda_sources / "cuda" / "kernel.cu").write_text(source)
     (cuda_sources / "cuda" / "binding.cpp").write_text("")
-    assert _check_cuda.check_cuda(cuda_sources, tmp_path / "cache") == 1
+    assert check_cuda.check_cuda(cuda_sources, tmp_path / "cache") == 1
     assert summary in capsys.readouterr().out
 
 
 @needs_nvcc
 def test_check_cuda_fails_on_a_library_that_registers_nothing(cuda_sources, tmp_path, capsys):
-    assert _check_cuda.check_cuda(cuda_sources, tmp_path / "cache") == 1
+    assert check_cuda.check_cuda(cuda_sources, tmp_path / "cache") == 1
     assert "the library does not load: " in capsys.readouterr().out
 
 
@@ -238,23 +237,24 @@ def test_check_cuda_raises_what_the_compiler_says(file, text, message, cuda_sour
     (cuda_sources / "cuda" / "binding.cpp").write_text("")
     (cuda_sources / "cuda" / file).write_text(text)
     with pytest.raises(BuildError, match=message):
-        _check_cuda.check_cuda(cuda_sources, tmp_path / "cache")
+        check_cuda.check_cuda(cuda_sources, tmp_path / "cache")
 
 
 def test_info_on_emulated_kernels(monkeypatch, capsys):
     monkeypatch.setenv("RNN_CUDA_BACKEND", "emulated")
-    assert _build_cli.main(["--info"]) == 0
+    assert __main__.main(["--info"]) == 0
     printed = capsys.readouterr().out
     assert "CPU tensors use   the CUDA kernels, emulated\n" in printed
     assert "CUDA tensors use  an error (they were not asked for)\n" in printed
     assert "-DRNN_CUDA_EMULATED" in printed
 
 
-def test_the_sources_are_found_in_a_plain_install_too(tmp_path, monkeypatch):
-    from rnn_cuda import _plan
-
+def test_a_plain_install_has_sources_and_no_emulator(main, tmp_path, monkeypatch):
     package = tmp_path / "site-packages" / "rnn_cuda"
     installed = write_sources(package / "_csrc")
-    monkeypatch.setattr(_plan, "__file__", str(package / "_plan.py"))
-    assert _plan.default_source_dir() == installed
-    assert Path(BuildPlan.create().source_dir) == installed
+    monkeypatch.setattr(recipe, "__file__", str(package / "build" / "recipe.py"))
+    assert recipe.default_source_dir() == installed
+    assert Recipe.create().source_dir == installed
+    status, _, errors = main(RNN_CUDA_BACKEND="emulated")
+    assert status == 1
+    assert f"rnn_cuda: there is no emulator in {package.parent / 'tests' / 'emulator'}" in errors

@@ -24,9 +24,9 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from rnn_cuda import FusedRNN, FusedRNNCell, backend
-from rnn_cuda._autograd import LinearRecurrence
 from rnn_cuda.functional import bidirectional_elman_rnn, elman_rnn, linear_recurrence
 from rnn_cuda.instruments import GradientFlow
+from rnn_cuda.operators.linear_recurrence import LinearRecurrence
 from rnn_cuda.remedies import LeakyRNN
 
 NATIVE = backend.use_native("cpu", torch.float32)
@@ -88,8 +88,8 @@ def test_one_graph_serves_every_batch_size_and_length_and_holds_no_time_steps():
             torch.testing.assert_close(loss, expected)
             torch.testing.assert_close(gradients(model, loss), gradients(model, expected))
     (forward,), (backward,) = recorder.fw_graphs, recorder.bw_graphs
-    assert native_calls(forward) == ["elman_forward_pair"] * 2  # of both layers
-    assert native_calls(backward) == ["elman_gradients_pair"] * 2
+    assert native_calls(forward) == ["layer_forward"] * 2  # of both layers
+    assert native_calls(backward) == ["layer_gradients"] * 2
     # About forty nodes per layer, however long the sequence is.
     assert len(forward.graph.nodes) < 100
     assert len(backward.graph.nodes) < 120
@@ -427,7 +427,7 @@ def traced(monkeypatch):
 
     def spy(self, frame, *args, **kwargs):
         code = frame.f_code
-        if os.path.basename(os.path.dirname(code.co_filename)) == "rnn_cuda":
+        if "/rnn_cuda/" in code.co_filename:
             names.add(f"{os.path.basename(code.co_filename)}: {code.co_qualname}")
         return convert(self, frame, *args, **kwargs)
 
@@ -441,13 +441,13 @@ def native_losses(batch_sizes):
 
     @skip
     def one(x, W, U):
-        results = operators.elman_forward(x, None, W, U, None, "tanh", False, batch_sizes)
+        results = operators.layer_forward(x, [], [W, U], "elman.tanh", "forward", batch_sizes)
         return sum([t.sin().sum() for t in results])
 
     @skip
     def both(x, W, U):
-        directions = (None, W, U, None, None, W, U.mT, None)
-        results = operators.elman_forward_pair(x, *directions, "tanh", batch_sizes)
+        weights = [W, U, W, U.mT]
+        results = operators.layer_forward(x, [], weights, "elman.tanh", "both", batch_sizes)
         return sum([t.sin().sum() for t in results])
 
     @skip
@@ -555,7 +555,7 @@ def test_an_exported_program_saved_and_loaded_serves_every_batch_size_and_length
     program = export_with_dynamic_shapes(rnn, strict)
     torch.export.save(program, tmp_path / "rnn.pt2")
     loaded = torch.export.load(tmp_path / "rnn.pt2")
-    assert native_calls(loaded.graph_module) == ["elman_forward_pair"] * 2
+    assert native_calls(loaded.graph_module) == ["layer_forward"] * 2
     assert_runs_as(rnn, loaded.module())
     assert_runs_as(rnn, loaded.run_decompositions().module())
 
@@ -598,39 +598,29 @@ def operator_arguments(packed, with_state, requires_grad):
     def leaf(*shape):
         return torch.randn(shape, requires_grad=requires_grad)
 
-    W, U, b = leaf(H, I), leaf(H, H), leaf(H)
-    wanted = [packed, with_state, True, not packed, not with_state, packed != with_state]
+    def weights(directions, biases):
+        each = (H, I), (H, H), *[(H,)] * biases
+        return [leaf(*shape) for _ in range(directions) for shape in each]
+
+    found = []
+    for direction, cell, biases in (
+        ("reverse" if packed else "forward", "elman.tanh", 2 * with_state),
+        ("both", "elman.relu", 2 * (packed != with_state)),
+    ):
+        count = 2 if direction == "both" else 1
+        states = [leaf(count, 3, H)] if with_state else []
+        lists = leaf(*rows, I), states, weights(count, biases)
+        options = cell, direction, sizes
+        found.append((operators.layer_forward, (*lists, *options)))
+        tensors = 1 + len(states) + len(lists[2])
+        wanted = [(i % 3 != 1) == packed for i in range(tensors)]
+        cotangents = [leaf(*rows, count * H), leaf(count, 3, H) if with_state else None]
+        arguments = cotangents, *lists, leaf(*rows, count * H), [], *options
+        found.append((operators.layer_gradients, (*arguments, [*wanted, with_state, False])))
+        found.append((operators.layer_gradients, (*arguments, [*[False] * tensors, False, True])))
     state = leaf(3, H) if with_state else None
-    states, cotangent = leaf(*rows, H), leaf(*rows, H) if packed else None
-    if cotangent is None and state is None:
-        cotangent = leaf(*rows, H)
-    found = [
-        (operators.elman_forward, (leaf(*rows, I), state, W, U, b, "tanh", packed, sizes)),
-        (operators.elman_backward, (cotangent, state, states, U, "sigmoid", packed, sizes)),
-        (
-            operators.elman_gradients,
-            (cotangent, state, leaf(*rows, I), state, W, U, states, "relu", packed, sizes, wanted),
-        ),
-        (operators.linear_recurrence, (states, leaf(*rows, H), U, state, packed, sizes)),
-    ]
-    if packed != with_state:  # two kinds are enough of what is composed of the others
-        return found
-    return [
-        *found,
-        (
-            operators.elman_forward_pair,
-            (leaf(*rows, I), state, W, U, b, None, leaf(H, I), leaf(H, H), b, "relu", sizes),
-        ),
-        (
-            operators.elman_gradients_pair,
-            (
-                leaf(*rows, I),
-                *(cotangent, state, state, W, U, states),
-                *(None, leaf(3, H), state, leaf(H, I), leaf(H, H), leaf(*rows, H)),
-                *("tanh", sizes, [*wanted, *reversed(wanted[1:])]),
-            ),
-        ),
-    ]
+    tensors = leaf(*rows, H), leaf(*rows, H), leaf(H, H), state
+    return [*found, (operators.linear_recurrence, (*tensors, packed, sizes))]
 
 
 @needs_native

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from rnn_cuda._plan import default_source_dir
+from rnn_cuda.build import default_source_dir
 from tests.emulated_programs import KERNEL_OPTIONS, NATIVE, SANITIZERS, run
 from tests.planted_defects import plant
 

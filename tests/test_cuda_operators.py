@@ -11,13 +11,13 @@ import random
 
 import pytest
 import torch
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 import rnn_cuda
 from rnn_cuda import FusedRNN, backend, functional, reference
-from rnn_cuda._autograd import elman_gradients_by_parts
-from rnn_cuda._autograd_pair import elman_gradients_in_turn
 from rnn_cuda.functional import NONLINEARITIES, bidirectional_elman_rnn, elman_rnn
 from rnn_cuda.instruments import GradientFlow
+from rnn_cuda.operators.layer_gradients import gradients_by_parts
 from tests.test_functional import batch_sizes_of, relative_error, widened
 
 EMULATED = backend.requested() == "emulated"
@@ -144,48 +144,74 @@ def test_the_linear_recurrence_equals_the_float64_reference(dtype, text):
 # ---- all gradients at once -----------------------------------------------------------------------
 
 
-def gradient_arguments(dtype: torch.dtype, packed: bool, reverse: bool, seed: int = 0) -> list:
-    tensors, sizes = problem(dtype, packed, seed)
-    x, h0, W, U, *_ = tensors.values()
-    nonlinearity = NONLINEARITIES[seed % 4]
-    output, h_n = reference.elman_rnn(
-        x, h0, W, U, nonlinearity=nonlinearity, reverse=reverse, batch_sizes=sizes
-    )
-    grads = torch.randn_like(output), torch.randn_like(h_n)
-    return [*grads, x, h0, W, U, output, nonlinearity, reverse, sizes]
+def gradient_arguments(dtype: torch.dtype, packed: bool, direction: str, seed: int = 0) -> list:
+    """Arguments of layer_gradients, but `wanted`."""
+    count, nonlinearity = 1 + (direction == "both"), NONLINEARITIES[seed % 4]
+    x = problem(dtype, packed, seed)[0]["x"]
+    weights, outputs, starts, final_states = [], [], [], []
+    for d in range(count):
+        tensors, sizes = problem(dtype, packed, seed + d)
+        _, h0, W, U, *_ = tensors.values()
+        if count == 2 and h0 is None:
+            h0 = torch.zeros(B, H, device=DEVICE, dtype=dtype)
+        options = {"nonlinearity": nonlinearity, "batch_sizes": sizes}
+        reverse = direction == "reverse" or d == 1
+        output, h_n = reference.elman_rnn(x, h0, W, U, reverse=reverse, **options)
+        weights += [W, U]
+        outputs.append(output)
+        starts.append(h0)
+        final_states.append(h_n)
+    output, final = torch.cat(outputs, -1), torch.stack(final_states)
+    states = [] if starts[0] is None else [torch.stack(starts)]
+    grads = [torch.randn_like(output), torch.randn_like(final)]
+    return [grads, x, states, weights, output, [], f"elman.{nonlinearity}", direction, sizes]
 
 
 def operator(*args):
     with torch.no_grad():
-        return torch.ops.rnn_cuda.elman_gradients(*args)
+        return torch.ops.rnn_cuda.layer_gradients(*args)
 
 
-def test_every_choice_of_gradients_comes_with_the_others_empty():
-    args = gradient_arguments(torch.float64, packed=True, reverse=True, seed=1)
-    everything = elman_gradients_by_parts(*args, [True] * 6)
-    for wanted in itertools.product([False, True], repeat=6):
-        for got, want, is_wanted in zip(operator(*args, wanted), everything, wanted, strict=True):
-            assert got.dtype == want.dtype
-            if is_wanted:
-                torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
-            else:
-                assert got.numel() == 0
+def in_float64(args):
+    to_double = lambda t: t.double() if t.is_floating_point() else t  # noqa: E731
+    return tree_map_only(torch.Tensor, to_double, args)
+
+
+def wanting(args, *, only=()):
+    """The argument `wanted`: everything, or these places from the end."""
+    count = 1 + len(args[2]) + len(args[3]) + 2
+    return [not only or i - count in only for i in range(count)]
+
+
+NORMS, DELTA = -2, -1
+
+
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_every_choice_of_gradients_leaves_the_others_out(direction):
+    args = gradient_arguments(torch.float64, packed=True, direction=direction, seed=1)
+    everything = gradients_by_parts(*args, wanting(args))
+    count = len(everything)
+    choices = [[i] for i in range(count)] + [
+        [j for j in range(count) if j != i] for i in range(count)
+    ]
+    for chosen in choices:
+        got = operator(*args, [i in chosen for i in range(count)])
+        expected = [everything[i] for i in chosen]
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
 @every_plan
 def test_the_norms_of_the_adjoints_are_those_of_float64(dtype, text):
     tolerance = TOLERANCE.get(dtype, 4 * torch.finfo(dtype).eps)
     for seed, (packed, reverse) in enumerate(LAYOUTS):
-        args = gradient_arguments(dtype, packed, reverse, seed)
-        is_state = [isinstance(a, torch.Tensor) and a.is_floating_point() for a in args]
-        wide = [a.double() if s else a for a, s in zip(args, is_state, strict=True)]
-        wanted = [False] * 5 + [True]
+        args = gradient_arguments(dtype, packed, "reverse" if reverse else "forward", seed)
+        wanted = wanting(args, only=[NORMS])
         with rnn_cuda.plan_override(text):
-            norms = operator(*args, wanted)[5]
+            (norms,) = operator(*args, wanted)
         with rnn_cuda.plan_override("residency=streamed"):
-            exact = elman_gradients_by_parts(*wide, wanted)[5]
+            (exact,) = gradients_by_parts(*in_float64(args), wanted)
         assert norms.dtype == torch.float64
-        assert norms.shape == args[6].shape[:-1]
+        assert norms.shape == (1, *args[4].shape[:-1])
         assert ((norms - exact).abs() / exact).max() < tolerance, (packed, reverse)
 
 
@@ -195,10 +221,10 @@ def test_norms_do_not_vanish_before_the_adjoint_does(dtype, text):
     U = torch.eye(H)[torch.randperm(H)].to(DEVICE, dtype) / 2
     states = torch.zeros(steps, 1, H, device=DEVICE, dtype=dtype)
     x, W = states[..., :1], torch.zeros(H, 1, device=DEVICE, dtype=dtype)
-    grad_h_n = torch.ones(1, H, device=DEVICE, dtype=dtype)
-    args = [None, grad_h_n, x, None, W, U, states, "tanh", False, None]
+    grad_h_n = torch.ones(1, 1, H, device=DEVICE, dtype=dtype)
+    args = [[None, grad_h_n], x, [], [W, U], states, [], "elman.tanh", "forward", None]
     with rnn_cuda.plan_override(text):
-        norms = operator(*args, [False] * 5 + [True])[5].flip(0)[:, 0]
+        norms = operator(*args, wanting(args, only=[NORMS]))[0][0].flip(0)[:, 0]
     normal = steps if dtype != torch.float16 else 14
     expected = H**0.5 * 0.5 ** torch.arange(steps, dtype=torch.float64, device=DEVICE)
     smallest = torch.finfo(dtype).tiny
@@ -252,26 +278,17 @@ def test_both_directions_equal_the_float64_reference_in_one_launch_each_way(dtyp
 
 
 @every_plan
-def test_norms_of_both_directions_or_of_one_are_those_of_float64(dtype, text):
+def test_norms_of_both_directions_are_those_of_float64(dtype, text):
     tolerance = TOLERANCE.get(dtype, 4 * torch.finfo(dtype).eps)
     for packed in (False, True):
-        first, second = (gradient_arguments(dtype, packed, r, seed=3 * r) for r in (False, True))
-        grad_output, grad_h_n, x, *states = first[:7]
-        of_reverse = [*second[:2], *second[3:7]]
-        args = [x, grad_output, grad_h_n, *states, *of_reverse, "identity", first[9]]
-        wide = [a.double() if isinstance(a, torch.Tensor) else a for a in args[:-1]]
+        args = gradient_arguments(dtype, packed, "both", seed=3)
+        wanted = wanting(args, only=[NORMS])
         with rnn_cuda.plan_override("residency=streamed"):
-            exact = elman_gradients_in_turn(*wide, args[-1], [True] * 11)
-        for of_forward, of_reverse in ((True, True), (True, False), (False, True)):
-            wanted = [*[False] * 5, of_forward, *[False] * 4, of_reverse]
-            with rnn_cuda.plan_override(text), torch.no_grad():
-                found = torch.ops.rnn_cuda.elman_gradients_pair(*args, wanted)
-            for place in (5, 10):
-                if not wanted[place]:
-                    assert found[place].numel() == 0
-                    continue
-                errors = (found[place] - exact[place]).abs() / exact[place]
-                assert errors.max() < tolerance, (packed, place)
+            (exact,) = gradients_by_parts(*in_float64(args), wanted)
+        with rnn_cuda.plan_override(text):
+            (found,) = operator(*args, wanted)
+        assert found.shape == (2, *args[4].shape[:-1])
+        assert ((found - exact).abs() / exact).max() < tolerance, packed
 
 
 @only_emulated
@@ -360,43 +377,43 @@ def test_an_empty_batch_gives_empty_results_and_zero_weight_gradients():
 
 @pytest.mark.parametrize("text", ["residency=one_sm", "residency=cluster,blocks=2,fuse_input=0"])
 def test_memory_layout_does_not_matter(text):
-    args = gradient_arguments(torch.float32, packed=False, reverse=False, seed=1)
-    wanted = [True] * 6
-    with rnn_cuda.plan_override(text):
-        expected = operator(*args, wanted)
-        forward = elman_rnn(*args[2:6])[0]
-        for i in (0, 2):  # grad_output and input: batch first, and every second feature
-            for changed in (
-                args[i].transpose(0, 1).contiguous().transpose(0, 1),
-                torch.stack([args[i], args[i]], dim=-1)[..., 0],
-            ):
-                for got, want in zip(
-                    operator(*args[:i], changed, *args[i + 1 :], wanted), expected, strict=True
-                ):
-                    torch.testing.assert_close(got, want)
-        for i in (3, 4, 5):  # state and weights
-            changed = [*args[:i], args[i].mT.contiguous().mT, *args[i + 1 :]]
-            torch.testing.assert_close(elman_rnn(*changed[2:6])[0], forward)
-            for got, want in zip(operator(*changed, wanted), expected, strict=True):
-                torch.testing.assert_close(got, want)
-        row = torch.randn(H, device=DEVICE)
-        args[0] = row.expand(T, B, H)
-        expanded = operator(*args, wanted)
-        args[0] = args[0].contiguous()
-        for got, want in zip(expanded, operator(*args, wanted), strict=True):
-            torch.testing.assert_close(got, want)
+    for direction in ("forward", "both"):
+        args = gradient_arguments(torch.float32, packed=False, direction=direction, seed=1)
+        leaves, spec = tree_flatten([*args, wanting(args)])
+
+        def run(leaves, spec=spec):
+            changed = tree_unflatten(leaves, spec)
+            forward = torch.ops.rnn_cuda.layer_forward(*changed[1:4], *changed[6:9])
+            return [*forward, *operator(*changed)]
+
+        with rnn_cuda.plan_override(text), torch.no_grad():
+            expected = run(leaves)
+            for i, leaf in enumerate(leaves):
+                if not isinstance(leaf, torch.Tensor):
+                    continue
+                others = [torch.stack([leaf, leaf], dim=-1)[..., 0], leaf.mT.contiguous().mT]
+                if leaf.dim() == 3:  # batch first
+                    others.append(leaf.transpose(0, 1).contiguous().transpose(0, 1))
+                for other in others:
+                    actual = run([*leaves[:i], other, *leaves[i + 1 :]])
+                    torch.testing.assert_close(actual, expected)
+            row = torch.randn(leaves[0].shape[-1], device=DEVICE)
+            expanded = row.expand(T, B, -1)
+            actual = run([expanded, *leaves[1:]])
+            torch.testing.assert_close(actual, run([expanded.contiguous(), *leaves[1:]]))
 
 
 @pytest.mark.parametrize(("dtype", "text"), [PLANS[1], PLANS[4], PLANS[7], PLANS[11]])
 def test_results_repeat_to_the_bit(dtype, text):
     with rnn_cuda.plan_override(text):
         for packed, reverse in LAYOUTS:
-            args = gradient_arguments(dtype, packed, reverse, 1)
-            runs = (
-                [(*elman_rnn(*args[2:6]), *operator(*args, [True] * 6)) for _ in range(2)]
-                if (not packed)
-                else [operator(*args, [True] * 6) for _ in range(2)]
-            )
+            args = gradient_arguments(dtype, packed, "reverse" if reverse else "both", 1)
+            with torch.no_grad():
+                runs = [
+                    torch.ops.rnn_cuda.layer_forward(*args[1:4], *args[6:9])
+                    + operator(*args, wanting(args))
+                    for _ in range(2)
+                ]
             assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
@@ -425,12 +442,12 @@ def test_nan_and_infinity_spread_as_in_the_reference(text):
 @pytest.mark.parametrize("schedule", ["descending", "random:7", "starving:3"])
 def test_results_do_not_depend_on_which_thread_runs_first(schedule, monkeypatch):
     for dtype, text in (PLANS[1], PLANS[4], PLANS[7], PLANS[11], PLANS[13]):
-        args = gradient_arguments(dtype, packed=True, reverse=True, seed=1)
+        args = gradient_arguments(dtype, packed=True, direction="reverse", seed=1)
         with rnn_cuda.plan_override(text):
             monkeypatch.delenv("RNN_CUDA_EMULATOR_SCHEDULE", raising=False)
-            expected = operator(*args, [True] * 6)
+            expected = operator(*args, wanting(args))
             monkeypatch.setenv("RNN_CUDA_EMULATOR_SCHEDULE", schedule)
-            actual = operator(*args, [True] * 6)
+            actual = operator(*args, wanting(args))
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True)), text
 
 
@@ -490,10 +507,10 @@ def test_a_launch_that_fails_names_the_plan(monkeypatch):
 
 BAD_TENSORS = [
     ({"x": torch.zeros(T, B, I + 1)}, r"weight_ih must have shape \[70, 10\], got \[70, 9\]"),
-    ({"h0": torch.zeros(B + 1, H)}, r"the initial state must have shape \[11, 70\]"),
+    ({"h0": torch.zeros(B + 1, H)}, r"the initial state must have shape \[1, 11, 70\]"),
     ({"U": torch.zeros(H, H + 1)}, r"the recurrent matrix must have shape \[70, 70\]"),
     ({"W": torch.zeros(H, I, dtype=torch.float64)}, "weight_ih must be float on .* got Double"),
-    ({"b_hh": torch.zeros(H + 1)}, r"bias must be Float \(70\)"),
+    ({"b_hh": torch.zeros(H + 1)}, r"a bias must be Float \(70\)"),
     ({"x": torch.zeros(0, B, I)}, "expected at least one time step"),
     ({"x": torch.zeros(T, B, I, dtype=torch.int64)}, "expected a tensor of float32, float64"),
 ]
@@ -505,8 +522,11 @@ def test_the_operator_itself_names_a_bad_tensor(change, message):
     del tensors["b_ih"]
     for name, value in change.items():
         tensors[name] = value.to(DEVICE)
+    backend.use_native(DEVICE, torch.float32)  # loads the operators
+    x, h0, *weights = tensors.values()
+    states = [] if h0 is None else [h0.unsqueeze(0)]
     with pytest.raises(RuntimeError, match=f"rnn_cuda: {message}"):
-        torch.ops.rnn_cuda.elman_forward(*tensors.values(), "tanh", False, None)
+        torch.ops.rnn_cuda.layer_forward(x, states, weights, "elman.tanh", "forward", None)
 
 
 def test_the_plan_of_this_device_is_to_be_had():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rnn_cuda import backend
-from rnn_cuda._toolchain import CompilerNotFoundError, find_cxx
+from rnn_cuda.build import CompilerNotFoundError, find_cxx
 
 if backend.requested() != "native" and backend.requested() != "auto":
     pytest.skip("run once, from the session with native kernels", allow_module_level=True)

@@ -4,12 +4,9 @@ import re
 
 import pytest
 
-from rnn_cuda._plan import default_source_dir
-from tests.emulated_programs import KERNEL_OPTIONS, NATIVE, SANITIZERS, SCHEDULES, run
+from tests.emulated_programs import EMULATOR, KERNEL_OPTIONS, NATIVE, SANITIZERS, SCHEDULES, run
 
 pytestmark = pytest.mark.slow
-
-EMULATOR = default_source_dir() / "emulator"
 
 RIGHT = (
     "shuffles",

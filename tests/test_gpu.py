@@ -15,13 +15,13 @@ from torch.autograd import gradcheck
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from rnn_cuda import FusedRNN, backend, reference
+from rnn_cuda.cuda_plan import plan, plan_override
 from rnn_cuda.functional import (
     NONLINEARITIES,
     bidirectional_elman_rnn,
     elman_rnn,
     linear_recurrence,
 )
-from rnn_cuda.planning import plan, plan_override
 
 DEVICE, BACKEND = "cuda", "native"
 

@@ -830,7 +830,8 @@ def test_a_mapped_backward_pass_is_refused(make):
 def test_an_unknown_recurrence_is_refused():
     class Other(FusedRNN):
         def _layer(self, *args):
-            return [(2 * output, 2 * h_n) for output, h_n in super()._layer(*args)]
+            output, h_n = super()._layer(*args)
+            return 2 * output, 2 * h_n
 
     module = Other(I, H)
     with GradientFlow(module), pytest.raises(TypeError, match="recurrence of a Other"):

@@ -480,7 +480,7 @@ def _():
 @row("ONNX export of a program that `torch.export` made, or of complex numbers")
 def _():
     program = torch.export.export(Holder(FusedRNN(3, 5)), (INPUT,))
-    with pytest.raises(Exception, match="elman_forward"):
+    with pytest.raises(Exception, match="layer_forward"):
         export_to_onnx(program, dynamo=True)
     model = Holder(FusedRNN(3, 5, dtype=torch.complex64)).eval()
     refuses(NotImplementedError, "complex64", export_to_onnx, model, INPUT.to(torch.complex64))

@@ -11,7 +11,7 @@ import torch
 
 import rnn_cuda
 from rnn_cuda import backend
-from rnn_cuda.planning import DEVICES, DeviceFigures, Plan
+from rnn_cuda.cuda_plan import DEVICES, DeviceFigures, Plan
 
 HALVES = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, torch.float64, *HALVES)

@@ -9,9 +9,14 @@ from typing import NamedTuple
 
 import pytest
 
-from rnn_cuda._plan import default_source_dir
-from rnn_cuda._toolchain import CompilerNotFoundError, Toolchain, find_cxx, torch_cxx_standard
-from rnn_cuda._toolchain import torch_include_dirs as torch_includes
+from rnn_cuda.build import (
+    CompilerNotFoundError,
+    Toolchain,
+    default_source_dir,
+    find_cxx,
+    torch_cxx_standard,
+)
+from rnn_cuda.build import torch_include_dirs as torch_includes
 from tests.emulated_programs import NATIVE, RUN_ENVIRONMENT
 from tests.emulated_programs import SANITIZERS as ALL_SANITIZERS
 from tests.planted_defects import plant

@@ -269,8 +269,8 @@ def test_the_saved_tensors_are_the_inputs_and_the_output(packed):
         torch.randn(shape, requires_grad=True) for shape in [(B, H), (H, I), (H, H), (H,)]
     )
     (output, _), saved = saved_by(lambda: elman_rnn(x, h0, W, U, b, batch_sizes=sizes))
-    assert len(saved) == 5
-    assert storages(saved) == storages([x, h0, W, U, output])
+    assert len(saved) == 6
+    assert storages(saved) == storages([x, h0, W, U, b, output])
 
 
 @needs_native

@@ -18,12 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.machine import REPOSITORY
-from rnn_cuda._toolchain import find_cuda, find_cxx
+from rnn_cuda.build import find_cuda, find_cxx
 
 # -lineinfo: so that a sanitizer names the line. Every wait of a kernel is bounded: a hang becomes
 # an error and not the end of the run.
 FLAGS = ("-std=c++17", "-O3", "-lineinfo", "-DRNN_CUDA_BOUNDED_SPINS")
-INCLUDES = ("csrc", "tests/native")
+INCLUDES = ("csrc", "tests")
 
 _PLANNER = tuple(f"csrc/plan/{name}.cpp" for name in ("geometry", "cost", "planner", "override"))
 PROGRAMS = {

@@ -6,11 +6,14 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "layer.h"
 #include "output_pool.h"
-#include "recurrence_builder.h"
 
 namespace rnn_cuda::cpu {
 namespace {
+
+// torch's own operators, called from here, must not be recorded by autograd.
+using NoAutograd = at::AutoDispatchBelowADInplaceOrView;
 
 Tensor pooled(at::IntArrayRef shape, at::ScalarType type) {
   return at::detail::empty_generic(shape, output_allocator(),
@@ -19,100 +22,101 @@ Tensor pooled(at::IntArrayRef shape, at::ScalarType type) {
 
 int threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
-// Allocates and fills the states, and the last states if wanted.
-Tensor run(const RecurrenceBuilder& builder, Tensor* last = nullptr) {
+// The part of rows, or of a block of states, that is direction d's.
+void* part_of(const Tensor& tensor, int64_t d, int64_t elements) {
+  return static_cast<char*>(tensor.mutable_data_ptr()) +
+         d * elements * static_cast<int64_t>(tensor.element_size());
+}
+
+Tensor run(const RecurrenceBuilder& builder) {
   Recurrence r = builder.recurrence();
   Tensor output = pooled(builder.shape_with(r.hidden_size), builder.type());
   r.output = output.mutable_data_ptr();
-  if (last != nullptr) {
-    *last = at::empty({r.batch, r.hidden_size}, builder.options());
-    r.last = last->mutable_data_ptr();
-  }
   cpu::run(r, threads());
   return output;
 }
 
-// What the gradients are computed from; the builder's recurrence is the backward one.
-Gradients gradients_from(RecurrenceBuilder& builder, const Tensor& x, const Tensor& weight,
-                         const OptionalTensor& h0) {
+Tensors layer_forward(const Tensor& input, TensorList states, TensorList weights,
+                      std::string_view cell, std::string_view direction,
+                      const OptionalTensor& batch_sizes) {
+  const NoAutograd guard;
+  const Layer layer(input, states, weights, cell, direction, batch_sizes);
+  const int64_t directions = layer.directions(), hidden = layer.hidden_size();
+  // All arguments are checked before anything runs.
+  c10::SmallVector<RecurrenceBuilder, 2> builders;
+  for (int64_t d = 0; d < directions; ++d) builders.push_back(layer.forward(d));
+  const int64_t batch = builders[0].recurrence().batch;
+  const Tensor output = pooled(builders[0].shape_with(directions * hidden), builders[0].type());
+  const Tensor h_n = at::empty({directions, batch, hidden}, builders[0].options());
+  for (int64_t d = 0; d < directions; ++d) {
+    Recurrence r = builders[d].recurrence();
+    r.output = part_of(output, d, hidden);
+    r.output_stride = directions * hidden;
+    r.last = part_of(h_n, d, batch * hidden);
+    cpu::run(r, threads());
+  }
+  return {output, h_n};
+}
+
+// The builder's recurrence is the backward one.
+Gradients gradients_from(RecurrenceBuilder& builder, const Layer& layer, int64_t d) {
   Gradients g;
   g.backward = builder.recurrence();
-  g.input_size = x.size(-1);
-  g.input = builder.rows(x, "input", g.input_size);
-  g.weight_input = builder.matrix(weight, "weight_ih", g.input_size);
-  if (h0) g.initial = builder.block(*h0, "h0", {g.backward.batch, g.backward.hidden_size});
+  g.input_size = layer.input().size(-1);
+  g.input = builder.rows(layer.input(), "input", g.input_size);
+  g.weight_input = builder.matrix(layer.weight_ih(d), "weight_ih", g.input_size);
+  if (const OptionalTensor state = layer.state()) g.initial = builder.state(*state, "h0");
   return g;
 }
 
-// Allocates and fills what is wanted of them.
-GradientTensors run_gradients(const RecurrenceBuilder& builder, Gradients g, const Tensor& x,
-                              const Wanted& wanted) {
+// Allocates and fills what is wanted.
+DirectionGradients run(const RecurrenceBuilder& builder, Gradients g, const Layer& layer,
+                       const DirectionWanted& wanted) {
   const int64_t batch = g.backward.batch, H = g.backward.hidden_size;
-  const auto allocate = [](bool is_wanted, at::IntArrayRef shape, at::ScalarType type) {
-    return is_wanted ? pooled(shape, type) : pooled({0}, type);
+  DirectionGradients gradients;
+  const auto allocate = [](Tensor& tensor, bool is_wanted, at::IntArrayRef shape,
+                           at::ScalarType type) -> void* {
+    if (!is_wanted) return nullptr;
+    tensor = pooled(shape, type);
+    return tensor.mutable_data_ptr();
   };
   const at::ScalarType type = builder.type();
-  GradientTensors gradients = {allocate(wanted[0], x.sizes(), type),
-                               allocate(wanted[1], {batch, H}, type),
-                               allocate(wanted[2], {H, g.input_size}, type),
-                               allocate(wanted[3], {H, H}, type),
-                               allocate(wanted[4], {H}, builder.compute_type()),
-                               allocate(wanted[5], builder.shape_of_rows(), at::kDouble)};
-  const auto data_of = [&](const Tensor& tensor, bool is_wanted) {
-    return is_wanted ? tensor.mutable_data_ptr() : nullptr;
-  };
-  g.grad_input = data_of(std::get<0>(gradients), wanted[0]);
-  g.grad_initial = data_of(std::get<1>(gradients), wanted[1]);
-  g.grad_weight_input = data_of(std::get<2>(gradients), wanted[2]);
-  g.grad_weight_hidden = data_of(std::get<3>(gradients), wanted[3]);
-  g.grad_bias = data_of(std::get<4>(gradients), wanted[4]);
-  g.adjoint_norm = static_cast<double*>(data_of(std::get<5>(gradients), wanted[5]));
+  std::vector<int64_t> norms_shape = builder.shape_of_rows();
+  norms_shape.insert(norms_shape.begin(), 1);
+  g.grad_input = allocate(gradients.input, wanted.input, layer.input().sizes(), type);
+  g.grad_initial = allocate(gradients.state, wanted.state, {1, batch, H}, type);
+  g.grad_weight_input = allocate(gradients.weight_ih, wanted.weight_ih, {H, g.input_size}, type);
+  g.grad_weight_hidden = allocate(gradients.weight_hh, wanted.weight_hh, {H, H}, type);
+  g.grad_bias = allocate(gradients.bias, wanted.bias, {H}, builder.compute_type());
+  g.adjoint_norm =
+      static_cast<double*>(allocate(gradients.norms, wanted.norms, norms_shape, at::kDouble));
+  g.backward.output = allocate(gradients.delta, wanted.delta, builder.shape_with(H), type);
   cpu::run(g, threads());
   return gradients;
 }
 
-RecurrenceBuilder elman_forward_builder(const Tensor& input, const OptionalTensor& h0,
-                                        const Tensor& weight_ih, const Tensor& weight_hh,
-                                        const OptionalTensor& bias, std::string_view nonlinearity,
-                                        bool reverse, const OptionalTensor& batch_sizes) {
-  RecurrenceBuilder builder(input, weight_hh.size(0), batch_sizes, reverse);
-  builder.epilogue(epilogues_of(nonlinearity).forward)
-      .weight_hidden(weight_hh)
-      .input(input, weight_ih)
-      .bias(bias)
-      .initial(h0);
-  return builder;
-}
-
-std::tuple<Tensor, Tensor> run_with_last(const RecurrenceBuilder& builder) {
-  Tensor h_n;
-  Tensor output = run(builder, &h_n);
-  return {output, h_n};
-}
-
-std::tuple<Tensor, Tensor> elman_forward(const Tensor& input, const OptionalTensor& h0,
-                                         const Tensor& weight_ih, const Tensor& weight_hh,
-                                         const OptionalTensor& bias, std::string_view nonlinearity,
-                                         bool reverse, const OptionalTensor& batch_sizes) {
-  return run_with_last(elman_forward_builder(input, h0, weight_ih, weight_hh, bias, nonlinearity,
-                                             reverse, batch_sizes));
-}
-
-Tensor elman_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                      const Tensor& output, const Tensor& weight_hh, std::string_view nonlinearity,
-                      bool reverse, const OptionalTensor& batch_sizes) {
-  return run(elman_backward_builder(grad_output, grad_h_n, output, weight_hh, nonlinearity, reverse,
-                                    batch_sizes));
-}
-
-GradientTensors elman_gradients(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                                const Tensor& input, const OptionalTensor& h0,
-                                const Tensor& weight_ih, const Tensor& weight_hh,
-                                const Tensor& output, std::string_view nonlinearity, bool reverse,
-                                const OptionalTensor& batch_sizes, Wanted wanted) {
-  RecurrenceBuilder builder = elman_backward_builder(grad_output, grad_h_n, output, weight_hh,
-                                                     nonlinearity, reverse, batch_sizes);
-  return run_gradients(builder, gradients_from(builder, input, weight_ih, h0), input, wanted);
+Tensors layer_gradients(const OptionalTensors& grads, const Tensor& input, TensorList states,
+                        TensorList weights, const Tensor& output, TensorList /*saved*/,
+                        std::string_view cell, std::string_view direction,
+                        const OptionalTensor& batch_sizes, const c10::List<bool>& wanted) {
+  const NoAutograd guard;
+  const Layer layer(input, states, weights, cell, direction, batch_sizes);
+  c10::SmallVector<RecurrenceBuilder, 2> builders;
+  c10::SmallVector<Gradients, 2> problems;
+  for (int64_t d = 0; d < layer.directions(); ++d) {
+    builders.push_back(layer.backward(d, grads, output));
+    problems.push_back(gradients_from(builders.back(), layer, d));
+  }
+  DirectionGradients gradients[2];
+  for (int64_t d = 0; d < layer.directions(); ++d) {
+    const DirectionWanted its = layer.wanted(d, wanted);
+    if (its.only_delta())
+      gradients[d].delta = run(builders[d]);
+    else if (its.anything())
+      gradients[d] = run(builders[d], problems[d], layer, its);
+  }
+  if (layer.directions() == 2 && wanted.get(0)) gradients[0].input.add_(gradients[1].input);
+  return layer.results(gradients, wanted);
 }
 
 Tensor linear_recurrence(const Tensor& d, const Tensor& g, const Tensor& m,
@@ -121,51 +125,11 @@ Tensor linear_recurrence(const Tensor& d, const Tensor& g, const Tensor& m,
   return run(linear_recurrence_builder(d, g, m, y0, reverse, batch_sizes));
 }
 
-// Both directions, one after the other, when the arguments of both have been checked.
-std::tuple<Tensor, Tensor, Tensor, Tensor> elman_forward_pair(
-    const Tensor& input, const OptionalTensor& h0, const Tensor& weight_ih, const Tensor& weight_hh,
-    const OptionalTensor& bias, const OptionalTensor& h0_reverse, const Tensor& weight_ih_reverse,
-    const Tensor& weight_hh_reverse, const OptionalTensor& bias_reverse,
-    std::string_view nonlinearity, const OptionalTensor& batch_sizes) {
-  check_one_hidden_size(weight_hh, weight_hh_reverse);
-  const RecurrenceBuilder forward = elman_forward_builder(
-      input, h0, weight_ih, weight_hh, bias, nonlinearity, /*reverse=*/false, batch_sizes);
-  const RecurrenceBuilder reverse =
-      elman_forward_builder(input, h0_reverse, weight_ih_reverse, weight_hh_reverse, bias_reverse,
-                            nonlinearity, /*reverse=*/true, batch_sizes);
-  return std::tuple_cat(run_with_last(forward), run_with_last(reverse));
-}
-
-PairGradientTensors elman_gradients_pair(
-    const Tensor& input, const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-    const OptionalTensor& h0, const Tensor& weight_ih, const Tensor& weight_hh,
-    const Tensor& output, const OptionalTensor& grad_output_reverse,
-    const OptionalTensor& grad_h_n_reverse, const OptionalTensor& h0_reverse,
-    const Tensor& weight_ih_reverse, const Tensor& weight_hh_reverse, const Tensor& output_reverse,
-    std::string_view nonlinearity, const OptionalTensor& batch_sizes, PairWanted wanted) {
-  check_one_hidden_size(weight_hh, weight_hh_reverse);
-  RecurrenceBuilder builder = elman_backward_builder(grad_output, grad_h_n, output, weight_hh,
-                                                     nonlinearity, /*reverse=*/false, batch_sizes);
-  RecurrenceBuilder builder_reverse =
-      elman_backward_builder(grad_output_reverse, grad_h_n_reverse, output_reverse,
-                             weight_hh_reverse, nonlinearity, /*reverse=*/true, batch_sizes);
-  const Gradients g = gradients_from(builder, input, weight_ih, h0);
-  const Gradients g_reverse = gradients_from(builder_reverse, input, weight_ih_reverse, h0_reverse);
-  const GradientTensors forward = run_gradients(builder, g, input, wanted_of_direction(wanted, 0));
-  const GradientTensors reverse =
-      run_gradients(builder_reverse, g_reverse, input, wanted_of_direction(wanted, 1));
-  const at::AutoDispatchBelowADInplaceOrView no_autograd;
-  return pair_of(std::get<0>(forward).add_(std::get<0>(reverse)), forward, reverse);
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rnn_cuda, CPU, library) {
-  library.impl("elman_forward", elman_forward);
-  library.impl("elman_backward", elman_backward);
-  library.impl("elman_gradients", elman_gradients);
-  library.impl("elman_forward_pair", elman_forward_pair);
-  library.impl("elman_gradients_pair", elman_gradients_pair);
+  library.impl("layer_forward", layer_forward);
+  library.impl("layer_gradients", layer_gradients);
   library.impl("linear_recurrence", linear_recurrence);
 }
 

@@ -79,8 +79,9 @@ class Walker {
         end_column_(team.panels.first_column(share.end_panel)),
         finish_(with_functor_of<T>(r_.epilogue,
                                    [](auto f) -> Finish { return &Walker::finish<decltype(f)>; })),
-        streams_output_(kStages && is_better_streamed(static_cast<const Storage*>(r_.output),
-                                                      team.schedule.total_rows(), r_.hidden_size)),
+        streams_output_(kStages && r_.output_stride % r_.hidden_size == 0 &&
+                        is_better_streamed(static_cast<const Storage*>(r_.output),
+                                           team.schedule.total_rows(), r_.hidden_size)),
         slot_row_(team.steps_per_chunk + 2) {}
 
   // Walks the whole sequence; calls after_step(chunk's first step, step of the chunk) when a step's
@@ -157,29 +158,30 @@ class Walker {
               rows.batch_stride * share_.sample_step};
     };
     const int64_t next = team_.schedule.time(start + s + 1);
-    // (B, H), contiguous, from a row on.
-    const auto block_rows = [&](auto* data,
-                                int64_t row) -> StepRows<std::remove_pointer_t<decltype(data)>> {
+    // Of evenly spaced rows, those from a row on.
+    const auto rows_from = [&](auto* data, int64_t row,
+                               int64_t stride) -> StepRows<std::remove_pointer_t<decltype(data)>> {
       if (data == nullptr) return {};
-      return {data + row * r_.hidden_size, r_.hidden_size * share_.sample_step};
+      return {data + row * stride, stride * share_.sample_step};
     };
-    return {
-        rows(s),
-        rows(s - 1),
-        rows(s + 1),
-        slot_row_[s],
-        slot_row_[s + 1],
-        input_row_[s],
-        team_.multiplies_initial ? rows(s) : std::min(rows(s - 1), rows(s)),
-        (start + s) % 2 != 0,
-        input_rows(r_.addend, t),
-        input_rows(r_.operand, t),
-        input_rows(r_.addend, next),
-        input_rows(r_.operand, next),
-        block_rows(static_cast<const Storage*>(r_.first_addend), share_.first_sample),
-        block_rows(static_cast<Storage*>(r_.output), team_.schedule.row(t, share_.first_sample)),
-        block_rows(static_cast<Storage*>(r_.last), share_.first_sample),
-        {buffers_.z == nullptr ? nullptr : z(start + s, 0), ld_}};
+    return {rows(s),
+            rows(s - 1),
+            rows(s + 1),
+            slot_row_[s],
+            slot_row_[s + 1],
+            input_row_[s],
+            team_.multiplies_initial ? rows(s) : std::min(rows(s - 1), rows(s)),
+            (start + s) % 2 != 0,
+            input_rows(r_.addend, t),
+            input_rows(r_.operand, t),
+            input_rows(r_.addend, next),
+            input_rows(r_.operand, next),
+            rows_from(static_cast<const Storage*>(r_.first_addend), share_.first_sample,
+                      r_.hidden_size),
+            rows_from(static_cast<Storage*>(r_.output), team_.schedule.row(t, share_.first_sample),
+                      r_.output_stride),
+            rows_from(static_cast<Storage*>(r_.last), share_.first_sample, r_.hidden_size),
+            {buffers_.z == nullptr ? nullptr : z(start + s, 0), ld_}};
   }
 
   void begin_chunk(int64_t start, int64_t steps) {

@@ -1,11 +1,12 @@
 // The only header that kernels include: every primitive of the device that they may use.
 //
-// It has two faces. nvcc sees device_cuda.h; a C++ compiler with RNN_CUDA_EMULATED sees
-// device_emulated.h, which runs the same kernels on a CPU, one fiber for each CUDA thread
-// (csrc/emulator/). So that both can read a kernel, whatever is PTX, a raw __shared__ variable,
-// launch syntax or a CUDA header stands in a face, never in a kernel. Kernels may further use
-// __global__, __device__, __host__, __forceinline__, __launch_bounds__, __grid_constant__,
-// __restrict__, threadIdx.x, blockIdx.x, blockIdx.y, blockDim.x, gridDim.x, gridDim.y, min and max.
+// It has two faces. nvcc sees device_cuda.h; a C++ compiler with RNN_CUDA_EMULATED sees the
+// emulator's device_emulated.h, which runs the same kernels on a CPU, one fiber for each CUDA
+// thread. The emulator is a part of the tests: the include path says where it lies. So that both
+// can read a kernel, whatever is PTX, a raw __shared__ variable, launch syntax or a CUDA header
+// stands in a face, never in a kernel. Kernels may further use __global__, __device__, __host__,
+// __forceinline__, __launch_bounds__, __grid_constant__, __restrict__, threadIdx.x, blockIdx.x,
+// blockIdx.y, blockDim.x, gridDim.x, gridDim.y, min and max.
 //
 // All translation units of one library define RNN_CUDA_EMULATED, or none does.
 //
@@ -97,7 +98,7 @@ using Stream = void*;  // a cudaStream_t
 }  // namespace rnn_cuda::device
 
 #ifdef RNN_CUDA_EMULATED
-#include "device_emulated.h"
+#include "emulator/device_emulated.h"
 #else
 #include "device_cuda.h"
 #endif

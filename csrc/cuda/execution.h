@@ -14,7 +14,8 @@ struct Job {
   bool wants_last = false;
   bool wants_norms = false;
 
-  Tensor output, last, norms;  // filled in by run
+  // Filled in by run: s, (1, B, H), (1, T, B) or (1, N).
+  Tensor output, last, norms;
 };
 
 // Runs up to two jobs of one shape: in one launch, where the plan has a persistent kernel.

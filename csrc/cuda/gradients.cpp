@@ -64,45 +64,42 @@ class Neighbours {
 
 }  // namespace
 
-void check_forward_arguments(RecurrenceBuilder& backward, const Tensor& input,
-                             const OptionalTensor& h0, const Tensor& weight_ih) {
-  const Recurrence& r = backward.recurrence();
-  backward.rows(input, "input", input.size(-1));
-  backward.matrix(weight_ih, "weight_ih", input.size(-1));
-  if (h0) backward.block(*h0, "h0", {r.batch, r.hidden_size});
+void check_forward_arguments(RecurrenceBuilder& backward, const Layer& layer, int64_t d) {
+  const int64_t features = layer.input().size(-1);
+  backward.rows(layer.input(), "input", features);
+  backward.matrix(layer.weight_ih(d), "weight_ih", features);
+  if (const OptionalTensor state = layer.state()) backward.state(*state, "h0");
 }
 
-GradientTensors gradients_of(const Job& backward, const ForwardPass& pass, const Wanted& wanted,
-                             const Tensor* other_of_input) {
+DirectionGradients gradients_of(const Job& backward, const Layer& layer, int64_t d,
+                                const Tensor& output, const DirectionWanted& wanted,
+                                const Tensor* other_of_input) {
   const RecurrenceBuilder& builder = backward.builder;
   const c10::DeviceGuard guard(builder.options().device());
-  const int64_t hidden = builder.recurrence().hidden_size;
-  const Tensor delta = backward.output.view({builder.total_rows(), hidden});
-  const Tensor states = pass.output.reshape({builder.total_rows(), hidden});
-  const Tensor input = pass.input.reshape({builder.total_rows(), pass.input.size(-1)});
-  const Neighbours neighbours(builder, pass.reverse);
+  const int64_t rows = builder.total_rows(), hidden = layer.hidden_size();
+  const Tensor delta = backward.output.view({rows, hidden});
+  const Tensor states = output.narrow(-1, d * hidden, hidden).reshape({rows, hidden});
+  const Tensor input = layer.input().reshape({rows, layer.input().size(-1)});
+  const Neighbours neighbours(builder, layer.is_reverse(d));
 
-  const auto nothing = [&](at::ScalarType type) {
-    return at::empty({0}, builder.options().dtype(type));
-  };
-  const at::ScalarType type = builder.type(), wide = builder.compute_type();
-  GradientTensors gradients = {nothing(type), nothing(type), nothing(type),
-                               nothing(type), nothing(wide), nothing(at::kDouble)};
-  auto& [of_input, of_h0, of_weight_ih, of_weight_hh, of_bias, norms] = gradients;
-  if (wanted[0] && other_of_input != nullptr) {
-    of_input = *other_of_input;
-    of_input.view(input.sizes()).addmm_(delta, pass.weight_ih);
-  } else if (wanted[0]) {
-    of_input = at::mm(delta, pass.weight_ih).view(pass.input.sizes());
+  DirectionGradients gradients;
+  if (wanted.input && other_of_input != nullptr) {
+    gradients.input = *other_of_input;
+    gradients.input.view(input.sizes()).addmm_(delta, layer.weight_ih(d));
+  } else if (wanted.input) {
+    gradients.input = at::mm(delta, layer.weight_ih(d)).view(layer.input().sizes());
   }
-  if (wanted[1]) of_h0 = at::mm(neighbours.first(delta), pass.weight_hh);
-  if (wanted[2]) of_weight_ih = at::mm(delta.t(), input);
-  if (wanted[3]) {
-    of_weight_hh = at::mm(neighbours.current(delta).t(), neighbours.previous(states));
-    if (pass.h0) of_weight_hh.addmm_(neighbours.first(delta).t(), *pass.h0);
+  if (wanted.state)
+    gradients.state = at::mm(neighbours.first(delta), layer.weight_hh(d)).unsqueeze(0);
+  if (wanted.weight_ih) gradients.weight_ih = at::mm(delta.t(), input);
+  if (wanted.weight_hh) {
+    gradients.weight_hh = at::mm(neighbours.current(delta).t(), neighbours.previous(states));
+    if (const OptionalTensor state = layer.state())
+      gradients.weight_hh.addmm_(neighbours.first(delta).t(), state->select(0, d));
   }
-  if (wanted[4]) of_bias = delta.sum({0}, /*keepdim=*/false, wide);
-  if (wanted[5]) norms = backward.norms;
+  if (wanted.bias) gradients.bias = delta.sum({0}, /*keepdim=*/false, builder.compute_type());
+  if (wanted.norms) gradients.norms = backward.norms;
+  if (wanted.delta) gradients.delta = backward.output;
   return gradients;
 }
 

@@ -3,25 +3,19 @@
 #pragma once
 
 #include "execution.h"
+#include "layer.h"
 
 namespace rnn_cuda {
 namespace cuda {
 
-struct ForwardPass {
-  const Tensor& input;
-  const OptionalTensor& h0;
-  const Tensor &weight_ih, &weight_hh, &output;
-  bool reverse;
-};
-
-// Throws where these do not fit the backward recurrence.
-void check_forward_arguments(RecurrenceBuilder& backward, const Tensor& input,
-                             const OptionalTensor& h0, const Tensor& weight_ih);
+// Throws where input, state and weight_ih of direction d do not fit its backward recurrence.
+void check_forward_arguments(RecurrenceBuilder& backward, const Layer& layer, int64_t d);
 
 // `backward` has been run. The gradient of the input is added to that of another direction, if that
 // is given.
-GradientTensors gradients_of(const Job& backward, const ForwardPass& pass, const Wanted& wanted,
-                             const Tensor* other_of_input = nullptr);
+DirectionGradients gradients_of(const Job& backward, const Layer& layer, int64_t d,
+                                const Tensor& output, const DirectionWanted& wanted,
+                                const Tensor* other_of_input);
 
 }  // namespace cuda
 }  // namespace rnn_cuda

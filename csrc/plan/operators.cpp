@@ -1,4 +1,4 @@
-// The planner as operators, in every build: rnn_cuda/planning.py is their other side.
+// The planner as operators, in every build: rnn_cuda/cuda_plan.py is their other side.
 // (Files of this name are compiled as one: torch/library.h takes longest to read.)
 #include <torch/library.h>
 

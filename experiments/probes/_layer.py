@@ -65,7 +65,7 @@ def lowest_layer(core: nn.Module, x_TBI: Tensor) -> Layer:
     if isinstance(core, RESIDUAL):
         directions = 2 if core.bidirectional else 1
         weights = [[w.double() for w in each] for each in core.all_weights[:directions]]
-        h, _ = core._layer(x_TBI.double(), [None] * directions, weights, None)[0]
+        h, _ = core._layer(x_TBI.double(), None, weights, None)
         return Layer(core, h, {})
     steps = steps_of(core, x_TBI, None, layer=0, reverse=False)
     if isinstance(core, nn.LSTM):

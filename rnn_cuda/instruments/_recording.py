@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from rnn_cuda._adjoint import RecurrentCall, check_recordable, row_norms
-from rnn_cuda._autograd import ElmanRNN
-from rnn_cuda._autograd_pair import ElmanRNNPair
 from rnn_cuda._dynamo import untraced
 from rnn_cuda.instruments._stack import StackCall, by_step_and_sample
+from rnn_cuda.operators.layer_forward import LayerForward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,33 +80,35 @@ class CallLog:
 
 
 class Sink:
-    """Takes what the fused backward of one layer and direction emits."""
+    """Takes what the fused backward of one layer emits."""
 
-    def __init__(self, log: CallLog, index: int, call: RecurrentCall) -> None:
+    def __init__(self, log: CallLog, layer: int, call: RecurrentCall) -> None:
         self.vectors = log.vectors
         # The rows' order alone: the call holds the graph.
         order = call.batch_sizes, call.unsorted_indices
-        self._log, self._index, self._order = log, index, order
+        self._log, self._first, self._order = log, layer * call.directions, order
 
-    def __call__(self, norm: Tensor, adjoint: Tensor | None) -> None:
-        if self._order[0] is not None:
-            norm = by_step_and_sample(norm, *self._order)
-            adjoint = None if adjoint is None else by_step_and_sample(adjoint, *self._order)
-        self._log.add(self._index, norm, adjoint)
+    def __call__(self, norms: Tensor, adjoints: Tensor | None) -> None:
+        vectors = [None] * len(norms) if adjoints is None else adjoints.chunk(len(norms), -1)
+        for direction, (norm, adjoint) in enumerate(zip(norms, vectors, strict=True)):
+            if self._order[0] is not None:
+                norm = by_step_and_sample(norm, *self._order)
+                adjoint = None if adjoint is None else by_step_and_sample(adjoint, *self._order)
+            self._log.add(self._first + direction, norm, adjoint)
 
 
 def add_sinks(log: CallLog, call: RecurrentCall, outputs: Sequence[Tensor]) -> bool:
-    """Let the fused backward of every layer and direction emit its adjoints.
+    """Let the fused backward of every layer emit its adjoints.
 
     Return false, and do nothing, if not all have one: on the reference backend, or where a layer
     has nothing to differentiate.
     """
-    fused: Any = ElmanRNNPair if call.bidirectional else ElmanRNN
+    node_type: Any = LayerForward._backward_cls  # pyright: ignore[reportAttributeAccessIssue]
     nodes: list[Any] = [output.grad_fn for output in outputs]
-    if not nodes or not all(isinstance(node, fused._backward_cls) for node in nodes):
+    if not nodes or not all(isinstance(node, node_type) for node in nodes):
         return False
-    for index, node in enumerate(nodes):
-        node.adjoint_sinks[index % call.directions] += (Sink(log, index, call),)
+    for layer, node in enumerate(nodes):
+        node.sinks += (Sink(log, layer, call),)
     return True
 
 

@@ -232,11 +232,9 @@ class StackCall:
         call = self.call
         indices = range(layer * call.directions, (layer + 1) * call.directions)
         if isinstance(call.module, ElmanStack):
-            h0 = [_at(call.h0, index) for index in indices]
+            h0 = None if call.h0 is None else call.h0[indices[0] : indices[-1] + 1]
             weights = [call.weights[index] for index in indices]
-            directions = call.module._layer(sequence, h0, weights, call.batch_sizes)
-            outputs = [output for output, _ in directions]
-            return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+            return call.module._layer(sequence, h0, weights, call.batch_sizes)[0]
         weights = [weight for index in indices for weight in call.weights[index]]
         states = [s[indices[0] : indices[-1] + 1] for s in (call.h0, call.c0) if s is not None]
         hx = states if call.kind == "lstm" else states[0]

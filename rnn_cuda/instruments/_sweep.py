@@ -32,8 +32,8 @@ from torch.nn.functional import linear
 
 from rnn_cuda import backend
 from rnn_cuda._adjoint import row_norms, total_adjoint
-from rnn_cuda._links import Links, add_at, rows_of, take
 from rnn_cuda.functional import linear_recurrence
+from rnn_cuda.neighbours import StepNeighbours, add_at, rows_of, take
 from rnn_cuda.reference import activation, activation_derivative, time_slices
 
 
@@ -67,8 +67,8 @@ class LayerRun:
     rate: float = 1.0
 
     @property
-    def links(self) -> Links:
-        return Links.of(self.output, self.reverse, self.batch_sizes, self.batch)
+    def neighbours(self) -> StepNeighbours:
+        return StepNeighbours.of(self.output, self.reverse, self.batch_sizes, self.batch)
 
     def preactivation(self, kind: str, rows: Tensor) -> Tensor:
         """``rows W^T + b`` of the weights that are for ``"ih"`` or ``"hh"``."""
@@ -169,10 +169,10 @@ def sweep(
     return _residual(run, grad_output, grad_h_n, wanted)
 
 
-def previous(rows: Tensor, initial: Tensor | None, links: Links) -> Tensor:
+def previous(rows: Tensor, initial: Tensor | None, neighbours: StepNeighbours) -> Tensor:
     """The state before each row's step."""
-    before = add_at(torch.zeros_like(rows), links.current, take(rows, links.previous))
-    return before if initial is None else add_at(before, links.first, initial)
+    before = add_at(torch.zeros_like(rows), neighbours.current, take(rows, neighbours.previous))
+    return before if initial is None else add_at(before, neighbours.first, initial)
 
 
 def _direct(run: LayerRun, grad_output: Tensor | None) -> Tensor:
@@ -189,16 +189,18 @@ def _elman(
 ) -> Adjoints:
     weight_ih, weight_hh = run.weights["weight_ih"], run.weights["weight_hh"]
     if not wanted.vectors and backend.use_native(run.output.device.type, run.output.dtype):
-        grad_input, *_, norm = torch.ops.rnn_cuda.elman_gradients(
-            *(grad_output, grad_h_n, run.input, run.h0, weight_ih, weight_hh, run.output),
-            *(run.kind, run.reverse, run.batch_sizes),
-            [wanted.input, False, False, False, False, True],
+        # A start from zeros has the same adjoints.
+        *grad_input, norm = torch.ops.rnn_cuda.layer_gradients(
+            [grad_output, None if grad_h_n is None else grad_h_n.unsqueeze(0)],
+            *(run.input, [], [weight_ih, weight_hh], run.output, []),
+            *(f"elman.{run.kind}", "reverse" if run.reverse else "forward", run.batch_sizes),
+            [wanted.input, False, False, True, False],
         )
-        return Adjoints(None, norm.flatten(), input=rows_of(grad_input) if wanted.input else None)
-    links = run.links
+        return Adjoints(None, norm.flatten(), input=rows_of(*grad_input) if wanted.input else None)
+    neighbours = run.neighbours
     direct = _direct(run, grad_output)
     if grad_h_n is not None:
-        direct = add_at(direct, links.last, grad_h_n)
+        direct = add_at(direct, neighbours.last, grad_h_n)
     direct = direct.view(run.output.shape)
     delta = linear_recurrence(
         activation_derivative(run.output, run.kind),
@@ -207,7 +209,7 @@ def _elman(
         reverse=not run.reverse,
         batch_sizes=run.batch_sizes,
     )
-    hidden = rows_of(total_adjoint(direct, None, delta, weight_hh, links))
+    hidden = rows_of(total_adjoint(direct, None, delta, weight_hh, neighbours))
     grad_input = rows_of(delta) @ weight_ih if wanted.input else None
     return Adjoints(hidden, row_norms(hidden), input=grad_input)
 
@@ -215,7 +217,7 @@ def _elman(
 def _residual(
     run: LayerRun, grad_output: Tensor | None, grad_h_n: Tensor | None, wanted: Wanted
 ) -> Adjoints:
-    x, h_before = rows_of(run.input), previous(rows_of(run.output), run.h0, run.links)
+    x, h_before = rows_of(run.input), previous(rows_of(run.output), run.h0, run.neighbours)
     direct = _direct(run, grad_output)
     hidden, carried = torch.empty_like(direct), _carried(grad_h_n, direct, run.batch)
     grad_input = torch.empty_like(x) if wanted.input else None
@@ -283,7 +285,7 @@ def _lstm(
 def _lstm_states(run: LayerRun) -> tuple[Tensor, Tensor, Tensor]:
     """The gates i, f, g, o ``(N, 4 H)``, the cells c_t and those before them ``(N, H)``."""
     weight_ih, weight_hh = run.weights["weight_ih"], run.weights["weight_hh"]
-    x, h_before = rows_of(run.input), previous(rows_of(run.output), run.h0, run.links)
+    x, h_before = rows_of(run.input), previous(rows_of(run.output), run.h0, run.neighbours)
     H = weight_hh.shape[0] // 4
     bias = x.new_zeros(4 * H)
     for name in ("bias_ih", "bias_hh"):
@@ -315,7 +317,7 @@ def _gru(
     run: LayerRun, grad_output: Tensor | None, grad_h_n: Tensor | None, wanted: Wanted
 ) -> Adjoints:
     weight_hh = run.weights["weight_hh"]
-    x, h_before = rows_of(run.input), previous(rows_of(run.output), run.h0, run.links)
+    x, h_before = rows_of(run.input), previous(rows_of(run.output), run.h0, run.neighbours)
     direct = _direct(run, grad_output)
     hidden, carried = torch.empty_like(direct), _carried(grad_h_n, direct, run.batch)
     grad_input = torch.empty_like(x) if wanted.input else None

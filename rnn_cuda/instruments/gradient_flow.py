@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
 from rnn_cuda._adjoint import RecurrentCall, recorders
-from rnn_cuda._autograd import plain_eager_mode
 from rnn_cuda._dynamo import untraced
 from rnn_cuda.instruments._recording import AdjointRecord, CallLog, Log, add_sinks, record_at
 from rnn_cuda.instruments._stack import TORCH_RECURRENCES, StackCall, torch_call
 from rnn_cuda.modules import ElmanStack, FusedRNN
+from rnn_cuda.operators.function import plain_eager_mode
 from rnn_cuda.residual import AntisymmetricRNN, LeakyRNN
 
 _TORCH_MODULES = (nn.RNN, nn.LSTM, nn.GRU)

@@ -20,7 +20,8 @@ from benchmarks.machine import REPOSITORY
 from benchmarks.measure import plans_of
 from benchmarks.tables import number, speed_table
 from benchmarks.timing import summarise
-from rnn_cuda._toolchain import find_cxx
+from rnn_cuda.build import find_cxx
+from tests.emulated_programs import EMULATOR
 
 
 def run_one(folder, *programs, limit=30.0, seconds=60.0, **options):
@@ -253,9 +254,10 @@ def test_the_floor_compiles_and_links(tmp_path):
 
 @pytest.mark.slow
 def test_the_empty_kernel_exchanges_every_word_on_the_emulator(tmp_path):
-    csrc, program = REPOSITORY / "csrc", tmp_path / "floor"
-    sources = [*build.sources_of("floor"), *sorted((csrc / "emulator").glob("*.cpp"))]
-    flags = ["-std=c++17", "-O1", "-DRNN_CUDA_EMULATED", "-Wno-unknown-pragmas", "-I", str(csrc)]
+    program = tmp_path / "floor"
+    sources = [*build.sources_of("floor"), *sorted(EMULATOR.glob("*.cpp"))]
+    flags = ["-std=c++17", "-O1", "-DRNN_CUDA_EMULATED", "-Wno-unknown-pragmas"]
+    flags += [f"-I{folder}" for folder in (REPOSITORY / "csrc", EMULATOR.parent)]
     command = [str(find_cxx()), "-x", "c++", *flags, *map(str, sources), "-o", str(program)]
     subprocess.run([*command, "-rdynamic", "-pthread", "-ldl"], check=True)
     # T B I H directions dtype residency arithmetic fuse_input blocks columns engine_columns

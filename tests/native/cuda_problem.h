@@ -112,6 +112,7 @@ struct RecurrenceProblem {
     r.multiplies_zero_initial = shape.I > 0 || one_in(2);
     if (one_in(2)) r.first_addend = first_addend.device();
     r.output = output.device();
+    r.output_stride = shape.H;
     if (one_in(2)) r.last = last.device();
     norms.device();
   }

@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "../emulator/numbers.h"
 #include "cuda/device.h"
-#include "emulator/numbers.h"
 
 namespace check {
 

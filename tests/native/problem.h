@@ -245,6 +245,7 @@ struct RecurrenceProblem {
     r.operand = operand.rows();
     if (one_in(2)) r.first_addend = first_addend.data();
     r.output = output.data();
+    r.output_stride = H;
   }
 
   std::string name() const {

@@ -1,4 +1,4 @@
-// The face of device.h that runs on a CPU, on the emulator in csrc/emulator/.
+// The face of csrc/cuda/device.h that runs on a CPU, on the emulator.
 #pragma once
 
 #include <algorithm>
@@ -6,8 +6,8 @@
 #include <cstring>
 #include <type_traits>
 
-#include "../emulator/emulator.h"
-#include "../emulator/numbers.h"
+#include "emulator.h"
+#include "numbers.h"
 
 #define __global__
 #define __device__

@@ -1,7 +1,7 @@
 """How the rows of a sequence follow each other in time, and sums over neighbouring ones.
 
 "Rows" are a sequence flattened to (T * B, features), or the N rows of a packed one. Sizes are
-named as in ``_autograd.py``.
+T time steps, B batch, N = sum(batch_sizes) packed rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _Index = slice | Tensor
 
 
 @dataclasses.dataclass(frozen=True)
-class Links:
+class StepNeighbours:
     """Row numbers: row ``current[i]`` comes right after row ``previous[i]`` of the same sample.
 
     ``first`` and ``last`` are each sample's first and last row in the direction of processing, in
@@ -33,7 +33,7 @@ class Links:
     @classmethod
     def of(
         cls, sequence: Tensor, reverse: bool, batch_sizes: Tensor | None, batch: int | None = None
-    ) -> Links:
+    ) -> StepNeighbours:
         """``batch`` spares a packed sequence the look at batch_sizes[0]."""
         if batch_sizes is None:
             rows, batch = sequence.shape[0] * sequence.shape[1], sequence.shape[1]
@@ -61,10 +61,12 @@ class Links:
 
 
 def rows_of(sequence: Tensor) -> Tensor:
+    """Return a sequence flattened to rows."""
     return sequence.reshape(math.prod(sequence.shape[:-1]), sequence.shape[-1])
 
 
 def take(rows: Tensor, index: _Index) -> Tensor:
+    """Return the rows of these numbers."""
     return rows[index] if isinstance(index, slice) else rows.index_select(0, index)
 
 
@@ -75,13 +77,19 @@ def add_at(rows: Tensor, index: _Index, values: Tensor) -> Tensor:
     return rows.index_add(0, index, values)
 
 
-def times_previous(states: Tensor, start: Tensor | None, m: Tensor, links: Links) -> Tensor:
+def times_previous(
+    states: Tensor, start: Tensor | None, m: Tensor, neighbours: StepNeighbours
+) -> Tensor:
     """Rows of ``M s_{t-1}``, zero at a sample's first step if it starts from None."""
-    product = add_at(torch.zeros_like(states), links.current, take(states, links.previous) @ m.mT)
-    return product if start is None else add_at(product, links.first, start @ m.mT)
+    product = add_at(
+        torch.zeros_like(states), neighbours.current, take(states, neighbours.previous) @ m.mT
+    )
+    return product if start is None else add_at(product, neighbours.first, start @ m.mT)
 
 
-def outer_with_previous(left: Tensor, states: Tensor, start: Tensor | None, links: Links) -> Tensor:
+def outer_with_previous(
+    left: Tensor, states: Tensor, start: Tensor | None, neighbours: StepNeighbours
+) -> Tensor:
     """``sum_t left_t s_{t-1}^T``: the gradient of the matrix that multiplies s_{t-1}."""
-    total = take(left, links.current).mT @ take(states, links.previous)
-    return total if start is None else total + take(left, links.first).mT @ start
+    total = take(left, neighbours.current).mT @ take(states, neighbours.previous)
+    return total if start is None else total + take(left, neighbours.first).mT @ start

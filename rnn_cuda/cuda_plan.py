@@ -1,8 +1,8 @@
-"""How a recurrence would run on a GPU: :func:`plan` says, :func:`plan_override` decides otherwise.
+"""How a recurrence would run on a GPU: :func:`plan` describes it, :func:`plan_override` changes it.
 
 The planner is a pure function of the problem and of the device's figures; it needs no GPU. Its cost
-model is made of published figures and assumptions, listed in ``docs/cuda.md``: none of them has
-been measured by this project.
+model uses published figures and assumptions, listed in ``docs/cuda.md``. This project has measured
+none of them.
 
 Shape legend: T time steps, B batch, I input size, H hidden size.
 """
@@ -25,7 +25,7 @@ __all__ = ["DEVICES", "DeviceFigures", "Plan", "plan", "plan_override"]
 
 @dataclass(frozen=True)
 class DeviceFigures:
-    """What the planner has to know of a GPU.
+    """What the planner has to know about a GPU.
 
     ``capability`` is the compute capability, ``max_cluster_size`` the largest cluster of blocks
     that it runs (0: none), ``shared_bytes_per_block`` what one block may opt in to.
@@ -173,7 +173,7 @@ def plan(
     Raises:
         TypeError, ValueError: a size, the dtype or the device makes no sense, or the override is
             impossible here; the message names it.
-        NativeBackendError: the planner, which is compiled with the kernels, is not to be had.
+        NativeBackendError: the planner, which is compiled with the kernels, is not available.
 
     """
     sizes = {"time_steps": time_steps, "batch": batch, "hidden_size": hidden_size}
@@ -252,7 +252,7 @@ def plan_override(text: str = "", **values: int | str) -> Iterator[None]:
 
     Raises:
         ValueError: there is no such field, or no such value of it.
-        NativeBackendError: there is no compiled library to be told.
+        NativeBackendError: the planner, which is compiled with the kernels, is not available.
 
     """
     _need_library()

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <utility>
 
-#include "../cuda/device.h"
+#include "cuda/device.h"
 #include "emulator.h"
 #include "sanitizers.h"
 #include "shared_memory.h"

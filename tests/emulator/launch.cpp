@@ -13,7 +13,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "../cuda/device.h"
+#include "cuda/device.h"
 #include "emulator.h"
 #include "machine.h"
 #include "sanitizers.h"

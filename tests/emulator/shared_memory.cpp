@@ -5,7 +5,7 @@
 #include <cstring>
 #include <new>
 
-#include "../cuda/device.h"
+#include "cuda/device.h"
 #include "sanitizers.h"
 
 namespace rnn_cuda::emulator {

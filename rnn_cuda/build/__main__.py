@@ -1,4 +1,12 @@
-"""The command line of :mod:`rnn_cuda.build`."""
+"""The command line of the build.
+
+    python -m rnn_cuda.build               compile now, print the library's path
+    python -m rnn_cuda.build --info        versions, flags, cache, backend in use
+    python -m rnn_cuda.build --clean       remove what is cached
+    python -m rnn_cuda.build --check-cuda  compile the CUDA kernels, fail on spilled registers
+
+RNN_CUDA_BACKEND=emulated chooses the CUDA kernels that run on the CPU, for tests.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +17,10 @@ import torch
 
 import rnn_cuda
 from rnn_cuda import backend
-from rnn_cuda._check_cuda import check_cuda
-from rnn_cuda._plan import BuildPlan, default_cache_dir, default_source_dir
-from rnn_cuda._toolchain import BuildError, find_ninja
-from rnn_cuda.build import build, clean, state_of
+from rnn_cuda.build.cache import build, clean, state_of
+from rnn_cuda.build.check_cuda import check_cuda
+from rnn_cuda.build.recipe import Recipe, default_cache_dir, default_source_dir
+from rnn_cuda.build.toolchain import BuildError, find_ninja
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,11 +38,6 @@ def main(arguments: list[str] | None = None) -> int:
         help="compile the CUDA kernels for every architecture, link and load them; fail on spilled "
         "registers",
     )
-    actions.add_argument(
-        "--emulated",
-        action="store_true",
-        help="compile the CUDA kernels to run on the CPU, for RNN_CUDA_BACKEND=emulated",
-    )
     chosen = parser.parse_args(arguments)
     try:
         if chosen.info:
@@ -43,14 +46,18 @@ def main(arguments: list[str] | None = None) -> int:
             return _clean()
         if chosen.check_cuda:
             return check_cuda(default_source_dir())
-        plan = BuildPlan.create(kernels="emulated" if chosen.emulated else "auto")
-        if plan.cuda and plan.toolchain.cuda_note:
-            print(f"rnn_cuda: {plan.toolchain.cuda_note}", file=sys.stderr)
-        print(build(plan))
+        recipe = _recipe()
+        if recipe.cuda and recipe.cuda_note:
+            print(f"rnn_cuda: {recipe.cuda_note}", file=sys.stderr)
+        print(build(recipe))
     except (BuildError, ValueError) as error:
         print(f"rnn_cuda: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _recipe() -> Recipe:
+    return Recipe.create(kernels="emulated" if backend.requested() == "emulated" else "auto")
 
 
 def _clean() -> int:
@@ -73,10 +80,10 @@ def _info() -> int:
     }
     choice = backend.requested()
     try:
-        plan = BuildPlan.create(kernels="emulated" if choice == "emulated" else "auto")
-        rows |= _describe_plan(plan)
+        recipe = _recipe()
+        rows |= _describe(recipe)
         on_cpu = "native"
-        on_cuda = "native" if plan.cuda else f"reference ({plan.toolchain.cuda_note})"
+        on_cuda = "native" if recipe.cuda else f"reference ({recipe.cuda_note})"
     except BuildError as error:
         on_cpu = on_cuda = f"reference ({error})"
     if choice == "reference":
@@ -92,19 +99,23 @@ def _info() -> int:
     return 0
 
 
-def _describe_plan(plan: BuildPlan) -> dict[str, str]:
-    tools, cuda = plan.toolchain, plan.cuda
+def _describe(recipe: Recipe) -> dict[str, str]:
+    tools, cuda = recipe.toolchain, recipe.cuda
     rows = {
         "C++ compiler": f"{tools.cxx} ({tools.cxx_version})",
         "ninja": str(find_ninja()),
-        "nvcc": f"{cuda.nvcc} ({cuda.version})" if cuda else f"not used: {tools.cuda_note}",
-        "C++ flags": " ".join(plan.cxx_flags),
-        "link flags": " ".join(plan.link_flags),
+        "nvcc": f"{cuda.nvcc} ({cuda.version})" if cuda else f"not used: {recipe.cuda_note}",
+        "C++ flags": " ".join(recipe.cxx_flags),
+        "link flags": " ".join(recipe.link_flags),
     }
     if cuda:
         rows["CUDA headers"] = str(cuda.include)
         rows["CUDA runtime"] = str(cuda.library / "libcudart_static.a")
         rows["CUDA targets"] = " ".join(cuda.archs)
-        if tools.cuda_note:
-            rows["left out"] = tools.cuda_note
-    return rows | {"key": plan.key, "library": f"{plan.library} ({state_of(plan.library)})"}
+        if recipe.cuda_note:
+            rows["left out"] = recipe.cuda_note
+    return rows | {"key": recipe.key, "library": f"{recipe.library} ({state_of(recipe.library)})"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,20 +1,12 @@
-"""Compile the kernels in ``csrc/`` once and keep the library in a per-user cache.
-
-The first call that needs a kernel compiles them (:func:`build`); from the command line:
-
-    python -m rnn_cuda.build               compile now, print the library's path
-    python -m rnn_cuda.build --info        versions, flags, cache, backend in use
-    python -m rnn_cuda.build --clean       remove what is cached
-    python -m rnn_cuda.build --emulated    compile the CUDA kernels to run on the CPU, for tests
-    python -m rnn_cuda.build --check-cuda  compile the CUDA kernels, fail on spilled registers
+"""Compile a recipe once and keep the library in a per-user cache.
 
 The cache folder is $RNN_CUDA_CACHE_DIR, else $XDG_CACHE_HOME/rnn_cuda, else ~/.cache/rnn_cuda. It
-holds one folder for each key; a key is a hash of everything that the library depends on, so an
-entry never needs to be updated, and any number of checkouts and environments share a cache:
+holds one folder for each key. A key is a hash of everything that the library depends on. So an
+entry never needs to be updated, and any number of clones and environments share a cache:
 
     build.lock               held (flock) by the process that compiles
     <key>/librnn_cuda.so     with inputs.json, from which the key was made, build.ninja, build.log
-    <key>/checksum           of the library, which is not loaded unless it agrees
+    <key>/checksum           of the library; a library with another checksum is not loaded
     <key>.tmp-<random>/      a build under way, renamed to <key>/ when complete
 """
 
@@ -35,10 +27,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rnn_cuda._plan import BuildPlan, default_cache_dir
-from rnn_cuda._toolchain import BuildError, CompilerNotFoundError, find_ninja
-
-__all__ = ["BuildError", "BuildPlan", "CompilerNotFoundError", "build", "clean"]
+from rnn_cuda.build.recipe import Recipe, default_cache_dir
+from rnn_cuda.build.toolchain import BuildError, find_ninja
 
 INPUTS_NAME = "inputs.json"
 LOG_NAME = "build.log"
@@ -51,15 +41,14 @@ _FULL_DISK_HINT = (
 )
 
 
-def build(plan: BuildPlan | None = None) -> Path:
+def build(recipe: Recipe | None = None) -> Path:
     """Return the kernel library, compiled first if the cache does not hold it.
 
-    Any number of processes may call this at once: one compiles, the others wait for it. A process
-    that is killed while compiling leaves nothing behind that the next one trips over. A library
-    that is not as it was compiled is replaced by a new one.
+    Any number of processes may call this at once: one compiles, the others wait for it. What a
+    killed process leaves behind does not disturb the next one. A damaged library is compiled again.
 
     Args:
-        plan: what to build; by default this package's sources for this machine.
+        recipe: what to build; by default this package's sources for this machine.
 
     Returns:
         Path of a shared library for ``torch.ops.load_library``.
@@ -68,24 +57,24 @@ def build(plan: BuildPlan | None = None) -> Path:
         CompilerNotFoundError: there is no C++ compiler or no ninja.
         BuildError: the sources do not compile, or the cache cannot be written.
     """
-    plan = plan or BuildPlan.create()
-    library = plan.library
+    recipe = recipe or Recipe.create()
+    library = recipe.library
     state = state_of(library)
     if state != COMPILED:
-        with _locked(plan.cache_dir, "" if state == MISSING else f"{library} is {state}"):
+        with _locked(recipe.cache_dir, "" if state == MISSING else f"{library} is {state}"):
             state = state_of(library)  # compiled if another process held the lock before
             if state not in (COMPILED, MISSING):
-                _say(f"{library} is {state}")
+                _log(f"{library} is {state}")
             if state != COMPILED:
-                _compile(plan, library)
+                _compile(recipe, library)
     return library
 
 
 def state_of(library: Path) -> str:
-    """Return :data:`COMPILED`, :data:`MISSING`, or in words what is wrong with a cached library.
+    """Return :data:`COMPILED`, :data:`MISSING`, or what is wrong with a cached library.
 
-    Loading maps the file: a page that is missing ends the process with SIGBUS as soon as it is
-    touched, and one that was changed is executed.
+    Loading maps the file. A missing page ends the process with SIGBUS as soon as it is touched; a
+    changed page is executed.
     """
     try:
         information = library.stat()
@@ -99,21 +88,21 @@ def state_of(library: Path) -> str:
         recorded = (library.parent / CHECKSUM_NAME).read_bytes()
     except OSError as error:
         return f"damaged (its checksum: {error.strerror})"
-    # The size comes first: it tells most damage, and at no cost.
+    # The size comes first: it shows most damage, and costs nothing.
     if recorded.split(b" ")[0] != b"%d" % information.st_size:
         return f"damaged ({information.st_size} bytes)"
     try:
-        found = _checksum(library, library.parent.name)
+        actual = _checksum(library, library.parent.name)
     except OSError as error:
         return f"unreadable ({error.strerror})"
-    return COMPILED if found == recorded else "damaged (another checksum)"
+    return COMPILED if actual == recorded else "damaged (another checksum)"
 
 
 def _checksum(library: Path, key: str) -> bytes:
     """Return the size of a library, and a CRC of its key and contents.
 
-    It is read in every process, so it has to be fast; nobody damages a library on purpose. With the
-    key, an entry under another one's name does not agree.
+    Every process computes it, so it has to be fast; it need not withstand an attack. The key is
+    included, so that an entry under another entry's name is noticed.
     """
     size, crc = 0, zlib.crc32(key.encode())
     with library.open("rb") as file:
@@ -125,10 +114,10 @@ def _checksum(library: Path, key: str) -> bytes:
 
 @contextmanager
 def _locked(folder: Path, problem: str = "") -> Iterator[None]:
-    """Hold the cache's lock. The kernel drops it when its holder ends, however it ends.
+    """Hold the cache's lock. The operating system drops it when its holder ends, in any way.
 
-    The lock file is never removed: whoever waits for a removed one would share the lock with
-    whoever creates it anew.
+    The lock file is never removed: a process that waits for a removed file would share the lock
+    with a process that creates a new one.
     """
     import fcntl  # not on Windows, where this module must import all the same
 
@@ -142,50 +131,52 @@ def _locked(folder: Path, problem: str = "") -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                _say("waiting for another process that is compiling the kernels ...")
+                _log("waiting for another process that is compiling the kernels ...")
                 fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
             raise _cache_error(folder, error, problem) from error
         yield
 
 
-def _compile(plan: BuildPlan, library: Path) -> None:
+def _compile(recipe: Recipe, library: Path) -> None:
     """Compile into a temporary folder and rename it to the cache entry. Needs the lock."""
     ninja = [str(find_ninja()), *_jobs()]
     entry = library.parent
-    work, replaced = (plan.cache_dir / f"{entry.name}.tmp-{secrets.token_hex(4)}" for _ in range(2))
-    _say(f"compiling kernels (once, about {plan.estimated_seconds()} s) ...")
+    work, replaced = (
+        recipe.cache_dir / f"{entry.name}.tmp-{secrets.token_hex(4)}" for _ in range(2)
+    )
+    _log(f"compiling kernels (once, about {recipe.estimated_seconds()} s) ...")
     start = time.monotonic()
     try:
-        # Whoever made these was killed: it would hold the lock otherwise.
-        for abandoned in plan.cache_dir.glob("*.tmp-*"):
+        # The processes that made these were killed: they would hold the lock otherwise.
+        for abandoned in recipe.cache_dir.glob("*.tmp-*"):
             if _ENTRY_NAME.fullmatch(abandoned.name):
                 _discard(abandoned)
         work.mkdir()
-        (work / INPUTS_NAME).write_text(json.dumps(plan.inputs(), indent=1, sort_keys=True))
-        (work / "build.ninja").write_text(plan.ninja_file())
+        (work / INPUTS_NAME).write_text(json.dumps(recipe.inputs(), indent=1, sort_keys=True))
+        (work / "build.ninja").write_text(recipe.ninja_file())
         _run_ninja(ninja, work)
-        if plan.key != entry.name:
+        if recipe.key != entry.name:
             raise BuildError("The kernels' sources changed while they were compiled; try again.")
         if not (work / library.name).is_file():
-            raise BuildError(f"{plan.toolchain.cxx} reports success but linked nothing; set CXX.")
+            raise BuildError(f"{recipe.toolchain.cxx} reports success but linked nothing; set CXX.")
         _seal(work / library.name, entry.name)
         # A damaged entry goes as a whole: a process may still have its library mapped.
         if os.path.lexists(entry):
             entry.rename(replaced)
         work.rename(entry)
     except OSError as error:
-        raise _cache_error(plan.cache_dir, error) from error
+        raise _cache_error(recipe.cache_dir, error) from error
     finally:
         _discard(work)
         _discard(replaced)
-    _say(f"compiled in {time.monotonic() - start:.0f} s: {library}")
+    _log(f"compiled in {time.monotonic() - start:.0f} s: {library}")
 
 
 def _seal(library: Path, key: str) -> None:
-    """Write the checksum of a library that was just linked, and let both reach the disk.
+    """Write the checksum of a library that was just linked, and flush both to the disk.
 
-    A file system may otherwise keep their names and lose their contents when the machine stops.
+    Otherwise a file system may keep their names and lose their contents when the machine stops.
     """
     checksum = library.parent / CHECKSUM_NAME
     checksum.write_bytes(_checksum(library, key))
@@ -217,7 +208,7 @@ def _jobs() -> list[str]:
 
 
 def _run_ninja(command: list[str], folder: Path) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         command,
         cwd=folder,
         env=os.environ | {"NINJA_STATUS": "[%f/%t] "},  # ninja ends at one that it cannot read
@@ -227,9 +218,9 @@ def _run_ninja(command: list[str], folder: Path) -> None:
         errors="replace",
         check=False,
     )
-    (folder / LOG_NAME).write_text(done.stdout)
-    if done.returncode != 0:
-        raise BuildError(_explain(done.stdout))
+    (folder / LOG_NAME).write_text(result.stdout)
+    if result.returncode != 0:
+        raise BuildError(_explain(result.stdout))
 
 
 def _explain(log: str) -> str:
@@ -289,11 +280,5 @@ def clean(folder: Path | None = None) -> list[Path]:
     return entries
 
 
-def _say(message: str) -> None:
+def _log(message: str) -> None:
     print(f"rnn_cuda: {message}", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    from rnn_cuda._build_cli import main
-
-    sys.exit(main())

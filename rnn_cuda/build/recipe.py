@@ -15,11 +15,10 @@ from typing import Literal
 
 import torch
 
-from rnn_cuda._toolchain import (
+from rnn_cuda.build.cuda_toolchain import CudaToolchain, find_cuda, listed_archs
+from rnn_cuda.build.toolchain import (
     BuildError,
-    CudaToolchain,
     Toolchain,
-    listed_archs,
     torch_cxx_standard,
     torch_include_dirs,
     torch_library_dir,
@@ -39,16 +38,33 @@ Kernels = Literal["auto", "cpu", "cuda", "emulated"]
 
 
 EMULATION_FLAGS = ("-DRNN_CUDA_EMULATED", "-O1", "-g1", "-Wno-unknown-pragmas")
-"""Of every source of an emulated library; CUDA sources are C++ there.
+"""Of every source of an emulated library; CUDA sources are compiled as C++ there.
 
-It is compiled more often than it runs long. -g1 names lines in the emulator's errors.
+Tests compile it more often than they run it for long: hence -O1. -g1 gives the emulator's errors
+their line numbers.
 """
 
 
 def default_source_dir() -> Path:
-    """Return the folder of the C++ and CUDA sources: in the package, or beside it in a checkout."""
-    installed = Path(__file__).parent / "_csrc"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "csrc"
+    """Return the folder of the C++ and CUDA sources: in the package, or beside it in a clone."""
+    package = Path(__file__).parents[1]
+    installed = package / "_csrc"
+    return installed if installed.is_dir() else package.parent / "csrc"
+
+
+def default_emulator_dir() -> Path:
+    """Return the folder of the emulator's sources, which are a part of the tests.
+
+    Raises:
+        BuildError: this package was not imported from a clone.
+    """
+    folder = Path(__file__).parents[2] / "tests" / "emulator"
+    if not (folder / "emulator.h").is_file():
+        raise BuildError(
+            f"there is no emulator in {folder}. It is a part of the tests, which are not "
+            "installed: clone the repository and run `pip install -e .` in the clone."
+        )
+    return folder
 
 
 def default_cache_dir() -> Path:
@@ -71,27 +87,33 @@ def default_cache_dir() -> Path:
         ) from error
 
 
-def _why_no_cuda(source_dir: Path, kernels: Kernels) -> str:
-    """Return what stands against CUDA kernels before anyone looks for nvcc, or nothing."""
+def _find_cuda_for(source_dir: Path, kernels: Kernels) -> tuple[CudaToolchain | None, str]:
+    """Return the CUDA toolchain and what is left out, or None and the reason."""
     if not any(source_dir.glob("cuda/*.cu")):
-        return f"there are no CUDA sources in {source_dir / 'cuda'}"
+        return None, f"there are no CUDA sources in {source_dir / 'cuda'}"
     if kernels in ("cpu", "emulated"):
-        return "they were not asked for"
+        return None, "they were not asked for"
     # Compiling them takes minutes: not where no CUDA tensor can exist, unless targets are named.
     has_cuda = torch.version.cuda is not None or listed_archs()
     if kernels == "auto" and not has_cuda:
-        return "this build of torch has no CUDA"
-    return ""
+        return None, "this build of torch has no CUDA"
+    return find_cuda()
 
 
 @dataclass(frozen=True)
-class BuildPlan:
-    """What to compile, with what, for what: a pure function of the sources and the toolchain."""
+class Recipe:
+    """What to compile, with what, for what: a pure function of the sources and this machine."""
 
     source_dir: Path
     cache_dir: Path
+    kernels: Kernels
     toolchain: Toolchain
-    kernels: Kernels = "auto"
+    cuda: CudaToolchain | None
+    """None where the library has no kernels for a GPU."""
+    cuda_note: str
+    """Why ``cuda`` is None; where there is one, what its kernels are not compiled for, or empty."""
+    emulator_dir: Path | None
+    """The emulator's sources, where the CUDA kernels are compiled for the CPU."""
 
     @classmethod
     def create(
@@ -100,8 +122,9 @@ class BuildPlan:
         cache_dir: Path | None = None,
         *,
         kernels: Kernels = "auto",
-    ) -> BuildPlan:
-        """Plan a build of this package's sources, or of others laid out alike, on this machine.
+        emulator_dir: Path | None = None,
+    ) -> Recipe:
+        """Return how this package's sources, or others laid out alike, are compiled here.
 
         Raises:
             BuildError: this machine cannot compile, or there is nothing to compile.
@@ -109,25 +132,40 @@ class BuildPlan:
         source_dir = (source_dir or default_source_dir()).absolute()
         if not any(source_dir.glob("*.cpp")):
             raise BuildError(f"There are no C++ sources in {source_dir}; reinstall rnn_cuda.")
+        emulated = kernels == "emulated"
+        emulator_dir = (emulator_dir or default_emulator_dir()).absolute() if emulated else None
+        toolchain = Toolchain.discover()
+        cuda, cuda_note = _find_cuda_for(source_dir, kernels)
         return cls(
             source_dir=source_dir,
             cache_dir=(cache_dir or default_cache_dir()).absolute(),
-            toolchain=Toolchain.discover(why_no_cuda=_why_no_cuda(source_dir, kernels)),
             kernels=kernels,
+            toolchain=toolchain,
+            cuda=cuda,
+            cuda_note=cuda_note,
+            emulator_dir=emulator_dir,
         )
 
     @property
     def emulated(self) -> bool:
         """Whether the CUDA kernels are compiled for the CPU."""
-        return self.kernels == "emulated"
+        return self.emulator_dir is not None
 
     @property
-    def cuda(self) -> CudaToolchain | None:
-        """The CUDA toolchain, or None where the library has CPU kernels only."""
-        return self.toolchain.cuda
+    def include_dirs(self) -> list[Path]:
+        """Folders in which the sources' includes are looked up."""
+        return [self.source_dir, *([self.emulator_dir.parent] if self.emulator_dir else [])]
+
+    def _name(self, path: Path) -> str:
+        """Return a file's name as an include spells it, wherever the sources lie."""
+        folder = next(folder for folder in self.include_dirs if path.is_relative_to(folder))
+        return path.relative_to(folder).as_posix()
 
     def _sources(self, *patterns: str) -> list[Path]:
         return sorted(path for pattern in patterns for path in self.source_dir.glob(pattern))
+
+    def _emulator(self, pattern: str) -> list[Path]:
+        return sorted(self.emulator_dir.glob(pattern)) if self.emulator_dir else []
 
     @property
     def cxx_sources(self) -> list[Path]:
@@ -137,9 +175,8 @@ class BuildPlan:
             folders.append("cpu")
         if self.cuda or self.emulated:
             folders.append("cuda")
-        if self.emulated:
-            folders.append("emulator")
-        return self._sources("*.cpp", *(f"{folder}/*.cpp" for folder in folders))
+        ours = self._sources("*.cpp", *(f"{folder}/*.cpp" for folder in folders))
+        return ours + self._emulator("*.cpp")
 
     @property
     def joined_sources(self) -> list[Path]:
@@ -174,7 +211,7 @@ class BuildPlan:
         return [
             *("-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
             *("-ccbin", str(self.toolchain.cxx)),
-            # What ptxas says of registers is kept in build.log, where _check_cuda.py reads it.
+            # check_cuda.py reads in build.log what ptxas prints about registers.
             *("-Xptxas", "-v,-warn-spills,-warn-lmem-usage"),
             *self.cuda.arch_flags(),
         ]
@@ -192,13 +229,11 @@ class BuildPlan:
 
     def inputs(self) -> dict[str, object]:
         """Return everything that the library depends on; folders do not count, contents do."""
-        headers = self._sources("**/*.h", "**/*.cuh")
+        headers = self._sources("**/*.h", "**/*.cuh") + self._emulator("*.h")
         cuda = self.cuda
         return {
             "sources": {
-                path.relative_to(self.source_dir).as_posix(): hashlib.sha256(
-                    path.read_bytes()
-                ).hexdigest()
+                self._name(path): hashlib.sha256(path.read_bytes()).hexdigest()
                 for path in sorted(self.cxx_sources + self.cuda_sources + headers)
             },
             "flags": [self.cxx_flags, self.nvcc_flags, self.link_flags],
@@ -211,7 +246,7 @@ class BuildPlan:
 
     @property
     def key(self) -> str:
-        """Name of this plan's cache entry."""
+        """Name of this recipe's cache entry."""
         text = json.dumps(self.inputs(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -230,21 +265,21 @@ class BuildPlan:
 
     def ninja_file(self) -> str:
         """Return the build file; outputs go to ninja's working folder."""
-        tools, cuda = self.toolchain, self.cuda
-        project = ["-I", str(self.source_dir)]
-        # -isystem: warnings in headers that are not ours are not for our users either.
+        compiler, cuda = str(self.toolchain.cxx), self.cuda
+        project = [word for folder in self.include_dirs for word in ("-I", str(folder))]
+        # -isystem: users get no warnings about headers that are not ours.
         system = [*torch_include_dirs(), *([cuda.include] if cuda else [])]
         headers = project + [word for folder in system for word in ("-isystem", str(folder))]
         folders = [torch_library_dir(), *([cuda.library] if cuda else [])]
         libraries = [f"-L{folder}" for folder in folders] + self.link_flags
         files = ["$in", "-o", "$out"]
-        cxx = [str(tools.cxx), *self.cxx_flags, *headers]
+        cxx = [compiler, *self.cxx_flags, *headers]
         *included, joined = self.joined_sources or [None]
         before = [word for source in included for word in ("-include", str(source))]
         rules = {
             "cxx": [*cxx, "-c", *files],
             "joined": [*cxx, *before, "-c", *files],
-            "link": [str(tools.cxx), *files, *libraries],
+            "link": [compiler, *files, *libraries],
         }
         if self.emulated:
             rules["cuda"] = [*cxx, "-x", "c++", "-c", *files]
@@ -257,9 +292,8 @@ class BuildPlan:
         for source in self.cxx_sources + self.cuda_sources:
             if source in included:
                 continue
-            relative = source.relative_to(self.source_dir).as_posix()
             rule = "cuda" if source.suffix == ".cu" else "joined" if source == joined else "cxx"
-            objects.append(_ninja_path(relative.replace("/", "_") + ".o"))
+            objects.append(_ninja_path(self._name(source).replace("/", "_") + ".o"))
             lines.append(f"build {objects[-1]}: {rule} {_ninja_path(str(source))}")
         lines.append(f"build {LIBRARY_NAME}: link {' '.join(objects)}")
         return "\n".join(lines) + "\n"

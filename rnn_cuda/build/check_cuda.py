@@ -1,8 +1,8 @@
 """Compile the CUDA kernels for every supported architecture, look at them, link and load them.
 
 No GPU is needed. A spilled register or an array in local memory turns on-chip traffic into memory
-traffic at every time step, so either counts as a failure. So does a library that does not link,
-load and register beside the torch that is installed, be that a build without CUDA.
+traffic at every time step, so either is a failure. So is a library that does not link, load and
+register its operators with the installed torch, even a build without CUDA.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rnn_cuda._plan import BuildPlan
-from rnn_cuda._toolchain import BuildError
-from rnn_cuda.build import LOG_NAME, build
+from rnn_cuda.build.cache import LOG_NAME, build
+from rnn_cuda.build.recipe import Recipe
+from rnn_cuda.build.toolchain import BuildError
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 """Machine targets that the kernels have to compile for."""
@@ -24,8 +24,7 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 _LOAD = """
 import sys, torch
 torch.ops.load_library(sys.argv[1])
-pair = ("elman_forward_pair", "elman_gradients_pair")
-for name in ("elman_forward", "elman_backward", "elman_gradients", *pair, "linear_recurrence"):
+for name in ("layer_forward", "layer_gradients", "linear_recurrence"):
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"rnn_cuda::{name}", "CUDA"):
         sys.exit(f"{name} has no CUDA kernel")
 """
@@ -82,16 +81,14 @@ def check_cuda(source_dir: Path, cache_dir: Path | None = None) -> int:
 
     Raises:
         BuildError: the sources do not compile or do not link.
-
     """
     if not any(source_dir.glob("cuda/*.cu")):
         raise BuildError(f"There are no CUDA sources in {source_dir / 'cuda'} to check.")
-    plan = BuildPlan.create(source_dir, cache_dir, kernels="cuda")
-    if plan.cuda is None:
-        raise BuildError(f"Cannot check the CUDA kernels: {plan.toolchain.cuda_note}.")
-    cuda = dataclasses.replace(plan.cuda, archs=ARCHITECTURES)
-    plan = dataclasses.replace(plan, toolchain=dataclasses.replace(plan.toolchain, cuda=cuda))
-    library = build(plan)
+    recipe = Recipe.create(source_dir, cache_dir, kernels="cuda")
+    if recipe.cuda is None:
+        raise BuildError(f"Cannot check the CUDA kernels: {recipe.cuda_note}.")
+    cuda = dataclasses.replace(recipe.cuda, archs=ARCHITECTURES)
+    library = build(dataclasses.replace(recipe, cuda=cuda))
     usages = parse_ptxas((library.parent / LOG_NAME).read_text())
     _print_table(usages)
     unclean = [usage for usage in usages if not usage.is_clean]
@@ -110,10 +107,10 @@ def check_cuda(source_dir: Path, cache_dir: Path | None = None) -> int:
 
 def _load(library: Path) -> str:
     """Load the library in a process of its own; return what went wrong, or nothing."""
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", _LOAD, str(library)], capture_output=True, text=True, check=False
     )
-    return "" if done.returncode == 0 else f"the library does not load: {done.stderr.strip()}"
+    return "" if result.returncode == 0 else f"the library does not load: {result.stderr.strip()}"
 
 
 def _print_table(usages: list[KernelUsage]) -> None:

@@ -12,7 +12,7 @@
 #include <functional>
 #include <string>
 
-#include "../cuda/plan.h"
+#include "cuda/plan.h"
 
 namespace rnn_cuda {
 

@@ -1,0 +1,53 @@
+"""What the directions of a layer have of the operators' lists; see ``layer_forward.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
+
+
+class DirectionOfLayer(NamedTuple):
+    """What one direction of a layer has of the lists."""
+
+    number: int
+    reverse: bool
+    h0: Tensor | None
+    weight_ih: Tensor
+    weight_hh: Tensor
+    biases: list[Tensor]
+
+    def columns(self, sequence: Tensor) -> Tensor:
+        """Return its features of a sequence of all directions', ``(.., D * H)``."""
+        hidden = self.weight_hh.shape[0]
+        if sequence.shape[-1] == hidden:
+            return sequence
+        return sequence.narrow(-1, self.number * hidden, hidden)
+
+
+def directions_of(
+    states: Sequence[Tensor], weights: Sequence[Tensor], direction: str
+) -> Iterator[DirectionOfLayer]:
+    """Yield each direction of a layer."""
+    count = 2 if direction == "both" else 1
+    per_direction = len(weights) // count
+    for d in range(count):
+        weight_ih, weight_hh, *biases = weights[d * per_direction : (d + 1) * per_direction]
+        h0 = states[0].select(0, d) if states else None
+        yield DirectionOfLayer(
+            d, direction == "reverse" or d == 1, h0, weight_ih, weight_hh, biases
+        )
+
+
+def known_batch(
+    sequence: Tensor, states: Sequence[Tensor | None], batch_sizes: Tensor | None
+) -> int | None:
+    """B, or None where it stands in batch_sizes alone and they have no data."""
+    if batch_sizes is None:
+        return sequence.shape[1]
+    for state in states:
+        if state is not None:
+            return state.shape[1]
+    return None if is_fake(batch_sizes) else int(batch_sizes[0])  # these have data on "meta" too

@@ -1,0 +1,256 @@
+"""The operator ``layer_gradients``: the backward pass of ``layer_forward``.
+
+    layer_gradients(grads, input, states, weights, output, saved, cell, direction, batch_sizes,
+                    wanted) -> [...]
+
+``grads`` are those of output and h_n, or None. ``wanted`` goes through input, states and weights,
+whose gradients it asks for; then the norms over H of the adjoints dL/dh_t, (D, T, B) or (D, N) in
+float64; then delta_t = dL/dz_t, shaped as output. What is not wanted is left out. ``saved`` is
+empty for an Elman layer. For the rest, and the shape legend, see ``layer_forward.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from rnn_cuda._adjoint import row_norms, total_adjoint
+from rnn_cuda.neighbours import StepNeighbours, add_at, outer_with_previous, rows_of, take
+from rnn_cuda.operators.directions import directions_of, known_batch
+from rnn_cuda.operators.function import (
+    OperatorFunction,
+    needs_graph,
+    plain_eager_mode,
+    tangent_of,
+)
+from rnn_cuda.reference import activation_derivative, compute_dtype
+
+
+class LayerGradients(OperatorFunction):
+    """What ordinary training runs. Its derivatives are those of `gradients_by_parts`."""
+
+    operator = "layer_gradients"
+
+    @staticmethod
+    def flat(  # pyright: ignore[reportIncompatibleMethodOverride]
+        grads: Sequence[Tensor | None],
+        input: Tensor,
+        states: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        output: Tensor,
+        saved: Sequence[Tensor],
+        *options: Any,
+    ) -> tuple[Sequence[Tensor | None], Any]:
+        """See `OperatorFunction.flat`."""
+        counts = len(grads), len(states), len(weights)
+        return (*grads, input, *states, *weights, output, *saved), (counts, options)
+
+    @classmethod
+    def differentiable(cls, *args: Any) -> Any:
+        """Run the operator; by parts where a graph of its derivative is needed."""
+        if needs_graph(cls.flat(*args)[0]):
+            return gradients_by_parts(*args)
+        return super().differentiable(*args)
+
+    @classmethod
+    def call_in_backward(cls, *args: Any, batch: int) -> list[Tensor]:
+        """Call the operator, or what reverse mode can follow where that has to."""
+        if needs_graph(cls.flat(*args)[0]):
+            return gradients_by_parts(*args, batch=batch)
+        if plain_eager_mode():
+            return cls.below_autograd(*args)
+        return torch.ops.rnn_cuda.layer_gradients(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Save what the rules below need."""
+        *tensors, ctx.options, _ = inputs
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> tuple[Tensor, ...]:
+        """Propagate tangents."""
+        (grads, states, weights), options = ctx.options
+        with forward_ad._set_fwd_grad_enabled(True):  # the saved tensors still have their tangents
+            tensors = iter(ctx.saved_tensors)
+
+            def take_some(count: int) -> list[Any]:
+                return [next(tensors) for _ in range(count)]
+
+            args: Any = (take_some(grads), next(tensors), take_some(states), take_some(weights))
+            args += (next(tensors), list(tensors), *options)
+            outputs = gradients_by_parts(*args)
+            return tuple(map(tangent_of, outputs))
+
+
+def gradients_by_parts(
+    grads: Sequence[Tensor | None],
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    output: Tensor,
+    saved: Sequence[Tensor],
+    cell: str,
+    direction: str,
+    batch_sizes: Tensor | None,
+    wanted: Sequence[bool],
+    *,
+    batch: int | None = None,
+) -> list[Tensor]:
+    """What the operator returns, as products of delta, to be differentiated and mapped further.
+
+    ``batch`` as in `StepNeighbours.of`.
+    """
+    *wanted_gradients, wants_norms, wants_delta = wanted
+    if wants_delta and not wants_norms and not any(wanted_gradients):
+        return [_delta(grads, states, weights, direction, output, cell, batch_sizes, batch)]
+    (delta,) = torch.ops.rnn_cuda.layer_gradients(
+        *(grads, input, states, weights, output, saved, cell, direction, batch_sizes),
+        [*(False,) * (len(wanted) - 1), True],
+    )
+    wants_input, *wants_rest = wanted_gradients
+    wants_state = wants_rest.pop(0) if states else False
+    grad_input, grad_states, grad_weights = None, [], []
+    for its in directions_of(states, weights, direction):
+        delta_rows, states_rows = rows_of(its.columns(delta)), rows_of(its.columns(output))
+        neighbours = StepNeighbours.of(output, its.reverse, batch_sizes, batch)
+        if wants_input:
+            more = (delta_rows @ its.weight_ih).view(input.shape)
+            grad_input = more if grad_input is None else grad_input + more
+        if wants_state:
+            grad_states.append(take(delta_rows, neighbours.first) @ its.weight_hh)
+        wants_ih, wants_hh, *wants_biases = wants_rest[: 2 + len(its.biases)]
+        del wants_rest[: 2 + len(its.biases)]
+        if wants_ih:
+            grad_weights.append(delta_rows.mT @ rows_of(input))
+        if wants_hh:
+            grad_weights.append(outer_with_previous(delta_rows, states_rows, its.h0, neighbours))
+        if any(wants_biases):
+            total = delta_rows.sum(0, dtype=compute_dtype(delta.dtype)).to(delta.dtype)
+            # Not the same tensor twice: scaling one gradient in place would scale both.
+            grad_weights += [total, total.clone()][: sum(wants_biases)]
+    results = [] if grad_input is None else [grad_input]
+    results += [torch.stack(grad_states)] if grad_states else []
+    results += grad_weights
+    if wants_norms:
+        adjoints = total_adjoints(grads, delta, states, weights, direction, batch_sizes, batch)
+        results.append(adjoint_norms(adjoints, 2 if direction == "both" else 1))
+    return [*results, delta] if wants_delta else results
+
+
+def _delta(
+    grads: Sequence[Tensor | None],
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    direction: str,
+    output: Tensor,
+    cell: str,
+    batch_sizes: Tensor | None,
+    batch: int | None,
+) -> Tensor:
+    """delta_t = f'(h_t) * (dL/dh_t + U^T delta_{t+1}), the linear recurrence."""
+    grad_output, grad_h_n = grads
+    deltas = []
+    for its in directions_of(states, weights, direction):
+        h = its.columns(output)
+        direct = torch.zeros_like(h) if grad_output is None else its.columns(grad_output)
+        if grad_h_n is not None:
+            last = StepNeighbours.of(output, its.reverse, batch_sizes, grad_h_n.shape[1]).last
+            direct = add_at(rows_of(direct), last, grad_h_n.select(0, its.number)).view(h.shape)
+        delta = torch.ops.rnn_cuda.linear_recurrence(
+            activation_derivative(h, cell.removeprefix("elman.")),
+            direct,
+            its.weight_hh.mT,
+            None,
+            not its.reverse,
+            batch_sizes,
+        )
+        deltas.append(delta)
+    return deltas[0] if len(deltas) == 1 else torch.cat(deltas, -1)
+
+
+def total_adjoints(
+    grads: Sequence[Tensor | None],
+    delta: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    direction: str,
+    batch_sizes: Tensor | None,
+    batch: int | None,
+) -> Tensor:
+    """dL/dh_t of all directions, shaped as the output, in compute precision."""
+    grad_output, grad_h_n = grads
+    adjoints = [
+        total_adjoint(
+            None if grad_output is None else its.columns(grad_output),
+            None if grad_h_n is None else grad_h_n.select(0, its.number),
+            its.columns(delta),
+            its.weight_hh,
+            StepNeighbours.of(delta, its.reverse, batch_sizes, batch),
+        )
+        for its in directions_of(states, weights, direction)
+    ]
+    return adjoints[0] if len(adjoints) == 1 else torch.cat(adjoints, -1)
+
+
+def adjoint_norms(adjoints: Tensor, directions: int) -> Tensor:
+    """Norms of each direction's adjoints, (D, T, B) or (D, N)."""
+    return row_norms(adjoints.unflatten(-1, (directions, -1)).movedim(-2, 0))
+
+
+def fake(
+    grads: Sequence[Tensor | None],
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    output: Tensor,
+    saved: Sequence[Tensor],
+    cell: str,
+    direction: str,
+    batch_sizes: Tensor | None,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    """Return results without data."""
+    *wanted_gradients, wants_norms, wants_delta = wanted
+    pairs = zip((input, *states, *weights), wanted_gradients, strict=True)
+    results = [tensor.new_empty(tensor.shape) for tensor, is_wanted in pairs if is_wanted]
+    if wants_norms:
+        directions = 2 if direction == "both" else 1
+        results.append(input.new_empty(directions, *input.shape[:-1], dtype=torch.float64))
+    return [*results, output.new_empty(output.shape)] if wants_delta else results
+
+
+def flops(
+    grads: Sequence[Tensor | None],
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    output: Tensor,
+    saved: Any,
+    cell: str,
+    direction: str,
+    batch_sizes: Tensor | None,
+    wanted: Sequence[bool],
+    **_: Any,
+) -> int:
+    """Two per multiply-add of a matrix product, as torch counts them."""
+    rows = math.prod(output.shape[:-1])
+    batch = known_batch(input, [grads[1], *states], batch_sizes)
+    if batch is None:
+        batch = int(batch_sizes[0])  # pyright: ignore[reportOptionalSubscript]
+    with_previous = rows if states else rows - batch
+    wants_input, *wants_rest = wanted[:-2]
+    wants_state = wants_rest.pop(0) if states else False
+    total = 0
+    for its in directions_of(states, weights, direction):
+        hidden, features = its.weight_ih.shape
+        wants_ih, wants_hh = wants_rest[:2]
+        del wants_rest[: 2 + len(its.biases)]
+        recurrent = rows + wants_state * batch + wants_hh * with_previous
+        total += 2 * hidden * (recurrent * hidden + (wants_input + wants_ih) * rows * features)
+    return total
