@@ -495,7 +495,7 @@ def speed_against_accuracy(view: View) -> Iterator[Drawn]:
     horizon, metric = groups[0].row.horizon, groups[0].row.records[0].result.metric
     timed = {
         group.name: [
-            record.seconds_per_step
+            record.seconds_per_step or 0.0
             for record in group.row.records
             if record.result.test_metric is not None
         ]

@@ -118,10 +118,18 @@ class Record:
     version: int = VERSION
 
     @property
-    def seconds_per_step(self) -> float:
-        """Wall-clock time over training steps: evaluation, probes and checkpoints included."""
+    def seconds_per_step(self) -> float | None:
+        """Wall-clock time over training steps: evaluation, probes and checkpoints included.
+
+        None where the processor worked for another program, or the run was paused: on a CPU, in
+        more than a fifth of the time.
+        """
         assert self.result is not None
-        return self.provenance["seconds"] / self.result.steps
+        seconds = self.provenance["seconds"]
+        is_on_cpu = str(self.config.get("device", "cpu")).startswith("cpu")
+        if is_on_cpu and self.provenance.get("processor_seconds", 0.0) < 0.8 * seconds:
+            return None
+        return seconds / self.result.steps
 
     def save(self, folder: Path) -> None:
         """Write ``record.json``, whole or not at all."""

@@ -68,6 +68,7 @@ class Training:
         solved_at: first step at which an evaluation found the task solved.
         probes: by name, the first measurement.
         seconds: wall-clock time spent, in all processes that worked on the run.
+        processor_seconds: processor time of these, of all threads.
         log_size: bytes of the log that go with this state.
     """
 
@@ -78,6 +79,7 @@ class Training:
         "solved_at",
         "probes",
         "seconds",
+        "processor_seconds",
         "log_size",
     )
 
@@ -94,6 +96,7 @@ class Training:
         self.solved_at: int | None = None
         self.probes: dict[str, dict[str, Any]] = {}
         self.seconds = 0.0
+        self.processor_seconds = 0.0
         self.log_size = 0
 
     @property
@@ -329,10 +332,13 @@ def _loop(
     """Train to the end, and leave a checkpoint there; ``log`` is the main process's."""
     run, model = training.run, training.model
     start, seconds_before = time.perf_counter(), training.seconds
+    processor_start, processor_before = time.process_time(), training.processor_seconds
 
     def save() -> None:
         if log is not None:
             training.seconds = seconds_before + time.perf_counter() - start
+            spent = time.process_time() - processor_start
+            training.processor_seconds = processor_before + spent
             training.log_size = log.commit()
             checkpoint.save(folder, training.state())
 
@@ -463,6 +469,7 @@ def _outcome(training: Training, held_out: HeldOut, log: MetricsLog) -> Record:
             **provenance(run.device),
             "backend": backend.describe()["decisions"],
             "seconds": training.seconds,
+            "processor_seconds": training.processor_seconds,
         },
     )
 

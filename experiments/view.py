@@ -125,9 +125,10 @@ class Row:
 
     @property
     def milliseconds_per_step(self) -> float | None:
-        """Return the median wall-clock time of a training step, everything included."""
-        times = [1e3 * record.seconds_per_step for record in self.records]
-        return median(times) if times else None
+        """Return the median wall-clock time of a training step; see `Record.seconds_per_step`."""
+        times = [record.seconds_per_step for record in self.records]
+        known = [1e3 * time for time in times if time is not None]
+        return median(known) if known else None
 
 
 def probed(record: Record, probe: str, stage: str) -> Mapping[str, Any]:

@@ -239,7 +239,7 @@ class Workshop:
     def __init__(self, folder, pool):
         self.folder = folder
         self.pool = pool
-        self.simd_flags = Toolchain.discover(why_no_cuda="not needed").simd_flags
+        self.simd_flags = Toolchain.discover().simd_flags
         sources = [*(f"check_{kernel}" for kernel in KERNELS), "threads"]
         self.judges = {
             source: pool.submit(self._compile, NATIVE / f"{source}.cpp", source, ["-O1"])

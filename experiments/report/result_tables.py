@@ -102,7 +102,8 @@ def results(seen: View) -> Table:
         f"seed); seeds that diverged have no {metric}. Knowing nothing: the best answer that "
         f"ignores the input. Solved / learned: {tables.bounds(seen)}. log10 ratio: |dL/dh_1| / "
         "|dL/dh_T|, total adjoint, mean over seeds, at initialisation and trained. ms per step: "
-        "median over seeds of wall-clock time, evaluation, probes and checkpoints included.",
+        "median over seeds of wall-clock time, evaluation, probes and checkpoints included; none "
+        "where the processor did other work as well.",
     )
 
 

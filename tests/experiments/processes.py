@@ -72,7 +72,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     state = checkpoint.load(folder)
     assert state is not None
     record = json.loads((folder / RECORD).read_bytes())
-    del state["seconds"], record["provenance"]
+    del state["seconds"], state["processor_seconds"], record["provenance"]
     return {"state": state, "record": record, "metrics": (folder / METRICS).read_bytes()}
 
 

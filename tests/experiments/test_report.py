@@ -10,6 +10,7 @@ import re
 import runpy
 import shlex
 import shutil
+import time
 import subprocess
 import sys
 from dataclasses import replace
@@ -154,7 +155,12 @@ def record_of(run, error=0.01, ratio=-1.0, seconds=2.0, **changes):
         run.plain(),
         result,
         {"adjoint": {"initial": adjoint, "trained": adjoint}},
-        {"seconds": seconds, "started": "2026-01-02T03:04:05+00:00", "torch": "9.9"},
+        {
+            "seconds": seconds,
+            "processor_seconds": seconds,
+            "started": "2026-01-02T03:04:05+00:00",
+            "torch": "9.9",
+        },
     )
     return replace(record, **changes)
 
@@ -195,7 +201,9 @@ def study(tmp_path_factory):
             for seed in (0, 1) if core != "gru" else (0,):
                 run = run_of(core, seed, horizon, label=label, probes=sorted(PROBES))
                 folder = root / "runs" / "records" / run.folder_name
-                train(run, folder)
+                with pytest.MonkeyPatch.context() as alone:  # on the machine
+                    alone.setattr(time, "process_time", time.perf_counter)
+                    train(run, folder)
                 members.append(Member(label, run, None, folder))
     torch.set_num_threads(threads)
     expected = {
@@ -456,7 +464,9 @@ def test_speed_is_compared_between_runs_that_are_otherwise_equal(tmp_path):
     other = record_of(run_of("rnn", horizon=12), seconds=9.0)
     elsewhere = record_of(run_of("fused_rnn", horizon=12), seconds=1.0)
     elsewhere.provenance["torch"] = "1.0"
-    save(tmp_path, *both((1, 3)), *both((2, 4), seed=1), other, elsewhere)
+    beside_others = both((1, 90), seed=2)
+    beside_others[1].provenance["processor_seconds"] = 60.0
+    save(tmp_path, *both((1, 3)), *both((2, 4), seed=1), *beside_others, other, elsewhere)
     found = gather([tmp_path])
     (said,) = speeds(found.entries)
     # Medians of 1, 2 and of 3, 4 seconds for 20 steps.

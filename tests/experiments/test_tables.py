@@ -42,7 +42,7 @@ def arm(horizon, ratio, learned, label="rnn", contrast_of=None, steps=100) -> li
                 verdict=verdict(share), error_over_know_nothing=share, test_metric=share / 6,
             ),
             {} if ratio == "none" else {"adjoint": {"initial": profile, "trained": profile}},
-            {"seconds": 1.0},
+            {"seconds": 1.0, "processor_seconds": 1.0},
         )  # fmt: skip
         entries.append(Entry(label, horizon, seed, contrast_of, Path("x"), record))
     return entries
