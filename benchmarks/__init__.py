@@ -1,1 +1,5 @@
-"""Scripts that measure, and that generate tables for the documentation."""
+"""How fast, how exact, how large: `cases` says what is measured, `contestants` who, `run` does it.
+
+``python -m benchmarks.run`` on a CPU, ``python -m benchmarks.gpu`` for everything on a GPU,
+``python -m benchmarks.versions OLD`` for two commits in turn.
+"""

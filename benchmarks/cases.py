@@ -1,33 +1,32 @@
-"""What is measured: the problems of each suite, and the targets set for the main table.
+"""What is measured: suites of cases, and the ratios that are to be reached.
 
 Shape legend: T time steps, B batch, I input size, H hidden size; a shape is ``(T, B, I, H)``.
+A ratio is `BASELINE`'s time over another's, so above 1 is faster than the baseline.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 Shape = tuple[int, int, int, int]
 
-BASELINE = "torch_rnn"
-"""The unit: a ratio is this contestant's time over another's."""
+BASELINE, OURS = "torch_rnn", "fused_rnn"
 
 INPUT_GRADIENT_FROM = 64
 """Training steps ask for the gradient of the input from this input size on: below it the input is
 data, above it most likely another layer's output."""
 
-MODES = {
-    "forward": "forward pass without gradients",
-    "train": "forward pass and gradients of all parameters (of the input too where I >= 64)",
-    "hvp": "product of the Hessian in all parameters with a vector",
-}
-
 
 @dataclass(frozen=True)
 class Case:
-    """One problem that several contestants solve in turn."""
+    """One problem that several contestants solve in turn.
+
+    ``mode`` is "forward" (without gradients), "train" (forward pass and gradients of all
+    parameters, of the input too where I >= 64) or "hvp" (product of the Hessian in all parameters
+    with a vector).
+    """
 
     suite: str
     T: int
@@ -41,14 +40,31 @@ class Case:
     bidirectional: bool = False
     batch_first: bool = False
     packed: bool = False
-    contestants: tuple[str, ...] = (BASELINE, "fused_rnn")
+    tf32: bool = False
+    """Whether float32 products may round to TF32 on a GPU, on all sides alike."""
+    contestants: tuple[str, ...] = (BASELINE, OURS)
     baseline: str = BASELINE
-    with_floor: bool = False
 
     @property
     def shape(self) -> Shape:
         """Return ``(T, B, I, H)``."""
         return self.T, self.B, self.I, self.H
+
+    @property
+    def shape_text(self) -> str:
+        """Return the four sizes, by commas."""
+        return ", ".join(map(str, self.shape))
+
+    @property
+    def ours(self) -> str:
+        """Return the contestant whose speed is in question."""
+        mine = [n for n in self.contestants if n.startswith(OURS) and n != self.baseline]
+        return OURS if OURS in mine or not mine else mine[0]
+
+    @property
+    def directions(self) -> int:
+        """Return 1 or 2."""
+        return 2 if self.bidirectional else 1
 
     @property
     def wants_input_gradient(self) -> bool:
@@ -60,38 +76,62 @@ class Case:
         """Whether this is one layer and direction over a dense (T, B, I) sequence."""
         return not (self.num_layers > 1 or self.bidirectional or self.batch_first or self.packed)
 
-    @property
-    def operations(self) -> int:
-        """Floating-point operations of the forward pass of the first layer: 2TBH(I + H)."""
-        return 2 * self.T * self.B * self.H * (self.I + self.H)
+    def operations(self, tokens: int | None = None) -> tuple[int, int]:
+        """Return floating-point operations of the products of a forward pass or training step.
+
+        The first number is of products that wait for the step before, the second of all others.
+        ``tokens`` is the number of (sample, step) pairs, T * B if not given.
+        """
+        tokens = self.T * self.B if tokens is None else tokens
+        recurrent = others = 0
+        for layer in range(self.num_layers):
+            features = self.I if layer == 0 else self.directions * self.H
+            of_state, of_input = (
+                2 * tokens * self.directions * self.H * n for n in (self.H, features)
+            )
+            recurrent += of_state
+            others += of_input
+            if self.mode == "train":
+                recurrent += of_state  # delta, against time
+                others += of_state + of_input  # dU, dW
+                if layer > 0 or self.wants_input_gradient:
+                    others += of_input  # dx
+        return recurrent, others
 
     @property
     def label(self) -> str:
-        """Say in a few words what is special beside the shape."""
+        """Say in a few words what is special beside shape and mode."""
         words = [
             "packed" if self.packed else "",
             "two directions" if self.bidirectional else "",
             f"{self.num_layers} layers" if self.num_layers > 1 else "",
             self.nonlinearity if self.nonlinearity != "tanh" else "",
-            self.dtype if self.dtype != "float32" else "",
+            "tf32" if self.tf32 else self.dtype if self.dtype != "float32" else "",
             "batch_first" if self.batch_first else "",
         ]
-        return ", ".join(filter(None, words)) or "plain"
+        return ", ".join(filter(None, words))
+
+    @property
+    def name(self) -> str:
+        """Everything that tells this case from others, in a line."""
+        return " ".join(filter(None, [self.suite, f"({self.shape_text})", self.mode, self.label]))
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Case:
+    def from_json(cls, values: dict[str, Any]) -> Case:
         """Return the case that :meth:`as_json` describes."""
-        return cls(**{**fields, "contestants": tuple(fields["contestants"])})
+        known = {field.name for field in fields(cls)}
+        values = {name: value for name, value in values.items() if name in known}
+        return cls(**{**values, "contestants": tuple(values["contestants"])})
 
 
-# ---- shapes --------------------------------------------------------------------------------------
+# ---- targets -------------------------------------------------------------------------------------
 
-# Ratios to reach, at one and at two threads, on two cores with AVX-512: what a prototype reached.
-TARGETS: dict[Shape, dict[str, tuple[float, float]]] = {
+# At one and at two threads, on two cores with AVX-512: what a prototype reached.
+CPU_TARGETS: dict[Shape, dict[str, tuple[float, float]]] = {
     (28, 128, 28, 128): {"forward": (2.0, 3.7), "train": (2.2, 3.9)},
     (784, 64, 1, 128): {"forward": (2.9, 6.1), "train": (3.2, 5.9)},
     (150, 32, 2, 128): {"forward": (2.8, 6.7), "train": (3.4, 6.6)},
@@ -102,7 +142,34 @@ TARGETS: dict[Shape, dict[str, tuple[float, float]]] = {
     (100, 16, 2, 100): {"forward": (4.3, 10.5), "train": (6.0, 11.6)},
     (2048, 8, 64, 64): {"forward": (7.9, 16.3), "train": (13.8, 24.8)},
 }
-TABLE_SHAPES = tuple(TARGETS)
+TABLE_SHAPES = tuple(CPU_TARGETS)
+
+# Against torch.nn.RNN on cuDNN, forward and training, called from Python.
+GPU_TARGETS: dict[str, tuple[float, float]] = {
+    "small": (1.5, 2.0),
+    "middle": (4.0, 4.0),
+    "fp16": (1.2, 1.2),
+    "large": (2.0, 2.0),
+    "gpu_packed": (10.0, 10.0),
+    "stacked": (3.0, 3.0),
+}
+
+
+def target_of(case: Case, threads: int | None) -> float | None:
+    """Return the ratio to be reached, or None where there is no target."""
+    if case.suite == "table" and threads in (1, 2):
+        return CPU_TARGETS.get(case.shape, {}).get(case.mode, (None, None))[threads - 1]
+    targets = GPU_TARGETS.get(case.suite)
+    return targets[case.mode == "train"] if targets else None
+
+
+# ---- suites on a CPU -----------------------------------------------------------------------------
+
+# Everyone who computes an Elman RNN from start to end, and the gated cells that users compare with.
+EVERYONE = (
+    *(BASELINE, OURS, "torch_lstm", "torch_gru", "rnn_cell_loop", "compiled_loop"),
+    *("jax", "onnxruntime", "keras"),
+)
 
 # Corners, odd sizes and primes within T 1..4096, B 1..256, I 1..1024, H 1..2048; each of at most
 # 1e11 operations and 2 GiB (a test holds it to that).
@@ -133,11 +200,10 @@ GRID_SHAPES: tuple[Shape, ...] = (
 )
 
 VARIANT_SHAPES: tuple[Shape, ...] = ((150, 32, 2, 128), (256, 32, 64, 128), (256, 32, 256, 512))
-
 VARIANTS: tuple[dict[str, Any], ...] = (
     {},
     # The dense sequence beside it, to see whether a packed one costs what its tokens cost.
-    {"packed": True, "contestants": (BASELINE, "fused_rnn", "fused_rnn_dense")},
+    {"packed": True, "contestants": (BASELINE, OURS, "fused_rnn_dense")},
     {"bidirectional": True},
     {"num_layers": 2},
     {"num_layers": 2, "bidirectional": True},
@@ -145,132 +211,198 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"nonlinearity": "relu"},
     # torch.nn.RNN has no such nonlinearity: the unit is this module's own tanh.
     *(
-        {"nonlinearity": f, "contestants": ("fused_rnn_tanh", "fused_rnn")}
-        | {"baseline": "fused_rnn_tanh"}
+        {"nonlinearity": f, "contestants": ("fused_rnn_tanh", OURS), "baseline": "fused_rnn_tanh"}
         for f in ("sigmoid", "identity")
     ),
-    {"dtype": "bfloat16"},
-    {"dtype": "float16"},
-    {"dtype": "float64"},
+    *({"dtype": dtype} for dtype in ("bfloat16", "float16", "float64")),
 )
-
 OVERHEAD_SHAPES: tuple[Shape, ...] = (
     *((1, 1, 1, 1), (1, 1, 10, 20), (1, 1, 64, 64), (1, 1, 128, 128)),
     *((2, 1, 8, 8), (4, 4, 8, 16), (10, 1, 4, 8)),
 )
-
 CELL_SHAPES: tuple[Shape, ...] = (
     *((20, 1, 1, 1), (20, 1, 10, 64), (20, 16, 32, 128), (20, 64, 64, 256), (20, 128, 28, 128)),
     *((20, 5, 3, 509), (20, 1, 256, 1024), (20, 1, 64, 2048)),
 )
+# Shorter for wide states, whose steps take milliseconds.
+SCALING_SHAPES: tuple[Shape, ...] = tuple(
+    (256 if H < 1024 else 64, B, 64, H)
+    for B in (1, 32)
+    for H in (16, 32, 64, 128, 256, 512, 1024, 2048)
+)
+MEMORY_SHAPES: tuple[Shape, ...] = tuple((T, 64, 10, 128) for T in (256, 512, 1024, 2048, 4096))
+CELLS = ("rnn_cell_loop", "fused_rnn_cell_loop")
 
-SCALING_HIDDEN = (16, 32, 64, 128, 256, 512, 1024, 2048)
-SCALING_BATCHES = (1, 32)
-SCALING_I = 64
+# ---- shapes on a GPU -----------------------------------------------------------------------------
 
+SMALL: tuple[Shape, ...] = (
+    *((28, 128, 28, 128), (784, 64, 1, 128), (150, 32, 2, 128), (1000, 20, 10, 128)),
+    *((2048, 8, 64, 64), (512, 1, 64, 256), (512, 64, 256, 256)),
+)
+PERSISTENT: tuple[Shape, ...] = ((512, 32, 512, 512), (1024, 16, 768, 768), (512, 64, 1024, 1024))
+MIDDLE: tuple[Shape, ...] = (*PERSISTENT, (333, 11, 37, 197), (500, 9, 300, 500))
+LARGE: tuple[Shape, ...] = ((256, 32, 2048, 2048), (256, 64, 4096, 4096))
+PACKED: tuple[Shape, ...] = ((512, 64, 256, 256), (512, 32, 512, 512))
+FLASHRNN: tuple[Shape, ...] = tuple((1024, 16, H, H) for H in (64, 128, 256, 512, 1024))
 
-def scaling_length(hidden_size: int) -> int:
-    """Return T for the time per step: shorter for wide states, whose steps take milliseconds."""
-    return 256 if hidden_size < 1024 else 64
-
-
-HVP_SHAPE: Shape = (1000, 20, 10, 128)
+# Corners, odd sizes and primes; the dtypes take turns.
+GPU_GRID_SHAPES: tuple[Shape, ...] = (
+    # one and two steps, where only the launch counts
+    *((1, 1, 1, 1), (1, 1, 128, 128), (1, 64, 256, 512), (1, 256, 1024, 1024), (2, 7, 3, 509)),
+    # few steps
+    *((5, 2, 2, 2), (8, 128, 512, 1024), (10, 33, 100, 127), (16, 256, 64, 256), (20, 1, 1, 2048)),
+    # one sample
+    *((100, 1, 10, 10), (333, 1, 37, 197), (512, 1, 512, 512), (1000, 1, 1, 1), (4096, 1, 16, 32)),
+    *((512, 1, 1024, 2048), (256, 1, 1, 4096)),
+    # many samples
+    *((64, 512, 64, 64), (100, 1024, 28, 128), (128, 256, 300, 300), (50, 300, 50, 50)),
+    *((32, 2048, 16, 32), (64, 256, 1024, 1024)),
+    # one unit, one feature
+    *((1000, 3, 2, 1), (4096, 16, 1, 1), (512, 64, 1, 512)),
+    # primes
+    *((13, 11, 7, 5), (251, 13, 29, 31), (499, 7, 3, 97), (61, 59, 53, 251), (31, 127, 257, 509)),
+    *((2003, 2, 3, 43), (101, 17, 1021, 1031)),
+    # the middle, and long
+    *((200, 20, 300, 300), (400, 48, 1, 200), (300, 9, 640, 640), (1500, 4, 80, 333)),
+    *((2048, 32, 1, 32), (4096, 8, 1, 64), (128, 16, 1536, 1536)),
+)
+GPU_GRID_DTYPES = ("float32", "bfloat16", "float32", "float16")
 
 # ---- suites --------------------------------------------------------------------------------------
 
-# Everyone who computes an Elman RNN from start to end, and the gated cells that users compare with.
-EVERYONE = (
-    *(BASELINE, "fused_rnn", "torch_lstm", "torch_gru", "rnn_cell_loop", "compiled_loop"),
-    *("jax", "onnxruntime", "keras", "flashrnn"),
+
+@dataclass(frozen=True)
+class Suite:
+    """Cases of one kind: shapes, what is special about them, and what is done."""
+
+    title: str
+    parts: Sequence[tuple[Sequence[Shape], dict[str, Any]]]
+    modes: tuple[str, ...] = ("forward", "train")
+
+    def cases(self, name: str) -> Iterator[Case]:
+        """Return the cases."""
+        for shapes, options in self.parts:
+            for shape in shapes:
+                for mode in self.modes:
+                    yield Case(name, *shape, mode, **options)
+
+
+def _in(shapes: Sequence[Shape], *dtypes: str, **options: Any) -> list[Any]:
+    return [(shapes, {"dtype": dtype, **options}) for dtype in dtypes]
+
+
+_CPU = {
+    "table": Suite(
+        "The nine shapes that targets are set for", [(TABLE_SHAPES, {"contestants": EVERYONE})]
+    ),
+    "grid": Suite(
+        "Shapes from every corner, none of them to be slower than torch.nn.RNN", [(GRID_SHAPES, {})]
+    ),
+    "variants": Suite(
+        "Packed, directions, layers, nonlinearities, dtypes, batch_first",
+        [(VARIANT_SHAPES, options) for options in VARIANTS],
+    ),
+    "scaling": Suite(
+        "Time per step against H",
+        # The compiled loop takes more than a minute to compile for each point.
+        [(SCALING_SHAPES, {"contestants": tuple(n for n in EVERYONE if n != "compiled_loop")})],
+    ),
+    "overhead": Suite(
+        "Single steps and tiny shapes: what a call costs",
+        [(OVERHEAD_SHAPES, {"contestants": (BASELINE, OURS, "elman_rnn", "operator")})],
+    ),
+    "cell": Suite(
+        "Loops over cells, step by step",
+        [(CELL_SHAPES, {"contestants": CELLS, "baseline": CELLS[0]})],
+    ),
+    "hvp": Suite(
+        "A Hessian-vector product through 1000 steps",
+        [([(1000, 20, 10, 128)], {"contestants": (BASELINE, OURS, "rnn_cell_loop")})],
+        modes=("hvp",),
+    ),
+    "memory": Suite(
+        "Peak memory of a training step against T",
+        [(MEMORY_SHAPES, {"contestants": (OURS, BASELINE, "torch_lstm")})],
+        modes=("train",),
+    ),
+}
+_GPU = {
+    "small": Suite("Fits one multiprocessor", _in(SMALL, "float32", "bfloat16", "float16")),
+    "middle": Suite(
+        "Beyond cuDNN's small persistent kernel, and odd sizes", _in(MIDDLE, "float32", "bfloat16")
+    ),
+    "fp16": Suite(
+        "The float16 sizes for which cuDNN has a persistent kernel", _in(PERSISTENT, "float16")
+    ),
+    "large": Suite("A matrix U that one multiprocessor cannot hold by far", _in(LARGE, "bfloat16")),
+    "gpu_packed": Suite(
+        "Packed, lengths uniform in 1..T", _in(PACKED, "float32", "bfloat16", packed=True)
+    ),
+    "stacked": Suite(
+        "Two directions, two layers",
+        _in([(256, 32, 256, 512)], "float32", "bfloat16", num_layers=2, bidirectional=True),
+    ),
+    "gpu_grid": Suite(
+        "Anything at all",
+        [
+            ([shape], {"dtype": GPU_GRID_DTYPES[index % len(GPU_GRID_DTYPES)]})
+            for index, shape in enumerate(GPU_GRID_SHAPES)
+        ],
+    ),
+    "flashrnn": Suite(
+        "FlashRNN's own benchmark, its input product counted",
+        _in(FLASHRNN, "bfloat16", contestants=(BASELINE, OURS, "flashrnn")),
+    ),
+    "tf32": Suite(
+        "Float32 rounded to TF32, both sides",
+        [(((512, 64, 256, 256), *PERSISTENT), {"tf32": True})],
+    ),
+}
+_ALL = {**_CPU, **_GPU}
+
+SUITES = {"cpu": [*_CPU, "accuracy"], "cuda": list(_GPU)}
+"""By default, in the order of the tables. ``accuracy`` has cases of its own: `quality`."""
+
+TITLES = {name: suite.title for name, suite in _ALL.items()}
+TITLES["accuracy"] = "Errors of values and gradients against float64"
+
+# A GPU may be lent for minutes: one case of each regime first, training before forward.
+_FIRST_LOOK = (
+    *(("small", (1000, 20, 10, 128), "float32"), ("middle", (512, 32, 512, 512), "bfloat16")),
+    *(("small", (512, 64, 256, 256), "bfloat16"), ("middle", (512, 32, 512, 512), "float32")),
+    *(("fp16", (512, 32, 512, 512), "float16"), ("large", (256, 32, 2048, 2048), "bfloat16")),
+    *(("gpu_packed", (512, 64, 256, 256), "float32"), ("stacked", (256, 32, 256, 512), "float32")),
 )
 
-# Without the compiled loop, which takes more than a minute to compile for each point.
-SCALING_CONTESTANTS = tuple(name for name in EVERYONE if name != "compiled_loop")
 
-SUITES = {
-    "table": "the nine shapes that targets are set for",
-    "grid": "shapes from every corner: is any slower than torch.nn.RNN?",
-    "variants": "packed, directions, layers, nonlinearities, dtypes, batch_first",
-    "scaling": "time per step against H",
-    "overhead": "single steps and tiny shapes",
-    "cell": "loops over cells",
-    "hvp": "a Hessian-vector product through 1000 steps, time and memory",
-    "accuracy": "errors of values and gradients against float64",
-    "memory": "peak memory of a training step against T",
-}
+def cases_of(suites: Iterable[str], *, quick: bool = False) -> list[Case]:
+    """Return the cases of some suites, with ``quick`` a few tiny ones in their place.
 
-TIMED_SUITES = ("table", "grid", "variants", "scaling", "overhead", "cell", "hvp")
+    Those of a GPU come in the order of their weight, for there may not be time for all.
+    """
+    cases = [case for name in suites if name in _ALL for case in _ALL[name].cases(name)]
+    if quick:
+        return _tiny(cases)
 
-_BOTH = ("forward", "train")
+    def weight(case: Case) -> tuple[int, int]:
+        if case.suite not in SUITES["cuda"]:
+            return 0, 0
+        key = case.suite, case.shape, case.dtype
+        place = _FIRST_LOOK.index(key) if key in _FIRST_LOOK else len(_FIRST_LOOK)
+        return place, case.mode == "forward" and place < len(_FIRST_LOOK)
+
+    return sorted(cases, key=weight)
 
 
-def timed_cases(suite: str, *, quick: bool = False) -> list[Case]:
-    """Return the cases of one of `TIMED_SUITES`; with ``quick`` a few tiny ones in their place."""
-    cases = list(_CASES[suite]())
-    if not quick:
-        return cases
-    small = [replace(case, T=min(case.T, 6), B=min(case.B, 3), H=min(case.H, 8)) for case in cases]
-    # One of each kind; two sizes where there is but one kind, for a table has rows to compare.
-    sizes = 1 if suite == "variants" else 2
+def _tiny(cases: list[Case]) -> list[Case]:
+    """Return one of each kind; two sizes where there is but one kind, so that a table has rows."""
     kinds: dict[Any, list[Case]] = {}
-    for case in small:
-        several = kinds.setdefault((case.mode, case.label), [])
-        if case not in several and len(several) < sizes:
-            several.append(case)
+    for case in cases:
+        sizes = {"T": min(case.T, 6), "B": min(case.B, 3), "H": min(case.H, 8)}
+        if case.suite == "memory":
+            sizes = {"T": 32, "B": 8, "H": 64}
+        tiny = replace(case, **sizes)
+        several = kinds.setdefault((case.suite, case.mode, case.label), [])
+        if tiny not in several and len(several) < (2 if case.suite in ("table", "grid") else 1):
+            several.append(tiny)
     return [case for several in kinds.values() for case in several]
-
-
-def _table() -> Iterable[Case]:
-    for shape in TABLE_SHAPES:
-        for mode in _BOTH:
-            yield Case("table", *shape, mode, contestants=EVERYONE, with_floor=True)
-
-
-def _grid() -> Iterable[Case]:
-    return (Case("grid", *shape, mode) for shape in GRID_SHAPES for mode in _BOTH)
-
-
-def _variants() -> Iterable[Case]:
-    for options in VARIANTS:
-        for shape in VARIANT_SHAPES:
-            for mode in _BOTH:
-                yield Case("variants", *shape, mode, **options)
-
-
-def _scaling() -> Iterable[Case]:
-    for B in SCALING_BATCHES:
-        for H in SCALING_HIDDEN:
-            for mode in _BOTH:
-                shape = (scaling_length(H), B, SCALING_I, H)
-                yield Case(
-                    "scaling", *shape, mode, contestants=SCALING_CONTESTANTS, with_floor=True
-                )
-
-
-def _overhead() -> Iterable[Case]:
-    contestants = (BASELINE, "fused_rnn", "elman_rnn", "operator")
-    for shape in OVERHEAD_SHAPES:
-        for mode in _BOTH:
-            yield Case("overhead", *shape, mode, contestants=contestants)
-
-
-def _cell() -> Iterable[Case]:
-    contestants = ("rnn_cell_loop", "fused_rnn_cell_loop")
-    for shape in CELL_SHAPES:
-        for mode in _BOTH:
-            yield Case("cell", *shape, mode, contestants=contestants, baseline=contestants[0])
-
-
-def _hvp() -> Iterable[Case]:
-    yield Case("hvp", *HVP_SHAPE, "hvp", contestants=(BASELINE, "fused_rnn", "rnn_cell_loop"))
-
-
-_CASES = {
-    "table": _table,
-    "grid": _grid,
-    "variants": _variants,
-    "scaling": _scaling,
-    "overhead": _overhead,
-    "cell": _cell,
-    "hvp": _hvp,
-}

@@ -1,153 +1,178 @@
-"""Results for people: in the terminal and as Markdown."""
+"""The file of results, and what is made of it: tables in a terminal, a page, figures.
+
+A file is one JSON object, written whole or not at all:
+
+    schema, complete, quick    version of this form; false while a run goes on; tiny sizes
+    command, device, suites    what was asked for
+    machine, contestants       where, who, and ``backend``: what FusedRNN ran on
+    timings, unmeasured        one entry for each case and number of threads; names of the others
+    accuracy, memory           one entry for each case, each point
+    stages, floor              of a run on a GPU: `benchmarks.gpu`
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import math
+import os
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table as RichTable
-
-from benchmarks import machine, memory
-from benchmarks.cases import Case
-from benchmarks.reading import Table, number
-from benchmarks.tables import all_tables
+from benchmarks import machine
+from benchmarks.gates import gate_table
+from benchmarks.tables import escaped, stage_table, summary_table, tables_of
 
 Results = Mapping[str, Any]
 
-
-def progress_line(kind: str, result: Mapping[str, Any]) -> str:
-    """Return a line that says what was just measured."""
-    case = result["case"]
-    shape = ", ".join(str(case[size]) for size in "TBIH")
-    if kind == "accuracy":
-        verdict = "within the gate" if result.get("passed") else "OUTSIDE the gate"
-        return f"accuracy {case['name']} ({shape}): {result.get('failed', verdict)}"
-    start = f"{case['suite']} ({shape}) {case['mode']} {result['threads']}t"
-    if kind == "memory":
-        if "skipped" in result:
-            return f"{start} memory {result['contestant']}: {result['skipped']}"
-        units = result["bytes"] / memory.unit(Case.from_json(case))
-        return f"{start} memory {result['contestant']}: {number(units)} units"
-    if "failed" in result:
-        return f"{start}: {result['failed']}"
-    words = []
-    for name, summary in result["contestants"].items():
-        if "ratio" in summary:
-            words.append(f"{name} {number(summary['ratio']['median'])}")
-        elif "seconds" in summary:
-            words.append(f"{name} {number(1e3 * summary['seconds']['median'])} ms")
-        elif summary["skipped"].startswith(("failed", "computes")):
-            words.append(f"{name} {summary['skipped']}")
-    label = Case.from_json(case).label
-    return f"{start}{'' if label == 'plain' else f' {label}'}: {', '.join(words)}"
+SCHEMA = 2
+FILE, PAGE = "results.json", "results.md"
 
 
-def warnings_of(found: Results) -> list[str]:
-    """Return what a reader has to know before believing the numbers."""
+def empty_results(**fields: Any) -> dict[str, Any]:
+    """Return the results of a run that has measured nothing yet."""
+    lists = ("timings", "unmeasured", "accuracy", "memory")
+    return {"schema": SCHEMA, "complete": False, **fields, **{name: [] for name in lists}}
+
+
+def command_line(module: str, arguments: Sequence[str] | None) -> str:
+    """Return the command without its paths, which say nothing to others."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for option in ("--output", "--page", "--commit"):
+        words = [word for word in words if not word.startswith(f"{option}=")]
+        while option in words:
+            at = words.index(option)
+            del words[at : at + 2]
+    return " ".join(["python -m", module, *words])
+
+
+def save(results: Results, folder: Path) -> None:
+    """Write the results into a folder: strict JSON, a line for each measurement."""
+    fields = []
+    for key, value in _strict(results).items():
+        text = json.dumps(value, allow_nan=False)
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            lines = [json.dumps(item, allow_nan=False) for item in value]
+            text = "[\n" + ",\n".join(lines) + "\n]"
+        fields.append(f"{json.dumps(key)}: {text}")
+    write_text(folder / FILE, "{\n" + ",\n".join(fields) + "\n}\n")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read results.
+
+    Raises:
+        ValueError: the file is not one of results, or of another version.
+    """
+    results = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
+        raise ValueError(f"{path.name} holds no results in the form that this version writes")
+    return results
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _strict(value: Any) -> Any:
+    """Return the value with six digits, and with None for what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def unused(folder: Path) -> Path:
+    """Return the folder, or one with a number after it if results are there already."""
+    names = [folder, *(folder.with_name(f"{folder.name}-{i}") for i in range(2, 1000))]
+    return next(name for name in names if not (name / FILE).exists())
+
+
+# ---- for people ----------------------------------------------------------------------------------
+
+
+def render(results: Results, folder: Path, page: Path | None = None) -> None:
+    """Print the tables, draw the figures where matplotlib is installed, write the pages."""
+    tables = [gate_table(results), *tables_of(results)]
+    if "stages" in results:  # a log should end with something short
+        tables = [summary_table(results), gate_table(results), stage_table(results)]
+    print("\n\n".join(table.text() for table in tables if table.rows))
+    print("".join(f"\nnote: {warning}" for warning in warnings_of(results)))
+    drawn: list[str] = []
+    if importlib.util.find_spec("matplotlib"):
+        from benchmarks.figures import draw
+
+        drawn = draw(results, folder)
+    write_text(folder / PAGE, markdown(results, drawn))
+    if page is not None:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        from_page = Path(os.path.relpath(folder, page.parent)).as_posix()
+        write_text(page, markdown(results, [f"{from_page}/{name}" for name in drawn]))
+    print(f"written: {folder}")
+
+
+def warnings_of(results: Results) -> list[str]:
+    """Return what a reader must know before believing the numbers."""
     lines = []
-    if not found["complete"]:
+    if not results["complete"]:
         lines.append("the run was ended before it finished: this is what there was until then")
-    if found["quick"]:
-        lines.append("a quick run of tiny sizes: it shows that everything runs, not how fast")
-    if found["backend"] != "native":
-        lines.append(f"FusedRNN ran on the {found['backend']}, not on its kernels")
-    for timing in found["timings"]:
-        if "failed" in timing:
-            lines.append(progress_line("timings", timing))
-    timed = [timing for timing in found["timings"] if "failed" not in timing]
-    lines += machine.disturbances(
-        (timing["load"] for timing in timed), (timing["calibration"] for timing in timed)
-    )
-    return lines
+    if results["quick"]:
+        lines.append("a run of tiny sizes: it shows that everything runs, not how fast")
+    if results["backend"] != "native":
+        lines.append(f"FusedRNN ran on the {results['backend']}, not on its kernels")
+    return lines + machine.disturbances(timing.get("load") for timing in results["timings"])
 
 
-def print_report(found: Results, console: Console) -> None:
-    """Print every table, and what disturbs them."""
-    for table in all_tables(found):
-        print_table(table, console)
-    for warning in warnings_of(found):
-        console.print(f"[bold yellow]note:[/] {warning}")
+_LEGEND = """\
+A ratio is the baseline's time over another's, so above 1 is faster than the baseline: the median
+over rounds in which all ran in turn in one process, with the interval that holds the true median
+with 95 % confidence (before 2026-11-29: the quartiles). dtype, TF32 setting and number of threads,
+each bound to a core, are the same for all. Forward passes are without gradients; a training step is
+the forward pass and the gradients of all parameters, of the input too where I >= 64.
+
+Target: what a prototype reached on two cores with AVX-512; on a GPU, what is to be reached. Over
+torch's best: the ratio to the baseline at the number of threads, of those measured, at which it is
+fastest. Share of peak: of the multiply-adds that as many cores can do from register to register.
+Cost of a token: a time step of a sample of a packed sequence over one of the dense sequence. In
+graphs: both replayed from a CUDA graph. Floor: `benchmarks/gpu/floor.py`. Planned: the planner's
+estimate. An LSTM has four times the recurrent weights, a GRU three times.
+"""
 
 
-def print_table(table: Table, console: Console) -> None:
-    """Print a table."""
-    shown = RichTable(
-        title=table.title,
-        caption=table.note or None,
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-    )
-    for index, column in enumerate(table.columns):
-        numeric = all(row[index][:1].isdigit() or row[index] == "-" for row in table.rows)
-        shown.add_column(column, justify="right" if numeric else "left")
-    for row in table.rows:
-        shown.add_row(*row)
-    console.print(shown)
-
-
-def markdown(found: Results, figures: Sequence[str] = ()) -> str:
+def markdown(results: Results, figures: Sequence[str] = ()) -> str:
     """Return the whole report.
 
     Args:
-        found: results.
+        results: as `load` returns them.
         figures: links to bitmap figures, shown on top.
     """
+    about, contestants = results["machine"], results["contestants"].values()
+    facts = [f"{name} {value}" for name, value in about.items() if value is not None]
+    facts += [f"{c['title']} {c['version']}" for c in contestants if c["version"]]
+    script = "benchmarks.gpu" if "stages" in results else "benchmarks.run"
     lines = [
-        "<!-- Generated by `python -m benchmarks.run`; do not edit. -->",
+        f"<!-- Generated by `python -m {script}`; do not edit. -->",
         "",
-        "# Measured speed, accuracy and memory on a CPU",
+        f"# Measured speed, accuracy and memory: {about.get('card') or about['cpu']}",
         "",
-        *_provenance(found),
+        f"{', '.join(facts)}. FusedRNN's backend: {results['backend']}.",
         "",
+        f"    {results['command']}",
+        "",
+        _LEGEND,
     ]
-    for warning in warnings_of(found):
-        lines += [f"> **Note:** {_escaped(warning)}", ""]
+    for warning in warnings_of(results):
+        lines += [f"> **Note:** {escaped(warning)}", ""]
     for figure in figures:
         name = figure.rpartition("/")[2].removesuffix(".png").replace("_", " ")
         lines += [f"![{name}]({figure})", ""]
-    for table in all_tables(found):
-        lines += [f"## {table.title}", ""]
-        lines += [_row(table.columns), "|---" * len(table.columns) + "|"]
-        lines += [_row(row) for row in table.rows]
-        lines += ["", *([_escaped(table.note), ""] if table.note else [])]
-    return "\n".join(lines)
-
-
-def _provenance(found: Results) -> list[str]:
-    about = found["machine"]
-    versions = {
-        "torch": about["torch"],
-        **{
-            peer["title"]: peer["version"]
-            for peer in found["peers"].values()
-            if peer["version"] is not None
-        },
-        "numpy": about["numpy"],
-        "Python": about["python"],
-    }
-    commit = (about["git_commit"] or "unknown")[:12] + (
-        ", modified" if about["git_modified"] else ""
-    )
-    return [
-        f"{about['cpu']}, {about['cores']} cores usable, {about['cpu_capability']}, "
-        f"{about['memory_gib']} GiB, {about['system']}; {about['date'][:10]}; commit {commit}. "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + f". FusedRNN's backend: {found['backend']}. "
-        f"Load average before: {about['load_average_before']:.2f}.",
-        "",
-        f"    {found['command']}",
-        "",
-        "Every time is taken in one process for each number of threads, which is bound to as many "
-        "cores, contestants in turn; ratios are medians over rounds.",
-    ]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*").replace("\n", " ")
+    tables = [gate_table(results), *tables_of(results)]
+    return "\n".join([*lines, *(table.markdown() for table in tables if table.rows)])

@@ -1,73 +1,84 @@
-"""Measure everything that is claimed about speed, accuracy and memory on the CPU.
+"""Measure everything that is claimed about speed, accuracy and memory.
 
-    python -m benchmarks.run                          # all suites, on an idle machine
+    python -m benchmarks.run                          # all of the CPU's suites, on an idle machine
     python -m benchmarks.run --suite table,memory     # some
     python -m benchmarks.run --quick                  # tiny sizes: does it run at all?
+    python -m benchmarks.run --device cuda            # on a GPU; `benchmarks.gpu` does more
     python -m benchmarks.run --render FOLDER/results.json
 
-Writes ``results.json``, ``results.md`` and two figures into a folder of ``benchmarks/results/``.
-How the numbers come about stands in `benchmarks.timing` and `benchmarks.floor`.
+Writes ``results.json``, ``results.md`` and a figure into a folder of ``benchmarks/results/``. For
+how numbers come about see `benchmarks.timing`.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from benchmarks import accuracy, figures, machine, memory, report, results
-from benchmarks.cases import BASELINE, SUITES, TIMED_SUITES, timed_cases
-from benchmarks.peers import PEERS
-from benchmarks.workers import WorkerError, ask, run_cases
+from benchmarks import machine
+from benchmarks.cases import BASELINE, SUITES, TITLES, Case, cases_of
+from benchmarks.contestants import CONTESTANTS
+from benchmarks.quality import accuracy_cases
+from benchmarks.report import FILE, command_line, empty_results, load, render, save, unused
+from benchmarks.tables import duration, number, ratio_of
+from benchmarks.timing import geometric_mean
+from benchmarks.workers import PATIENCE, Worker, WorkerError, ask_once, measure_all
 
 RESULTS_FOLDER = machine.REPOSITORY / "benchmarks" / "results"
 QUICK_FOLDER = machine.REPOSITORY / "runs" / "benchmarks-quick"
+
+LAST_SECONDS = 6.0
+"""Kept for ending, where time is limited: a process that uses a GPU takes its time to go."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, or render what was measured; return the exit status."""
     options = _parse(arguments)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # a file or a pipe: no reason to break lines at 80
     if options.render is not None:
-        found = results.load(options.render)
-        _render(found, options.render.parent, options.page, console)
+        render(load(options.render), options.render.parent, options.page)
         return 0
     try:
-        found, folder = _measure(options, console)
+        results, folder = _measure(options, arguments)
     except WorkerError as error:
-        console.print(f"[bold red]{error}[/]; its own words are above")
+        print(f"{error}; see its output above")
         return 1
-    _render(found, folder, options.page, console)
-    return 0
+    render(results, folder, options.page)
+    line, faults = verdict_of(results)
+    print(line)
+    return 1 if faults and options.device == "cuda" else 0
+
+
+# ---- options -------------------------------------------------------------------------------------
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    cores = len(machine.usable_cores())
-    suites = "; ".join(f"{name}: {what}" for name, what in SUITES.items())
+    cores, names = len(machine.usable_cores()), [*SUITES["cpu"], *SUITES["cuda"]]
+    suites = "; ".join(f"{name}: {TITLES[name]}" for name in names)
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run", description="Measure speed, accuracy and memory."
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--suite", default=",".join(SUITES), help=f"which, by commas (default: all). {suites}"
+        "--suite",
+        help=f"which, by commas (default: those of the device). {suites}".replace("%", "%%"),
     )
     parser.add_argument(
-        "--peers",
-        default=",".join(PEERS),
-        help=f"whom to time of {', '.join(PEERS)}; {BASELINE}, the unit, always is",
+        "--contestants",
+        default=",".join(CONTESTANTS),
+        help=f"whom to time of {', '.join(CONTESTANTS)}; {BASELINE}, the unit, always is",
     )
     parser.add_argument(
-        "--threads", default="1,2", help="numbers of threads, one process each (default: 1,2)"
+        "--threads", default="1,2", help="on a CPU, one process each (default: 1,2)"
     )
     parser.add_argument(
         "--seconds", type=float, help="for the rounds of each case (default: 2; quick: 0.02)"
     )
+    parser.add_argument("--limit", type=float, help="seconds for all timings")
     parser.add_argument("--quick", action="store_true", help="a few tiny cases of each suite")
     parser.add_argument("--output", type=Path, help="folder for the results")
     parser.add_argument("--render", type=Path, help="no measuring: tables and figures of this file")
@@ -75,17 +86,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--page", type=Path, help="also write the tables here, with links to the figures"
     )
     options = parser.parse_args(arguments)
-    options.suites = _chosen(parser, "suite", options.suite, list(SUITES))
-    options.peers = _chosen(parser, "peer", options.peers, list(PEERS))
-    if BASELINE not in options.peers:
-        options.peers.insert(0, BASELINE)
+    options.suites = _chosen(
+        parser, "suite", options.suite or ",".join(SUITES[options.device]), names
+    )
+    options.contestants = _chosen(parser, "contestant", options.contestants, list(CONTESTANTS))
     try:
-        threads = sorted({int(number) for number in options.threads.split(",")})
+        threads = sorted({int(count) for count in options.threads.split(",")})
     except ValueError:
         parser.error(f"--threads takes whole numbers and commas, got {options.threads!r}")
     if threads[0] < 1:
         parser.error(f"--threads takes positive numbers, got {threads[0]}")
-    options.threads = [number for number in threads if number <= cores]
+    options.threads = [count for count in threads if count <= cores]
+    if options.device == "cuda":
+        options.threads = options.threads[:1]  # of the host, which does not matter there
     if not options.threads:
         parser.error(f"--threads: this process may run on {cores} core(s) only")
     if options.seconds is None:
@@ -106,104 +119,125 @@ def _chosen(
     return names
 
 
-def _measure(options: argparse.Namespace, console: Console) -> tuple[dict[str, Any], Path]:
-    """Measure what the options ask for; results so far are on disk after each suite."""
-    about = machine.describe()
+# ---- measuring -----------------------------------------------------------------------------------
+
+
+def _measure(
+    options: argparse.Namespace, arguments: Sequence[str] | None
+) -> tuple[dict[str, Any], Path]:
+    """Measure what the options ask for; results so far are on disk after each case."""
+    end = None if options.limit is None else time.monotonic() + options.limit - LAST_SECONDS
+    about = machine.describe(options.device)
     folder = options.output or (
-        QUICK_FOLDER if options.quick else _unused(RESULTS_FOLDER / machine.folder_name(about))
+        QUICK_FOLDER if options.quick else unused(RESULTS_FOLDER / machine.folder_name(about))
     )
     folder.mkdir(parents=True, exist_ok=True)
-    console.print(f"{about['cpu']}, {about['cores']} core(s), {about['cpu_capability']}")
-    # Compiles the kernels too, if need be, before anything is timed.
-    found: dict[str, Any] = {
-        "schema": results.SCHEMA,
-        "complete": False,
-        "command": _command(options),
-        "machine": about,
-        "suites": options.suites,
-        "threads": options.threads,
-        "seconds": options.seconds,
-        "quick": options.quick,
-        **ask({"kind": "peers", "threads": options.threads[0]}),
-        "timings": [],
-        "accuracy": [],
-        "memory": [],
-    }
-    if found["backend"] != "native":
-        console.print(f"[bold red]FusedRNN runs on the {found['backend']}[/]")
-    for name in options.peers:
-        if reason := found["peers"][name]["missing"]:
-            console.print(f"  {found['peers'][name]['title']}: {reason}", style="dim")
-    for kind, result in _everything(options, found):
-        found[kind].append(result)
-        console.print(
-            report.progress_line(kind, result), highlight=False, markup=False, soft_wrap=True
-        )
-        results.save(found, folder)
-    found["complete"] = True
-    results.save(found, folder)
+    results = empty_results(
+        command=command_line("benchmarks.run", arguments),
+        device=options.device,
+        machine=about,
+        suites=options.suites,
+        threads=options.threads,
+        seconds=options.seconds,
+        quick=options.quick,
+        # Compiles the kernels too, if need be, before anything is timed.
+        **ask_once(options.threads[0], options.device, "contestants.describe", options.device),
+    )
+    for kind, result in _results(options, results, end):
+        results[kind].append(result)
+        print(_progress(kind, result), flush=True)
+        save(results, folder)
+    results["complete"] = True
+    save(results, folder)
     # What the file holds, so that rendering it again gives the same tables to the last digit.
-    return results.load(folder / results.FILE), folder
+    return load(folder / FILE), folder
 
 
-def _everything(
-    options: argparse.Namespace, found: dict[str, Any]
+def _results(
+    options: argparse.Namespace, results: dict[str, Any], end: float | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the list a result belongs in, and the result."""
-    available = [name for name in options.peers if not found["peers"][name]["missing"]]
-    cases = [
-        case
-        for suite in options.suites
-        if suite in TIMED_SUITES
-        for case in timed_cases(suite, quick=options.quick)
-    ]
+    names = [n for n in options.contestants if not results["contestants"][n]["missing"]]
+    cases = cases_of(options.suites, quick=options.quick)
+    points = [case for case in cases if case.suite in ("memory", "hvp")]
+    cases = [case for case in cases if case.suite != "memory"]
+    patience = PATIENCE if options.device == "cuda" else None
     for threads in options.threads if cases else []:
-        job = {"kind": "timings", "threads": threads, "seconds": options.seconds}
-        job["peers"] = available
-        for result in run_cases(job, [case.as_json() for case in cases]):
+        left = {case.name: None for case in cases}
+
+        def start(threads: int = threads) -> Worker:
+            return Worker(threads, options.device)
+
+        measured = measure_all(
+            cases, names, options.seconds, options.device, start, end=end, patience=patience
+        )
+        for result in measured:
+            left.pop(Case.from_json(result["case"]).name, None)
+            results["unmeasured"] = list(left)
+            if options.device == "cpu":
+                result.setdefault("threads", threads)
             yield "timings", result
+        results["unmeasured"] = list(left)
     if "accuracy" in options.suites:
-        job = {"kind": "accuracy", "threads": options.threads[-1]}
-        several = accuracy.accuracy_cases(quick=options.quick)
-        for result in run_cases(job, [case.as_json() for case in several]):
-            yield "accuracy", result
-    points = memory.training_cases(quick=options.quick) if "memory" in options.suites else []
-    if "hvp" in options.suites:
-        points.append(memory.hvp_case(quick=options.quick))
-    for threads in options.threads:
+        with contextlib.closing(Worker(options.threads[-1])) as worker:
+            for case in accuracy_cases(quick=options.quick):
+                yield "accuracy", worker.ask("quality.errors_of", case)
+    for threads in options.threads if points else []:
         for case in points:
-            for name in case.contestants:
-                if name in available:
-                    yield "memory", memory.peak_of(case, name, threads)
+            for name in [n for n in case.contestants if n in names]:
+                point = {"case": case.as_json(), "contestant": name, "threads": threads}
+                try:
+                    point["bytes"] = ask_once(threads, "cpu", "quality.peak_bytes", case, name)
+                except WorkerError as error:
+                    point["skipped"] = f"failed: {error}"
+                yield "memory", point
 
 
-def _render(found: dict[str, Any], folder: Path, page: Path | None, console: Console) -> None:
-    report.print_report(found, console)
-    drawn = figures.draw(found, folder)
-    results.write_text(folder / "results.md", report.markdown(found, drawn))
-    if page is not None:
-        folder_from_page = Path(os.path.relpath(folder, page.parent)).as_posix()
-        page.parent.mkdir(parents=True, exist_ok=True)
-        links = [f"{folder_from_page}/{name}" for name in drawn]
-        results.write_text(page, report.markdown(found, links))
-    console.print(f"written: {folder}")
+def _progress(kind: str, result: dict[str, Any]) -> str:
+    """Return a line that says what was just measured."""
+    if kind == "accuracy":
+        return f"accuracy {result['case']['name']}: {'passed' if result['passed'] else 'FAILED'}"
+    start = f"{Case.from_json(result['case']).name} {result.get('threads', '')}".strip()
+    if kind == "memory":
+        size = f"{result['bytes'] / 2**20:.1f} MiB" if "bytes" in result else result["skipped"]
+        return f"{start} memory {result['contestant']}: {size}"
+    if "failed" in result:
+        return f"{start}: {result['failed']}"
+    words = []
+    for launch in ("contestants", "graphed"):
+        for name, entry in result.get(launch, {}).items():
+            if "seconds" in entry:
+                ratio = number(entry.get("ratio", {}).get("median"))
+                words.append(f"{name} {ratio} ({duration(entry['seconds']['median'])})")
+            elif str(entry["skipped"]).startswith(("failed", "computes")):
+                words.append(f"{name} {entry['skipped']}")
+    return f"{start}: {', '.join(words)}"
 
 
-def _command(options: argparse.Namespace) -> str:
-    """Return the command without its paths, which are the machine's own affair."""
-    words = ["python -m benchmarks.run"]
-    if options.suites != list(SUITES):
-        words.append(f"--suite {','.join(options.suites)}")
-    if set(options.peers) != set(PEERS):
-        words.append(f"--peers {','.join(options.peers)}")
-    words.append(f"--threads {','.join(map(str, options.threads))} --seconds {options.seconds:g}")
-    return " ".join([*words, "--quick"] if options.quick else words)
+def verdict_of(results: dict[str, Any]) -> tuple[str, list[str]]:
+    """Return a line on the timings, and the cases in which FusedRNN itself is at fault.
 
-
-def _unused(folder: Path) -> Path:
-    """Return the folder, or one with a number after it if results are there already."""
-    names = [folder, *(folder.with_name(f"{folder.name}-{i}") for i in range(2, 1000))]
-    return next(name for name in names if not (name / results.FILE).exists())
+    A capture in a graph that fails is FusedRNN's fault only where torch.nn.RNN can be captured.
+    """
+    faults, ratios = [], []
+    for timing in results["timings"]:
+        case = Case.from_json(timing["case"])
+        if "failed" in timing:
+            faults.append(f"{case.name}: {timing['failed']}")
+            continue
+        for launch in ("contestants", "graphed"):
+            entry = timing.get(launch, {}).get(case.ours, {})
+            comparable = "seconds" in timing.get(launch, {}).get(case.baseline, {})
+            if "skipped" in entry and (launch == "contestants" or comparable):
+                faults.append(f"{case.name}: {entry['skipped']}")
+        ratios += filter(None, [ratio_of(timing, case.ours)])
+    planned = len(results["timings"]) + len(results["unmeasured"])
+    if planned and not ratios:
+        return f"none of {planned} cases was timed", faults or ["nothing was timed"]
+    mean = number(geometric_mean(ratios)) if ratios else "-"
+    slower = sum(ratio < 1 for ratio in ratios)
+    line = f"{len(results['timings'])} of {planned} cases, geometric mean {mean}, {slower} below 1"
+    return "; ".join([line, *(["wrong: " + "; ".join(faults[:3])] if faults else [])]), faults
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.timing import Contestant, interleave, summarise
+from benchmarks.tables import Table, spread_of
+from benchmarks.timing import Work, interleave, summarise
 from experiments.models import SequenceModel, build_core
 from experiments.tasks._task import one_hot
 
@@ -29,30 +30,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="for each line (%(default)s)")
     seconds = parser.parse_args().seconds
     torch.set_num_threads(1)
-    print("   H    B   fused_rnn, characters a second   rnn    ratio (quartiles)")
-    for hidden_size in (128, 512):
-        for batch_size in (1, 64):
-            fused, plain, ratio = compared(hidden_size, batch_size, seconds)
-            low, middle, high = ratio.values()
-            print(
-                f"{hidden_size:4} {batch_size:4}   {fused:29.0f} {plain:9.0f}"
-                f"   {middle:6.2f} ({low:.2f} to {high:.2f})",
-                flush=True,
-            )
+    rows = [row_of(H, B, seconds) for H in (128, 512) for B in (1, 64)]
+    columns = ("H", "B", "fused_rnn", "rnn", "ratio")
+    print(Table("Characters a second", columns, rows).text())
 
 
-def compared(
-    hidden_size: int, batch_size: int, seconds: float
-) -> tuple[float, float, dict[str, float]]:
-    """Return characters a second of both, and the quartiles of our speed over torch's."""
+def row_of(hidden_size: int, batch_size: int, seconds: float) -> tuple[str, ...]:
+    """Return sizes, characters a second of both, and our speed over torch's, as text."""
     models = {core: _model(core, hidden_size) for core in ("fused_rnn", "rnn")}
     models["rnn"].load_state_dict(models["fused_rnn"].state_dict())
-    contestants = {core: Contestant(_writing(each, batch_size)) for core, each in models.items()}
-    summary = summarise(interleave(contestants, seconds)[0], baseline="rnn")
-    fused, plain = (
-        batch_size * WRITTEN / summary[core]["seconds"]["median"] for core in contestants
-    )
-    return fused, plain, summary["fused_rnn"]["ratio"]
+    works = {core: Work(_writing(model, batch_size)) for core, model in models.items()}
+    summary = summarise(interleave(works, seconds)[0], baseline="rnn")
+    rates = [batch_size * WRITTEN / summary[core]["seconds"]["median"] for core in works]
+    ratio = spread_of(summary["fused_rnn"]["ratio"])
+    return str(hidden_size), str(batch_size), *(f"{rate:.0f}" for rate in rates), ratio
 
 
 def _model(core: str, hidden_size: int) -> SequenceModel:

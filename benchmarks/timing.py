@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 SHORTEST_SAMPLE = 2e-3
@@ -23,99 +23,145 @@ MIN_ROUNDS, MAX_ROUNDS = 5, 200
 _WARM_BELOW = 20e-3  # seconds; a shorter call is called once, untimed, before each sample
 _SETTLE = 5e-3  # seconds in which another runtime's threads stop spinning and go to sleep
 
+Clock = Callable[[Callable[[], Any], int], float]
+"""Does the work so many times and returns the seconds of one call."""
+
 
 @dataclass(frozen=True)
-class Contestant:
+class Work:
     """Something to time."""
 
     run: Callable[[], Any]
-    """Does the work once and returns when it is done."""
+    """Does the work once; on a CPU, returns when it is done."""
+
+    as_tensors: Callable[[Any], Any] = list
+    """From what ``run`` returned to the list described in `benchmarks.problem`; not timed."""
 
     runtime: str = "torch"
-    """Who owns its threads. Between contestants of different runtimes there is a pause, since the
-    idle threads of one spin for a while on the cores that the other needs."""
+    """Who owns its threads. Between works of different runtimes there is a pause, since the idle
+    threads of one spin for a while on the cores that the other needs."""
 
 
-@dataclass(frozen=True)
-class Quartiles:
-    """The median of some samples and the quartiles around it."""
+# ---- clocks --------------------------------------------------------------------------------------
 
-    q1: float
-    median: float
-    q3: float
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Quartiles:
-        """Return the quartiles of at least one value."""
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        return cls(*statistics.quantiles(values, n=4, method="inclusive"))
+def seconds_by_clock(run: Callable[[], Any], repeats: int) -> float:
+    """Return seconds per call by this process's clock."""
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - begin) / repeats
 
-    def as_json(self) -> dict[str, float]:
-        """Return the three numbers by name."""
-        return {"q1": self.q1, "median": self.median, "q3": self.q3}
+
+def seconds_by_events(run: Callable[[], Any], repeats: int) -> float:
+    """Return seconds per call, from events recorded around the calls in the current CUDA stream.
+
+    Where Python is slower than the device, that is the time Python takes, as a user would see it.
+    """
+    import torch
+
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(repeats):
+        run()
+    end.record()
+    end.synchronize()
+    return 1e-3 * begin.elapsed_time(end) / repeats
+
+
+def captured(work: Work) -> Work:
+    """Return the replay of a work on a GPU, captured in a CUDA graph."""
+    import torch
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # libraries set themselves up in the first calls
+            work.run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = work.run()
+    # What the capture computed with was never run; a replay that did nothing would show.
+    for result in results:
+        result.detach().fill_(float("nan"))
+
+    def replay() -> Any:
+        graph.replay()
+        return results
+
+    return replace(work, run=replay)
+
+
+# ---- in turn -------------------------------------------------------------------------------------
 
 
 def interleave(
-    contestants: Mapping[str, Contestant],
-    seconds: float,
-    sample: Callable[[Callable[[], Any], int], float] | None = None,
+    works: Mapping[str, Work], seconds: float, clock: Clock = seconds_by_clock
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Time contestants in turn; each has run before, so that nothing is compiled here.
+    """Time works in turn; each has run before, so that nothing is compiled here.
 
     Args:
-        contestants: what to time, by name; in this order.
+        works: what to time, by name; in this order.
         seconds: for all rounds together; there are at least `MIN_ROUNDS`, however long they take.
-        sample: the clock: does the work so many times and returns the seconds per call; by default
-            this process's own.
+        clock: what takes the time.
 
     Returns:
         samples: seconds per call, one for each round, by name.
         repeats: calls per sample, by name.
     """
-    sample = sample or _sample
     gc.collect()
-    gc.disable()  # it would strike at random, and whoever allocates most
+    gc.disable()  # a collection would disturb one of them at random
     try:
-        single = {name: _once(contestant, sample) for name, contestant in contestants.items()}
-        repeats = {
-            name: max(1, math.ceil(SHORTEST_SAMPLE / duration)) for name, duration in single.items()
+        # The shorter of two calls, never zero.
+        single = {
+            name: max(1e-9, min(clock(work.run, 1) for _ in range(2)))
+            for name, work in works.items()
         }
+        repeats = {name: max(1, math.ceil(SHORTEST_SAMPLE / once)) for name, once in single.items()}
         one_round = sum(
-            single[name] * (repeats[name] + (single[name] < _WARM_BELOW)) for name in contestants
+            once * (repeats[name] + (once < _WARM_BELOW)) for name, once in single.items()
         )
         rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / one_round)))
-        samples: dict[str, list[float]] = {name: [] for name in contestants}
+        samples: dict[str, list[float]] = {name: [] for name in works}
         runtime = None
         for _ in range(rounds):
-            for name, contestant in contestants.items():
-                if contestant.runtime != runtime:
+            for name, work in works.items():
+                if work.runtime != runtime:
                     time.sleep(_SETTLE)
-                    runtime = contestant.runtime
+                    runtime = work.runtime
                 if single[name] < _WARM_BELOW:
-                    contestant.run()
-                samples[name].append(sample(contestant.run, repeats[name]))
+                    work.run()
+                samples[name].append(clock(work.run, repeats[name]))
     finally:
         gc.enable()
     return samples, repeats
 
 
-def _once(contestant: Contestant, sample: Callable[[Callable[[], Any], int], float]) -> float:
-    """Estimate the time of one call: the shorter of two, never zero."""
-    return max(1e-9, min(sample(contestant.run, 1) for _ in range(2)))
+# ---- statistics ----------------------------------------------------------------------------------
 
 
-def _sample(run: Callable[[], Any], repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    return (time.perf_counter() - start) / repeats
+def median_of(values: Sequence[float]) -> dict[str, float]:
+    """Return the median, and ``low`` and ``high``: its confidence interval of 95 %.
+
+    The interval is between two of the values, and supposes nothing of how they are distributed.
+    Below six values even the least and the greatest have a little less.
+    """
+    ordered, n = sorted(values), len(values)
+    outside, k = 0.0, 0  # chance that the true median is below the k-th value or above its mirror
+    while True:
+        outside += 2 * math.comb(n, k) / 2**n
+        if outside > 0.05 or 2 * k >= n - 1:
+            break
+        k += 1
+    k = max(0, k - 1)
+    return {"median": statistics.median(ordered), "low": ordered[k], "high": ordered[n - 1 - k]}
 
 
 def summarise(
     samples: Mapping[str, Sequence[float]], baseline: str
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Return for each contestant the quartiles of its times and of its ratios.
+    """Return for each contestant the medians of its times and of its ratios.
 
     The ratio of a round is the baseline's time over the contestant's: above 1 is faster than the
     baseline. It is the median of ratios, not the ratio of medians.
@@ -125,13 +171,13 @@ def summarise(
         baseline: name of the contestant that is the unit; without it there are no ratios.
     """
     units = samples.get(baseline)
-    result: dict[str, dict[str, dict[str, float]]] = {}
+    summary: dict[str, dict[str, dict[str, float]]] = {}
     for name, values in samples.items():
-        result[name] = {"seconds": Quartiles.of(values).as_json()}
+        summary[name] = {"seconds": median_of(values)}
         if units is not None:
             ratios = [unit / value for unit, value in zip(units, values, strict=True)]
-            result[name]["ratio"] = Quartiles.of(ratios).as_json()
-    return result
+            summary[name]["ratio"] = median_of(ratios)
+    return summary
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:

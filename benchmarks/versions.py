@@ -5,18 +5,18 @@
 
 Each version runs in a process of its own, from a copy of its commit, with its kernels compiled (and
 kept in the usual cache). The processes are bound to the same cores and take turns, A B A B; the
-ratio is the old version's time over the new one's, the median over rounds. Differences between two
-processes that have nothing to do with the code, such as where their memory lies, come to a few
-percent: a version against itself shows how many.
+ratio is the old version's time over the new one's, the median over rounds with its confidence
+interval of 95 %. Two processes differ by a few percent even with the same code, for example by
+where their memory lies. A version against itself shows how much.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -26,68 +26,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from benchmarks.cases import TABLE_SHAPES, Case
-from benchmarks.machine import REPOSITORY, git, thread_environment, usable_cores
-from benchmarks.problems import relative_error
-from benchmarks.reading import Table, milliseconds, number, shape_text
-from benchmarks.report import print_table
-from benchmarks.timing import Contestant, geometric_mean, interleave, summarise
-from benchmarks.workers import WorkerError, ending
+from benchmarks.contestants.ours import Module
+from benchmarks.machine import REPOSITORY, git, usable_cores
+from benchmarks.problem import Problem, relative_error
+from benchmarks.tables import Table, duration, number, spread_of
+from benchmarks.timing import Work, geometric_mean, interleave, seconds_by_clock, summarise
+from benchmarks.workers import Worker, WorkerError
 
 HERE = "."
 """Names what lies in this folder, committed or not."""
 
 MODES = ("forward", "train")
-
-
-class Version:
-    """One version of the package, in a process that runs cases when told to."""
-
-    def __init__(self, name: str, folder: Path, threads: int) -> None:
-        self.name = name
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.version_worker", str(folder), str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={
-                "RNN_CUDA_BACKEND": "native",  # not the reference, should its kernels not compile
-                **os.environ,
-                **thread_environment(threads),
-            },
-            cwd=REPOSITORY,
-            text=True,
-            bufsize=1,
-        )
-
-    def prepare(self, case: Case, results: Path) -> list[torch.Tensor]:
-        """Make a case ready; return what it comes to."""
-        self._ask({"prepare": case.as_json(), "results": str(results)})
-        return torch.load(results)
-
-    def run(self, repeats: int = 1) -> float:
-        """Run the case so many times; return the seconds of one call."""
-        return self._ask({"run": repeats})
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):  # of what it did not live to read
-                pipe.close()
-
-    def _ask(self, request: dict[str, Any]) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(request) + "\n")
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise WorkerError(f"the process of {self.name} ended with {ending(self._process)}")
-        return json.loads(answer)
 
 
 @contextlib.contextmanager
@@ -104,32 +55,66 @@ def folder_of(revision: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def compare(old: Version, new: Version, case: Case, threads: int, seconds: float) -> dict[str, Any]:
+# ---- in the process of a version -----------------------------------------------------------------
+
+_prepared: list[Work] = []
+
+
+def prepare(case: Case) -> list[torch.Tensor]:
+    """Make FusedRNN ready for :func:`run`; return its results."""
+    gc.enable()
+    _prepared[:] = [Module().prepare(Problem(case))]
+    results = [t.detach().clone() for t in _prepared[0].as_tensors(_prepared[0].run())]
+    gc.collect()
+    gc.disable()  # a collection would disturb one of the versions at random
+    return results
+
+
+def run(repeats: int) -> float:
+    """Do what was prepared so many times; return the seconds of one."""
+    return seconds_by_clock(_prepared[0].run, repeats)
+
+
+# ---- in this one ---------------------------------------------------------------------------------
+
+
+def compare(workers: dict[str, Worker], case: Case, threads: int, seconds: float) -> dict[str, Any]:
     """Return times and ratio of a case, and how far apart its results are.
+
+    Args:
+        workers: ``old`` and ``new``, each with its version of the package.
+        case: what to run.
+        threads: how many threads they have, for the record.
+        seconds: for the rounds.
 
     Raises:
         WorkerError: a version ended before it was done; the message says which, how, and where.
     """
-    versions = {"old": old, "new": new}
-    contestants = {name: Contestant(v.run, runtime=name) for name, v in versions.items()}
+    results, works = {}, {}
+    for name, worker in workers.items():
+        try:
+            results[name] = worker.ask("versions.prepare", case)
+        except WorkerError as error:
+            raise WorkerError(f"{_place(case, threads)}, {name}: {error}") from error
+        # Each is a runtime of its own: the other's threads get time to go to sleep.
+        works[name] = Work(lambda n=1, w=worker: w.ask("versions.run", n), runtime=name)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            results = [v.prepare(case, Path(folder) / name) for name, v in versions.items()]
-        samples, _ = interleave(contestants, seconds, lambda run, repeats: run(repeats))
+        samples, _ = interleave(works, seconds, lambda run, repeats: run(repeats))
     except WorkerError as error:
         raise WorkerError(f"{_place(case, threads)}: {error}") from error
+    pairs = list(zip(results["old"], results["new"], strict=True))
     return {
         "case": case.as_json(),
         "threads": threads,
         "rounds": len(samples["new"]),
-        "same_bits": all(same_bits(*pair) for pair in zip(*results, strict=True)),
-        "apart": largest([relative_error(*pair) for pair in zip(*results, strict=True)]),
+        "same_bits": all(same_bits(*pair) for pair in pairs),
+        "apart": largest([relative_error(*pair) for pair in pairs]),
         **summarise(samples, "old"),
     }
 
 
 def _place(case: Case, threads: int) -> str:
-    return f"({shape_text(case)}) {case.mode} {threads}t"
+    return f"({case.shape_text}) {case.mode} {threads}t"
 
 
 def largest(errors: Sequence[float]) -> float:
@@ -143,34 +128,25 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a.contiguous().view(words), b.contiguous().view(words))
 
 
-def table_of(found: Sequence[dict[str, Any]], old: str, new: str) -> Table:
+def table_of(results: Sequence[dict[str, Any]], old: str, new: str) -> Table:
     """Return the results for people."""
     rows = []
-    for each in found:
-        case, ratio = Case.from_json(each["case"]), each["new"]["ratio"]
+    for each in results:
+        case = Case.from_json(each["case"])
         rows.append(
             (
-                *(shape_text(case), case.mode, case.dtype, str(each["threads"])),
-                *(milliseconds(each[name]["seconds"]["median"]) for name in ("old", "new")),
-                f"{number(ratio['median'])} ({number(ratio['q1'])} to {number(ratio['q3'])})",
+                *(case.shape_text, case.mode, case.dtype, str(each["threads"])),
+                *(duration(each[name]["seconds"]["median"]) for name in ("old", "new")),
+                spread_of(each["new"]["ratio"]),
                 "the same" if each["same_bits"] else f"apart by {number(each['apart'], 2)}",
             )
         )
-    mean = geometric_mean([each["new"]["ratio"]["median"] for each in found])
-    return Table(
-        f"{_words(new)} against {_words(old)}",
-        (
-            *("T, B, I, H", "mode", "dtype", "threads", "old, ms", "new, ms"),
-            *("ratio (quartiles)", "bits of results"),
-        ),
-        rows,
-        "Ratio: the old version's time over the new one's, median over rounds; geometric mean "
-        f"{number(mean)}. Apart: the largest norm-wise difference of the output or a gradient.",
-    )
-
-
-def _words(revision: str) -> str:
-    return "what is here" if revision == HERE else revision
+    mean = geometric_mean([each["new"]["ratio"]["median"] for each in results])
+    names = ["what is here" if revision == HERE else revision for revision in (new, old)]
+    columns = ("T, B, I, H", "mode", "dtype", "threads", "old", "new", "ratio", "bits of results")
+    note = f"Ratio: the old version's time over the new one's; geometric mean {number(mean)}."
+    note += " Apart: the largest norm-wise difference of the output or a gradient."
+    return Table(" against ".join(names), columns, rows, note)
 
 
 def shape(text: str) -> tuple[int, ...]:
@@ -215,27 +191,25 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time both versions and print how they compare; return the exit status."""
     options = _parse(arguments)
-    console = Console() if sys.stdout.isatty() else Console(width=160)
     cases = [
         Case("versions", *shape, mode, dtype=options.dtype)
         for shape in options.shapes
         for mode in options.modes
     ]
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     try:
         for result in _compared(options, cases):
-            found.append(result)
-            ratio = result["new"]["ratio"]["median"]
+            results.append(result)
             place = _place(Case.from_json(result["case"]), result["threads"])
-            console.print(f"{place}: {number(ratio)}", style="dim")
+            print(f"{place}: {number(result['new']['ratio']['median'])}", flush=True)
     except WorkerError as error:
-        console.print(f"[bold red]{error}[/]; its own words are above")
+        print(f"{error}; see its output above")
         return 1
     finally:  # what there is until then
-        if found:
-            print_table(table_of(found, options.old, options.new), console)
+        if results:
+            print(table_of(results, options.old, options.new).text())
         if options.json is not None:
-            options.json.write_text(json.dumps(found, indent=1) + "\n")
+            options.json.write_text(json.dumps(results, indent=1) + "\n")
     return 0
 
 
@@ -244,11 +218,11 @@ def _compared(options: argparse.Namespace, cases: Sequence[Case]) -> Iterator[di
     with folder_of(options.old) as old_folder, folder_of(options.new) as new_folder:
         for threads in options.threads:
             with (
-                contextlib.closing(Version(options.old, old_folder, threads)) as old,
-                contextlib.closing(Version(options.new, new_folder, threads)) as new,
+                contextlib.closing(Worker(threads, folder=old_folder)) as old,
+                contextlib.closing(Worker(threads, folder=new_folder)) as new,
             ):
                 for case in cases:
-                    yield compare(old, new, case, threads, options.seconds)
+                    yield compare({"old": old, "new": new}, case, threads, options.seconds)
 
 
 if __name__ == "__main__":

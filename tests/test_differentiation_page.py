@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.differentiation_table import TABLE, outcomes, render
 from rnn_cuda import backend
+from tests.differentiation_table import TABLE, outcomes, render
 
 PAGE = Path(__file__).parents[1] / "docs" / "differentiation.md"
 EXAMPLES = re.findall(

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.checkpoint import checkpoint
 
 import rnn_cuda
-from benchmarks import recording
+from benchmarks import instruments as benchmark
 from rnn_cuda import FusedRNN, backend
 from rnn_cuda.instruments import GradientFlow
 from tests.unrolled import adjoints
@@ -749,9 +749,9 @@ def test_the_documentations_example_runs_as_printed():
     assert scope["vectors"].shape == (50, 16, 32)
 
 
-def test_the_benchmark_prints_a_row_for_every_module(capsys):
-    recording.main(["--rounds", "1", "--shape", "4", "2", "3", "5"])
-    printed = capsys.readouterr().out
+def test_the_benchmark_has_a_row_for_every_module():
+    table = benchmark.recording_table(((4, 2, 3, 5),), rounds=1)
+    printed = table.text()
     assert all(name in printed for name in ("FusedRNN", "RNN", "LSTM", "GRU", "4, 2, 3, 5"))
 
 

@@ -80,10 +80,10 @@ class GradientFlow:
     others, a node of the autograd graph stands between the recurrence and its results. What arrives
     there is the direct part of the gradient, after all hooks. From it a sweep over the layer's
     steps finds the adjoints, before the recurrence's own backward pass, with the weights that ran
-    (``python -m benchmarks.recording`` measures what it costs). So whatever a subclass, a hook or a
-    wrapper does outside of the recurrence, to input, output or gradient, is seen as it is. Calls
-    are those made inside the block; their backward pass may also come after it. A torch module
-    whose ``forward`` is called by name, which runs no hooks either, is not recorded.
+    (``python -m benchmarks.instruments recording`` measures what it costs). So whatever a subclass,
+    a hook or a wrapper does outside of the recurrence, to input, output or gradient, is seen as it
+    is. Calls are those made inside the block; their backward pass may also come after it. A torch
+    module whose ``forward`` is called by name, which runs no hooks either, is not recorded.
 
     With `torch.utils.checkpoint`, use ``use_reentrant=False``. Second derivatives: a backward pass
     through a call that was differentiated with ``create_graph=True`` before is exact for a

@@ -13,7 +13,6 @@ import time
 import pytest
 import torch
 
-from benchmarks import laboratory
 from experiments import checkpoint, interrupts, record
 from experiments.config import RunConfig
 from experiments.evaluation import evaluate
@@ -118,13 +117,6 @@ def test_a_folder_of_another_name_is_refused(tmp_path):
     run = RunConfig.parse(VALUES)
     with pytest.raises(ValueError, match=f"identity, {run.identity}; got .*elsewhere"):
         train(run, tmp_path / "elsewhere")
-
-
-def test_the_cost_of_the_loop_can_be_measured(tmp_path, one_thread):
-    microseconds, share, clipping = laboratory.loop_share(10, 0.0, tmp_path)
-    assert microseconds > 0
-    assert share < 1
-    assert clipping < 1
 
 
 # ---- a full disk

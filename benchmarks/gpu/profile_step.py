@@ -1,0 +1,44 @@
+"""Some training steps of the case that matters most, for a profiler to look at.
+
+python -m benchmarks.gpu.profile_step DEVICE [--torch-profiler]
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from benchmarks.cases import SUITES, cases_of
+from benchmarks.contestants.ours import Module
+from benchmarks.problem import Problem
+
+
+def main(device: str, *options: str) -> None:
+    """Do the steps; with ``--torch-profiler`` print where their time went."""
+    case = cases_of(SUITES["cuda"], quick=device == "cpu")[0]
+    work = Module().prepare(Problem(case, device))
+    work.run()  # compiled, planned, allocated
+
+    def steps() -> None:
+        for _ in range(3):
+            work.run()
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    if not options:
+        steps()
+    else:
+        kinds = torch.profiler.ProfilerActivity
+        activities: list[Any] = [kinds.CPU] if device == "cpu" else [kinds.CPU, kinds.CUDA]
+        with torch.profiler.profile(activities=activities) as recorded:
+            steps()
+        order = f"self_{device}_time_total"
+        table = recorded.key_averages().table(sort_by=order, row_limit=15, max_name_column_width=60)
+        print(table)
+    print(case.name)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,261 @@
+"""The tensors of a case, and the numbers that every contestant must compute.
+
+What a contestant returns is brought into one form, a list of tensors:
+
+    forward  [output]
+    train    [output, gradient of each parameter in state_dict order, gradient of the input if any]
+    hvp      [the product's part for each parameter, in state_dict order]
+
+``output`` is (T, B, D * H), (B, T, D * H) with batch_first, or the (N, D * H) data of a packed
+sequence, D the number of directions.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from benchmarks.cases import Case
+from rnn_cuda import FusedRNN
+
+TOLERANCE = {"float64": 1e-11, "float32": 1e-4, "bfloat16": 1.6e-2, "float16": 2e-3, "tf32": 2e-3}
+"""Relative, norm-wise: two units in the last place for the half types; room for a thousand
+roundings in the others. Generous, because only a contestant that computes something else is
+to be found; how exact they are is what the accuracy suite measures."""
+
+RELU_TOLERANCE = 3e-3
+"""For gradients through relu in place of a smaller one: its slope jumps at zero, so that each of a
+million states that comes out on the other side of it by rounding is seen in the sum."""
+
+
+class Problem:
+    """Weights, input and cotangent of a case, the same for each contestant and in every process.
+
+    They are drawn where they are used, so two kinds of devices have different ones.
+    """
+
+    def __init__(self, case: Case, device: str = "cpu") -> None:
+        self.case = case
+        self.device = device
+        self.dtype: torch.dtype = getattr(torch, case.dtype)
+        generator = torch.Generator(device).manual_seed(0)
+        bound = case.H**-0.5
+
+        def uniform(*shape: int) -> Tensor:
+            values = torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
+            return (bound * (2 * values - 1)).to(self.dtype)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, device=device).to(self.dtype)
+
+        self.weights: dict[str, Tensor] = {}
+        for layer in range(case.num_layers):
+            features = case.I if layer == 0 else case.directions * case.H
+            for suffix in ["", "_reverse"][: case.directions]:
+                self.weights[f"weight_ih_l{layer}{suffix}"] = uniform(case.H, features)
+                self.weights[f"weight_hh_l{layer}{suffix}"] = uniform(case.H, case.H)
+                self.weights[f"bias_ih_l{layer}{suffix}"] = uniform(case.H)
+                self.weights[f"bias_hh_l{layer}{suffix}"] = uniform(case.H)
+
+        self.lengths = torch.full((case.B,), case.T)
+        if case.packed:
+            drawn = torch.randint(1, case.T + 1, (case.B,), generator=generator, device=device)
+            self.lengths = drawn.cpu()  # where packing wants them
+            self.lengths[0] = case.T
+        lead = (case.B, case.T) if case.batch_first else (case.T, case.B)
+        self.x: Any = normal(*lead, case.I)  # a PackedSequence if packed
+        if case.packed:
+            self.x = pack_padded_sequence(self.x, self.lengths, enforce_sorted=False)
+        rows = self.x.data.shape[:1] if case.packed else lead
+        self.dy = normal(*rows, case.directions * case.H)
+        # What the Hessian is multiplied by.
+        self.direction = (
+            [normal(*w.shape) for w in self.weights.values()] if case.mode == "hvp" else []
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Return the number of (sample, time step) pairs."""
+        return int(self.lengths.sum())
+
+    @cached_property
+    def expected(self) -> list[Tensor]:
+        """The numbers of torch.nn.RNN in float64.
+
+        For a nonlinearity that it does not have, those of the reference, a Python loop.
+        """
+        if self._torch_computes_it:
+            return self._work_in(torch.float64, nn.RNN)
+        from rnn_cuda import backend
+
+        with backend.use("reference"):
+            return self._work_in(torch.float64, FusedRNN)
+
+    @cached_property
+    def torch_errors(self) -> list[float]:
+        """Errors of torch.nn.RNN in the case's dtype; zeros where it does not compute it."""
+        if not self._torch_computes_it:
+            return [0.0] * len(self.expected)
+        results = self._work_in(self.dtype, nn.RNN)
+        return [relative_error(a, b) for a, b in zip(results, self.expected, strict=True)]
+
+    @property
+    def _torch_computes_it(self) -> bool:
+        return self.case.nonlinearity in ("tanh", "relu")
+
+    def _work_in(self, dtype: torch.dtype, kind: Callable[..., nn.Module]) -> list[Tensor]:
+        return module_work(self, module_of(self, kind).to(dtype), dtype)()
+
+    def disagreement(self, results: Sequence[Tensor]) -> str | None:
+        """Return how these results differ from those expected, or None.
+
+        They may be as wrong as torch.nn.RNN is in this dtype, twice over: a half precision rounds
+        sums over all time steps, and a sum of few values may nearly cancel.
+        """
+        if len(results) != len(self.expected):
+            return f"{len(results)} results, expected {len(self.expected)}"
+        rows = zip(self.names(), results, self.expected, self.torch_errors, strict=True)
+        for name, actual, expected, torchs in rows:
+            if actual.shape != expected.shape:
+                return f"{name} has shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+            error, allowed = relative_error(actual, expected), self._tolerance(name) + 2 * torchs
+            if not error <= allowed:  # also if it is not a number
+                return f"{name} differs by {error:.1e} of its norm, allowed {allowed:.1e}"
+        return None
+
+    def forget_expected(self) -> None:
+        """Free the numbers that results were compared with."""
+        self.__dict__.pop("expected", None)
+
+    def _tolerance(self, name: str) -> float:
+        tolerance = TOLERANCE["tf32" if self.case.tf32 else self.case.dtype]
+        jumps = self.case.nonlinearity == "relu" and name != "output"
+        return max(tolerance, RELU_TOLERANCE) if jumps else tolerance
+
+    def names(self) -> list[str]:
+        """Return a name for each entry of a result list."""
+        names = {
+            "forward": ["output"],
+            "train": ["output", *self.weights],
+            "hvp": list(self.weights),
+        }[self.case.mode]
+        return [*names, "input"] if self.case.wants_input_gradient else names
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Return ``|actual - expected| / |expected|`` in the Euclidean norm, computed in float64.
+
+    An expected zero allows nothing but zeros: else the error is infinite.
+    """
+    actual, expected = actual.detach().double(), expected.detach().double()
+    difference, norm = torch.linalg.vector_norm(actual - expected), expected.norm()
+    if norm == 0:
+        return 0.0 if difference == 0 else float("inf")
+    return float(difference / norm)
+
+
+@contextmanager
+def tf32_allowed(allowed: bool) -> Iterator[None]:
+    """Let float32 products round to TF32, or not, in matrix products and in cuDNN alike.
+
+    By default torch does in cuDNN's recurrent layers and does not in matrix products, which would
+    compare two different things.
+    """
+    # Not the newer `fp32_precision`: set next to the older switches, which torch itself still
+    # reads here and there, it makes torch raise. The older ones set both.
+    switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that they will go one day
+        before = [switch.allow_tf32 for switch in switches]
+        for switch in switches:
+            switch.allow_tf32 = allowed
+        try:
+            yield
+        finally:
+            for switch, value in zip(switches, before, strict=True):
+                switch.allow_tf32 = value
+
+
+# ---- torch modules -------------------------------------------------------------------------------
+
+
+def module_of(problem: Problem, kind: Callable[..., nn.Module], **options: Any) -> nn.Module:
+    """Return an ``nn.RNN`` or a module like it, with the problem's weights."""
+    case = problem.case
+    options = {"nonlinearity": case.nonlinearity, **options}
+    module = kind(case.I, case.H, **layer_options(problem), **options)
+    module.load_state_dict(problem.weights)
+    return module.train(case.mode != "forward")
+
+
+def layer_options(problem: Problem) -> dict[str, Any]:
+    """Return what any recurrent layer of torch takes."""
+    case = problem.case
+    return {
+        "num_layers": case.num_layers,
+        "bidirectional": case.bidirectional,
+        "batch_first": case.batch_first,
+        "dtype": problem.dtype,
+        "device": problem.device,
+    }
+
+
+def module_work(
+    problem: Problem, module: nn.Module, dtype: torch.dtype | None = None
+) -> Callable[[], list[Tensor]]:
+    """Return :func:`torch_work` of a module that returns ``(output, state)``."""
+
+    def call(x: Any) -> Tensor:
+        output = module(x)[0]
+        return output.data if isinstance(output, PackedSequence) else output
+
+    return torch_work(problem, call, list(module.parameters()), dtype)
+
+
+def torch_work(
+    problem: Problem,
+    call: Callable[[Any], Tensor],
+    parameters: Sequence[Tensor],
+    dtype: torch.dtype | None = None,
+) -> Callable[[], list[Tensor]]:
+    """Return the work of a case for anything that autograd can differentiate.
+
+    Args:
+        problem: gives the mode, the input and the cotangent.
+        call: from the input to the output tensor.
+        parameters: what gradients are asked of; leaves that require them.
+        dtype: of input and cotangents, if not the problem's.
+
+    Returns:
+        A function that does all of the work once and returns the list described above.
+    """
+    case = problem.case
+    dtype = dtype or problem.dtype
+    x, dy = problem.x, problem.dy.to(dtype)
+    data = x.data.detach().to(dtype)
+    if case.wants_input_gradient:
+        data = data.requires_grad_()  # a detached alias: nothing is copied
+    x = x._replace(data=data) if isinstance(x, PackedSequence) else data
+    wanted = [*parameters, data] if case.wants_input_gradient else list(parameters)
+    direction = [v.to(dtype) for v in problem.direction]
+
+    def forward() -> list[Tensor]:
+        with torch.no_grad():
+            return [call(x)]
+
+    def train() -> list[Tensor]:
+        output = call(x)
+        return [output, *torch.autograd.grad(output, wanted, dy)]
+
+    def hvp() -> list[Tensor]:
+        first = torch.autograd.grad(call(x), parameters, dy, create_graph=True)
+        return list(torch.autograd.grad(first, parameters, direction))
+
+    return {"forward": forward, "train": train, "hvp": hvp}[case.mode]
