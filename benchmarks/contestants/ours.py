@@ -78,7 +78,7 @@ class Operator(Function):
         return super().missing(device) if native else "the native kernels are not in use"
 
     def call(self, x: Tensor, weights: list[nn.Parameter], f: str) -> Tensor:
-        """Return the output; the operator takes one bias, so both biases are one sum."""
+        """Return the output."""
         return torch.ops.rnn_cuda.layer_forward(x, [], weights, f"elman.{f}", "forward", None)[0]
 
 
