@@ -3,7 +3,7 @@
 //
 // This adds nothing to what can be differentiated. The node's derivative is the operator
 // layer_gradients, and whatever goes beyond that (a second derivative, forward mode, vmap) that
-// operator's own autograd kernel does, in rnn_cuda/operators.py. A forward pass under transforms,
+// operator's own autograd kernel does, in rnn_cuda/operators/. A forward pass under transforms,
 // torch.compile or a GradientFlow does not come here: see rnn_cuda/functional.py.
 #pragma once
 
