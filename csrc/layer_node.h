@@ -83,10 +83,7 @@ class LayerNode : public torch::autograd::Function<LayerNode> {
                          const OptionalTensor& batch_sizes, bool is_step, Tensors* saved_outputs) {
     const Tensors results = run(input, states, weights, cell, direction, batch_sizes, is_step);
     context->set_materialize_grads(false);
-    // Of a single step, the state itself: who takes one step after the other keeps just that.
-    const bool is_one_state =
-        is_step || (!batch_sizes && input.size(0) == 1 && direction != "both");
-    const Tensor& output = is_one_state ? results.back() : results[0];
+    const Tensor& output = results[0];
     Tensors saved = {input};
     saved.insert(saved.end(), states.begin(), states.end());
     saved.insert(saved.end(), weights.begin(), weights.end());

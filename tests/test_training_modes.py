@@ -286,3 +286,16 @@ def test_a_forward_pass_keeps_five_tensors_where_nn_rnn_keeps_some_per_step_and_
     assert kept == sum(t.nbytes for t in (x, hx, *parameters, output, h_n))
     kept_by_torch = sum(storages([*saved_by_torch, expected, expected_h_n]).values())
     assert kept_by_torch > kept + 0.95 * output.nbytes
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_the_final_state_can_be_modified_in_place_before_the_backward_pass(steps, bidirectional):
+    fused, reference = pair(bidirectional=bidirectional)
+    x, results = torch.randn(steps, B, I), []
+    for rnn in (fused, reference):
+        output, h_n = rnn(x)
+        h_n.mul_(2)
+        loss = output.sum() + h_n.square().sum()
+        results.append(torch.autograd.grad(loss, list(rnn.parameters())))
+    torch.testing.assert_close(*results)
