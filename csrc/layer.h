@@ -8,6 +8,7 @@
 // D is the number of directions; the second runs against time.
 #pragma once
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/cat.h>
@@ -35,6 +36,15 @@ inline Cell cell_named(std::string_view name) {
   if (name == "elman.identity") return {Epilogue::Identity, Epilogue::IdentityBackward};
   TORCH_CHECK_VALUE(false, "cell: expected elman.tanh, elman.relu, elman.sigmoid or elman.identity",
                     "; got '", name, "'");
+}
+
+// torch's own operators, called from a kernel, must not be recorded by autograd.
+using NoAutograd = at::AutoDispatchBelowADInplaceOrView;
+
+// A tensor of each direction, joined along a dimension.
+template <class Parts>
+Tensor joined(const Parts* parts, int64_t directions, Tensor Parts::* member, int64_t dim) {
+  return directions == 1 ? parts[0].*member : at::cat({parts[0].*member, parts[1].*member}, dim);
 }
 
 // What layer_gradients may compute for one direction; nothing where it is not wanted.
@@ -140,14 +150,10 @@ class Layer {
   // that of the first, which holds the sum.
   Tensors results(const DirectionGradients* gradients, const c10::List<bool>& wanted) const {
     Tensors results;
-    const auto joined = [&](Tensor DirectionGradients::* member, int64_t dim) {
-      return directions_ == 1 ? gradients[0].*member
-                              : at::cat({gradients[0].*member, gradients[1].*member}, dim);
-    };
     if (wanted.get(0)) results.push_back(gradients[0].input);
     size_t next = 1;
     if (!states_.empty() && wanted.get(next++))
-      results.push_back(joined(&DirectionGradients::state, 0));
+      results.push_back(joined(gradients, directions_, &DirectionGradients::state, 0));
     for (int64_t d = 0; d < directions_; ++d) {
       if (wanted.get(next++)) results.push_back(gradients[d].weight_ih);
       if (wanted.get(next++)) results.push_back(gradients[d].weight_hh);
@@ -160,8 +166,10 @@ class Layer {
         is_given = true;
       }
     }
-    if (wanted.get(next++)) results.push_back(joined(&DirectionGradients::norms, 0));
-    if (wanted.get(next++)) results.push_back(joined(&DirectionGradients::delta, -1));
+    if (wanted.get(next++))
+      results.push_back(joined(gradients, directions_, &DirectionGradients::norms, 0));
+    if (wanted.get(next++))
+      results.push_back(joined(gradients, directions_, &DirectionGradients::delta, -1));
     return results;
   }
 
@@ -180,9 +188,8 @@ class Layer {
   // In compute precision: a sum in half precision would round once more.
   OptionalTensor bias(int64_t d) const {
     if (per_direction_ == 2) return std::nullopt;
-    const at::ScalarType type = input_.scalar_type();
-    const bool is_half = type == at::kHalf || type == at::kBFloat16;
-    const auto widened = [&](const Tensor& bias) { return is_half ? bias.to(at::kFloat) : bias; };
+    const bool is_wide = !is_half(input_.scalar_type());
+    const auto widened = [&](const Tensor& bias) { return is_wide ? bias : bias.to(at::kFloat); };
     const Tensor first = widened(weight(d, 2));
     return per_direction_ == 3 ? first : at::add(first, widened(weight(d, 3)));
   }

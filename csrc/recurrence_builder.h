@@ -27,6 +27,8 @@ inline ScalarType scalar_type_of(const Tensor& tensor) {
   }
 }
 
+inline bool is_half(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
+
 // Fills in a Recurrence. Keeps alive what it had to copy; checks what it takes against what is
 // already there. In eager code nothing has been checked before (but biases, one by one, in
 // layer.h): every tensor has to pass here before any kernel runs. What is refused, the Python layer
@@ -154,15 +156,18 @@ class RecurrenceBuilder {
     if (r_.batch_sizes != nullptr) return {total_rows_};
     return {r_.time_steps, r_.batch};
   }
+  // A number for each row of one direction: (1, T, B) or (1, N).
+  std::vector<int64_t> shape_of_norms() const {
+    std::vector<int64_t> shape = shape_of_rows();
+    shape.insert(shape.begin(), 1);
+    return shape;
+  }
 
   at::ScalarType type() const { return c10::typeMetaToScalarType(options_.dtype()); }
 
   // Two half-precision biases are added in float32, so their sum comes in that; so does its
   // gradient.
-  at::ScalarType compute_type() const {
-    const bool half = r_.dtype == ScalarType::BFloat16 || r_.dtype == ScalarType::Float16;
-    return half ? at::kFloat : type();
-  }
+  at::ScalarType compute_type() const { return is_half(type()) ? at::kFloat : type(); }
 
   Matrix matrix(const Tensor& tensor, const char* name, int64_t columns) {
     check_shape(tensor, name, {r_.hidden_size, columns});

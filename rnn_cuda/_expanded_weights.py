@@ -23,7 +23,7 @@ from torch.nn.utils._expanded_weights.expanded_weights_impl import (
 )
 
 from rnn_cuda.operators.directions import directions_of
-from rnn_cuda.reference import activation, run_steps
+from rnn_cuda.reference import activation, join_directions, run_steps
 
 
 def are_among(tensors: Iterable[Tensor | None]) -> bool:
@@ -72,13 +72,15 @@ class _Layer:
     def apply(_names: tuple[str, ...], _function: Any, *arguments: Any) -> list[Tensor]:
         input, states, weights, cell, direction, batch_sizes = arguments
         options: Any = {"nonlinearity": cell.removeprefix("elman."), "batch_sizes": batch_sizes}
-        outputs, final_states = [], []
-        for its in directions_of(states, weights, direction):
-            tensors = its.h0, its.weight_ih, its.weight_hh, *its.biases
-            output, h_n = elman_rnn(input, *tensors, reverse=its.reverse, **options)
-            outputs.append(output)
-            final_states.append(h_n)
-        return [torch.cat(outputs, dim=-1), torch.stack(final_states)]
+        results = join_directions(
+            elman_rnn(
+                *(input, its.h0, its.weight_ih, its.weight_hh, *its.biases),
+                reverse=its.reverse,
+                **options,
+            )
+            for its in directions_of(states, weights, direction)
+        )
+        return list(results)
 
 
 class _Step:

@@ -234,19 +234,21 @@ def layer(
     arguments: Any = (input, states, flat, f"elman.{nonlinearity}", direction, batch_sizes)
     checked = (input, h0, weights, nonlinearity, batch_sizes)
     if runs_as_one_node(input, input.device.type):
-        output, h_n = call_then_check(torch.ops.rnn_cuda.layer, arguments, _check, checked)
+        output, h_n = call_then_check(
+            torch.ops.rnn_cuda.layer, arguments, check_stacked_layer, checked
+        )
         return output, h_n
-    _check(*checked)
+    check_stacked_layer(*checked)
     if plain_layer := _plain_layer(input, flat):
-        outputs, final_states = [], []
-        for d, its in enumerate(weights):
-            its_h0, its_reverse = None if h0 is None else h0[d], direction == "reverse" or d == 1
-            options: Any = {"nonlinearity": nonlinearity, "batch_sizes": batch_sizes}
-            output, h_n = plain_layer(input, its_h0, *its, reverse=its_reverse, **options)
-            outputs.append(output)
-            final_states.append(h_n)
-        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-        return output, torch.stack(final_states)
+        options: Any = {"nonlinearity": nonlinearity, "batch_sizes": batch_sizes}
+        return reference.join_directions(
+            plain_layer(
+                *(input, None if h0 is None else h0[d], *its),
+                reverse=direction == "reverse" or d == 1,
+                **options,
+            )
+            for d, its in enumerate(weights)
+        )
     output, h_n = torch.ops.rnn_cuda.layer_forward(*arguments)
     return output, h_n
 
@@ -262,13 +264,14 @@ def _with_equal_biases(
     return first + second
 
 
-def _check(
+def check_stacked_layer(
     input: Tensor,
     h0: Tensor | None,
     weights: Sequence[Sequence[Tensor | None]],
     nonlinearity: str,
     batch_sizes: Tensor | None,
 ) -> None:
+    """Check the arguments of `layer`."""
     directions: Any = [
         (None if h0 is None else h0[d], *its, None, None)[:5] for d, its in enumerate(weights)
     ]

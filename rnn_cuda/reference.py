@@ -11,7 +11,7 @@ Shape legend: T time steps, B batch, I input size, H hidden size, N = sum(batch_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -97,6 +97,13 @@ def run_steps(
     if not outputs:
         return state.new_empty(0, state.shape[1]), state
     return torch.cat([new for _, new in outputs]), state
+
+
+def join_directions(results: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Put the outputs ``(.., H)`` of a layer's directions side by side; stack the final states."""
+    outputs, final_states = zip(*results, strict=True)
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+    return output, torch.stack(final_states)
 
 
 def elman_rnn(

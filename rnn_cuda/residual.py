@@ -16,13 +16,12 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rnn_cuda import _expanded_weights
-from rnn_cuda.functional import check_layer
+from rnn_cuda.functional import check_stacked_layer
 from rnn_cuda.modules import ElmanStack
-from rnn_cuda.reference import activation, compute_dtype, run_steps
+from rnn_cuda.reference import activation, compute_dtype, join_directions, run_steps
 
 
 class ResidualRNN(ElmanStack):
@@ -35,22 +34,16 @@ class ResidualRNN(ElmanStack):
         weights: Sequence[list[Tensor]],
         batch_sizes: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        directions: Any = [
-            (None if h0 is None else h0[d], *its, None, None)[:5] for d, its in enumerate(weights)
-        ]
-        check_layer(sequence, directions, self.nonlinearity, batch_sizes)
-        if any(map(_expanded_weights.are_among, directions)):
+        check_stacked_layer(sequence, h0, weights, self.nonlinearity, batch_sizes)
+        if any(map(_expanded_weights.are_among, (*weights, [h0]))):
             raise TypeError(
                 f"weights: expected plain tensors, got ExpandedWeights, and {type(self).__name__} "
                 "takes none; for gradients per sample use torch.func.vmap(torch.func.grad(...))"
             )
-        outputs, final_states = [], []
-        for d, its in enumerate(weights):
-            output, h_n = self._direction(sequence, directions[d][0], its, batch_sizes, d == 1)
-            outputs.append(output)
-            final_states.append(h_n)
-        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-        return output, torch.stack(final_states)
+        return join_directions(
+            self._direction(sequence, None if h0 is None else h0[d], its, batch_sizes, d == 1)
+            for d, its in enumerate(weights)
+        )
 
     def _direction(
         self,

@@ -2,7 +2,6 @@
 // (Files of this name are compiled as one: torch/library.h takes longest to read.)
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -11,9 +10,6 @@
 
 namespace rnn_cuda::cpu {
 namespace {
-
-// torch's own operators, called from here, must not be recorded by autograd.
-using NoAutograd = at::AutoDispatchBelowADInplaceOrView;
 
 Tensor pooled(at::IntArrayRef shape, at::ScalarType type) {
   return at::detail::empty_generic(shape, output_allocator(),
@@ -81,15 +77,13 @@ DirectionGradients run(const RecurrenceBuilder& builder, Gradients g, const Laye
     return tensor.mutable_data_ptr();
   };
   const at::ScalarType type = builder.type();
-  std::vector<int64_t> norms_shape = builder.shape_of_rows();
-  norms_shape.insert(norms_shape.begin(), 1);
   g.grad_input = allocate(gradients.input, wanted.input, layer.input().sizes(), type);
   g.grad_initial = allocate(gradients.state, wanted.state, {1, batch, H}, type);
   g.grad_weight_input = allocate(gradients.weight_ih, wanted.weight_ih, {H, g.input_size}, type);
   g.grad_weight_hidden = allocate(gradients.weight_hh, wanted.weight_hh, {H, H}, type);
   g.grad_bias = allocate(gradients.bias, wanted.bias, {H}, builder.compute_type());
-  g.adjoint_norm =
-      static_cast<double*>(allocate(gradients.norms, wanted.norms, norms_shape, at::kDouble));
+  g.adjoint_norm = static_cast<double*>(
+      allocate(gradients.norms, wanted.norms, builder.shape_of_norms(), at::kDouble));
   g.backward.output = allocate(gradients.delta, wanted.delta, builder.shape_with(H), type);
   cpu::run(g, threads());
   return gradients;

@@ -101,11 +101,8 @@ void run(c10::ArrayRef<Job*> jobs) {
     const RecurrenceBuilder& builder = job->builder;
     job->output = at::empty(builder.shape_with(hidden), builder.options());
     if (job->wants_last) job->last = at::empty({1, batch, hidden}, builder.options());
-    if (job->wants_norms) {
-      std::vector<int64_t> shape = builder.shape_of_rows();
-      shape.insert(shape.begin(), 1);
-      job->norms = at::empty(shape, builder.options().dtype(at::kDouble));
-    }
+    if (job->wants_norms)
+      job->norms = at::empty(builder.shape_of_norms(), builder.options().dtype(at::kDouble));
   }
   if (batch == 0) return;
 

@@ -1,6 +1,5 @@
 // The operators on CUDA tensors; emulated, on CPU tensors.
 // (Files of this name are compiled as one: torch/library.h takes longest to read.)
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
@@ -22,9 +21,6 @@ namespace rnn_cuda {
 namespace cuda {
 namespace {
 
-// torch's own operators, called from here, must not be recorded by autograd.
-using NoAutograd = at::AutoDispatchBelowADInplaceOrView;
-
 // The jobs of a layer's directions, which run together.
 using Jobs = c10::SmallVector<Job, 2>;
 
@@ -32,10 +28,6 @@ void run_all(Jobs& jobs) {
   c10::SmallVector<Job*, 2> pointers;
   for (Job& job : jobs) pointers.push_back(&job);
   run(pointers);
-}
-
-Tensor joined(const Jobs& jobs, Tensor Job::* member, int64_t dim) {
-  return jobs.size() == 1 ? jobs[0].*member : at::cat({jobs[0].*member, jobs[1].*member}, dim);
 }
 
 Tensors layer_forward(const Tensor& input, TensorList states, TensorList weights,
@@ -49,7 +41,8 @@ Tensors layer_forward(const Tensor& input, TensorList states, TensorList weights
     jobs.back().wants_last = true;
   }
   run_all(jobs);
-  return {joined(jobs, &Job::output, -1), joined(jobs, &Job::last, 0)};
+  return {joined(jobs.data(), layer.directions(), &Job::output, -1),
+          joined(jobs.data(), layer.directions(), &Job::last, 0)};
 }
 
 Tensors layer_gradients(const OptionalTensors& grads, const Tensor& input, TensorList states,

@@ -4,12 +4,11 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/mm.h>
 
+#include "recurrence_builder.h"
 #include "runtime.h"
 
 namespace rnn_cuda {
 namespace cuda {
-
-inline bool is_half(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
 
 // a b, of half types in float32: what is added to it later is rounded with it, once.
 inline at::Tensor wide_product(const at::Tensor& a, const at::Tensor& b) {

@@ -33,7 +33,7 @@ def speeds(entries: Sequence[Entry]) -> list[str]:
         if not seeds:
             continue
         fused, torchs = (
-            median(1e3 * (record.seconds_per_step or 0.0) for record in records)
+            median(1e3 * record.seconds_per_step for record in records)
             for records in ([own[core][seed] for seed in seeds] for core in ("fused_rnn", "rnn"))
         )
         if fused > 0 and torchs > 0:

@@ -81,8 +81,8 @@ class LayerForward(OperatorFunction):
             norms, delta = next(remaining), next(remaining, None)
             adjoints = None
             if delta is not None:
-                weights, options = tensors[count:], (direction, batch_sizes, ctx.batch)
-                adjoints = total_adjoints(grads, delta, tensors[:count], weights, *options)
+                directions = list(directions_of(tensors[:count], tensors[count:], direction))
+                adjoints = total_adjoints(grads, delta, directions, batch_sizes, ctx.batch)
             for sink in sinks:
                 sink(norms.detach(), adjoints if sink.vectors else None)
         return (*gradients, None, None)

@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 
 from rnn_cuda._adjoint import row_norms, total_adjoint
 from rnn_cuda.neighbours import StepNeighbours, add_at, outer_with_previous, rows_of, take
-from rnn_cuda.operators.directions import directions_of, known_batch
+from rnn_cuda.operators.directions import DirectionOfLayer, directions_of, known_batch
 from rnn_cuda.operators.function import (
     OperatorFunction,
     needs_graph,
@@ -106,9 +106,10 @@ def gradients_by_parts(
 
     ``batch`` as in `StepNeighbours.of`.
     """
+    directions = list(directions_of(states, weights, direction))
     *wanted_gradients, wants_norms, wants_delta = wanted
     if wants_delta and not wants_norms and not any(wanted_gradients):
-        return [_delta(grads, states, weights, direction, output, cell, batch_sizes, batch)]
+        return [_delta(grads, directions, output, cell, batch_sizes, batch)]
     (delta,) = torch.ops.rnn_cuda.layer_gradients(
         *(grads, input, states, weights, output, saved, cell, direction, batch_sizes),
         [*(False,) * (len(wanted) - 1), True],
@@ -116,7 +117,7 @@ def gradients_by_parts(
     wants_input, *wants_rest = wanted_gradients
     wants_state = wants_rest.pop(0) if states else False
     grad_input, grad_states, grad_weights = None, [], []
-    for its in directions_of(states, weights, direction):
+    for its in directions:
         delta_rows, states_rows = rows_of(its.columns(delta)), rows_of(its.columns(output))
         neighbours = StepNeighbours.of(output, its.reverse, batch_sizes, batch)
         if wants_input:
@@ -138,16 +139,14 @@ def gradients_by_parts(
     results += [torch.stack(grad_states)] if grad_states else []
     results += grad_weights
     if wants_norms:
-        adjoints = total_adjoints(grads, delta, states, weights, direction, batch_sizes, batch)
-        results.append(adjoint_norms(adjoints, 2 if direction == "both" else 1))
+        adjoints = total_adjoints(grads, delta, directions, batch_sizes, batch)
+        results.append(row_norms(adjoints.unflatten(-1, (len(directions), -1)).movedim(-2, 0)))
     return [*results, delta] if wants_delta else results
 
 
 def _delta(
     grads: Sequence[Tensor | None],
-    states: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    direction: str,
+    directions: Sequence[DirectionOfLayer],
     output: Tensor,
     cell: str,
     batch_sizes: Tensor | None,
@@ -156,7 +155,7 @@ def _delta(
     """delta_t = f'(h_t) * (dL/dh_t + U^T delta_{t+1}), the linear recurrence."""
     grad_output, grad_h_n = grads
     deltas = []
-    for its in directions_of(states, weights, direction):
+    for its in directions:
         h = its.columns(output)
         direct = torch.zeros_like(h) if grad_output is None else its.columns(grad_output)
         if grad_h_n is not None:
@@ -177,9 +176,7 @@ def _delta(
 def total_adjoints(
     grads: Sequence[Tensor | None],
     delta: Tensor,
-    states: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    direction: str,
+    directions: Sequence[DirectionOfLayer],
     batch_sizes: Tensor | None,
     batch: int | None,
 ) -> Tensor:
@@ -193,14 +190,9 @@ def total_adjoints(
             its.weight_hh,
             StepNeighbours.of(delta, its.reverse, batch_sizes, batch),
         )
-        for its in directions_of(states, weights, direction)
+        for its in directions
     ]
     return adjoints[0] if len(adjoints) == 1 else torch.cat(adjoints, -1)
-
-
-def adjoint_norms(adjoints: Tensor, directions: int) -> Tensor:
-    """Norms of each direction's adjoints, (D, T, B) or (D, N)."""
-    return row_norms(adjoints.unflatten(-1, (directions, -1)).movedim(-2, 0))
 
 
 def fake(
