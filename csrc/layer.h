@@ -13,6 +13,7 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/cat.h>
 
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -24,18 +25,13 @@ using at::TensorList;
 using Tensors = std::vector<Tensor>;
 using OptionalTensors = c10::List<OptionalTensor>;
 
-// A cell and its functions, by name.
-struct Cell {
-  Epilogue forward, backward;
-};
-
 inline Cell cell_named(std::string_view name) {
-  if (name == "elman.tanh") return {Epilogue::Tanh, Epilogue::TanhBackward};
-  if (name == "elman.relu") return {Epilogue::Relu, Epilogue::ReluBackward};
-  if (name == "elman.sigmoid") return {Epilogue::Sigmoid, Epilogue::SigmoidBackward};
-  if (name == "elman.identity") return {Epilogue::Identity, Epilogue::IdentityBackward};
-  TORCH_CHECK_VALUE(false, "cell: expected elman.tanh, elman.relu, elman.sigmoid or elman.identity",
-                    "; got '", name, "'");
+  std::string names;
+  for (const Cell& cell : kCells) {
+    if (cell.name == name) return cell;
+    names.append(names.empty() ? "" : ", ").append(cell.name);
+  }
+  TORCH_CHECK_VALUE(false, "cell: expected one of ", names, "; got '", name, "'");
 }
 
 // torch's own operators, called from a kernel, must not be recorded by autograd.
@@ -109,12 +105,9 @@ class Layer {
   }
 
   RecurrenceBuilder forward(int64_t d) const {
-    RecurrenceBuilder builder(input_, hidden_size(), batch_sizes_, is_reverse(d), d, directions_);
-    builder.epilogue(cell_.forward)
-        .weight_hidden(weight_hh(d))
-        .input(input_, weight_ih(d))
-        .bias(bias(d))
-        .initial(state());
+    RecurrenceBuilder builder(cell_.forward, input_, hidden_size(), batch_sizes_, is_reverse(d), d,
+                              directions_);
+    builder.weight_hidden(weight_hh(d)).input(input_, weight_ih(d)).bias(bias(d)).initial(state());
     return builder;
   }
 
@@ -123,9 +116,9 @@ class Layer {
   RecurrenceBuilder backward(int64_t d, const OptionalTensors& grads, const Tensor& output) const {
     TORCH_CHECK_VALUE(grads.size() == 2, "grads: expected those of output and h_n, got ",
                       grads.size());
-    RecurrenceBuilder builder(output, hidden_size(), batch_sizes_, !is_reverse(d), d, directions_);
-    builder.epilogue(cell_.backward)
-        .weight_hidden(weight_hh(d).t())
+    RecurrenceBuilder builder(cell_.backward, output, hidden_size(), batch_sizes_, !is_reverse(d),
+                              d, directions_);
+    builder.weight_hidden(weight_hh(d).t())
         .addend(grads.get(0))
         .first_addend(grads.get(1))
         .operand(output);
@@ -208,8 +201,8 @@ inline RecurrenceBuilder linear_recurrence_builder(const Tensor& d, const Tensor
                                                    const Tensor& m, const OptionalTensor& y0,
                                                    bool reverse,
                                                    const OptionalTensor& batch_sizes) {
-  RecurrenceBuilder builder(g, m.size(0), batch_sizes, reverse);
-  builder.epilogue(Epilogue::Modulate).weight_hidden(m).addend(g).operand(d).initial(y0);
+  RecurrenceBuilder builder(Epilogue::ElmanLinear, g, m.size(0), batch_sizes, reverse);
+  builder.weight_hidden(m).addend(g).operand(d).initial(y0);
   return builder;
 }
 

@@ -1,33 +1,25 @@
-// The contract between the bindings and the kernels: one plain struct describes either primitive.
+// The contract between the bindings and the kernels: one plain struct describes every recurrence.
 //
-//   z_t = a_t + bias + W x_t + M s_{t-1}        s_t = epilogue(z_t, e_t)
+//   z_t = a_t + b + W x_t + M p_{t-1}        p_t, c_t = epilogue(z_t, c_{t-1}, e_t)
 //
-//   Elman forward       a = none,          M = U,    s = h,      epilogue  f(z)
-//   Elman backward      a = dL/dh direct,  M = U^T,  s = delta,  epilogue  z * f'(h), against time
-//   linear recurrence   a = g,             M = M,    s = y,      epilogue  z * d
+// An epilogue is what a cell does within a unit: csrc/cells/unit.h says how many sums z, published
+// values p, carried values c and operands e a unit has. All of a kind that a row has lie value by
+// value: (z of all H units, the next z of all H units, ..). Of an Elman cell all are one, or none:
+//
+//   forward              a = none,          M = U,    p = h,      epilogue  f(z)
+//   backward             a = dL/dh direct,  M = U^T,  p = delta,  epilogue  z * f'(h), against time
+//   linear recurrence    a = g,             M = M,    p = y,      epilogue  z * d
 //
 // No torch header is needed to read or implement it.
 #pragma once
 
 #include <cstdint>
 
+#include "cells/cells.h"
+
 namespace rnn_cuda {
 
 enum class ScalarType { Float32, Float64, BFloat16, Float16 };
-
-enum class Epilogue {
-  Tanh,
-  Relu,
-  Sigmoid,
-  Identity,
-  // z times the derivative of the nonlinearity, read off its output e_t = h_t.
-  TanhBackward,
-  ReluBackward,
-  SigmoidBackward,
-  IdentityBackward,
-  // z times e_t.
-  Modulate,
-};
 
 // A matrix (n, k), so laid out that a transposed view needs no copy: element (n, k) is
 // data[n * stride + k], or data[k * stride + n] if transposed. Strides count elements.
@@ -47,8 +39,8 @@ struct Rows {
 };
 
 struct Recurrence {
-  ScalarType dtype = ScalarType::Float32;  // of every tensor but the bias; halves compute in float
-  Epilogue epilogue = Epilogue::Tanh;
+  ScalarType dtype = ScalarType::Float32;  // halves compute in float, and so is what says "wide"
+  Epilogue epilogue = Epilogue::ElmanTanh;
   bool reverse = false;  // visit t = T-1 .. 0 instead of 0 .. T-1
 
   int64_t time_steps = 0;                // T
@@ -57,29 +49,35 @@ struct Recurrence {
   int64_t hidden_size = 0;               // H
   const int64_t* batch_sizes = nullptr;  // (T), not increasing; null: every sample has every step
 
-  Matrix weight_hidden;        // M (H, H)
-  Matrix weight_input;         // W (H, I)
-  Rows input;                  // x, I features; null if input_size is 0
-  const void* bias = nullptr;  // (H), in the type that halves compute in
-  Rows addend;                 // a, H features; null: zero
+  Matrix weight_hidden;             // M (S H, P H)
+  Matrix weight_input;              // W (S H, I)
+  Rows input;                       // x, I features; null if input_size is 0
+  const void* bias = nullptr;       // b ((S + apart) H), wide
+  const void* constants = nullptr;  // of the units, (constants, H), wide; null if there are none
+  Rows addend;                      // a, S H features; null: zero
   // On CUDA, with half types: a is float32, as W x_t is before it would be rounded.
   bool wide_addend = false;
-  Rows operand;                   // e, H features; null for the epilogues of one argument
-  const void* initial = nullptr;  // s before a sample's first visited step, (B, H); null: zero
+  Rows operand;                   // e, E H features; null if there are none
+  const void* initial = nullptr;  // p before a sample's first visited step, (B, P H); null: zero
   // Whether M multiplies a null initial state too, so that an Inf in M spreads as in torch.nn.RNN.
   // False only where there is no input product: the CUDA kernels then leave out the whole sum.
   bool multiplies_zero_initial = false;
-  const void* first_addend = nullptr;  // added to a at a sample's first visited step, (B, H)
+  const void* initial_carried = nullptr;  // c before that step, (C, B, H); null: zero
+  const void* first_addend = nullptr;     // added to a at that step, (B, S H)
 
-  // s, (T, B, H) or (sum of batch_sizes, H), contiguous but for the distance of rows; null only
+  // p, (T, B, P H) or (sum of batch_sizes, P H), contiguous but for the distance of rows; null only
   // within Gradients
   void* output = nullptr;
-  int64_t output_stride = 0;  // of rows; on CUDA always H
-  void* last = nullptr;       // s after each sample's last visited step, (B, H); null: not wanted
+  int64_t output_stride = 0;     // of rows; on CUDA always H
+  void* last = nullptr;          // p after each sample's last visited step, (B, P H)
+  void* last_carried = nullptr;  // c after that step, (C, B, H)
+  void* saved = nullptr;         // contiguous, rows as those of the output
+  // The last three may be null: not wanted.
 };
 
-// All gradients of an Elman layer: the backward recurrence, delta_t = dL/dz_t, and the products of
-// its states with what the forward pass saw. Those not wanted are null.
+// All gradients of a layer whose backward recurrence has one sum, one published value, delta_t =
+// dL/dz_t, and nothing carried: that recurrence, and the products of its states with what the
+// forward pass saw. Those not wanted are null.
 struct Gradients {
   // Its operand holds the states h_t of the forward pass. Its output, delta, may be null: then
   // delta is not rounded to the storage type, except as a factor of products where the processor
@@ -95,7 +93,7 @@ struct Gradients {
   void* grad_initial = nullptr;        // (B, H)
   void* grad_weight_input = nullptr;   // (H, I)
   void* grad_weight_hidden = nullptr;  // (H, H)
-  void* grad_bias = nullptr;           // (H), in the type that halves compute in
+  void* grad_bias = nullptr;           // (H), wide
   // The Euclidean norm over the hidden units of the total adjoint dL/dh_t, which is the z_t of the
   // backward recurrence: contiguous (T, B), or (sum of batch_sizes). Its squares do not vanish
   // before the adjoint does.

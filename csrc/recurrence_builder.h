@@ -39,12 +39,18 @@ inline bool is_half(at::ScalarType type) { return type == at::kHalf || type == a
 class RecurrenceBuilder {
  public:
   // `like` is (T, B, features), or (N, features) with batch_sizes.
-  RecurrenceBuilder(const Tensor& like, int64_t hidden_size, const OptionalTensor& batch_sizes,
-                    bool reverse, int64_t direction = 0, int64_t directions = 1)
-      : options_(like.options()), direction_(direction), directions_(directions) {
+  RecurrenceBuilder(Epilogue epilogue, const Tensor& like, int64_t hidden_size,
+                    const OptionalTensor& batch_sizes, bool reverse, int64_t direction = 0,
+                    int64_t directions = 1)
+      : counts_(counts_of(epilogue)),
+        options_(like.options()),
+        direction_(direction),
+        directions_(directions) {
     r_.dtype = scalar_type_of(like);
+    r_.epilogue = epilogue;
     r_.reverse = reverse;
-    r_.hidden_size = r_.output_stride = hidden_size;
+    r_.hidden_size = hidden_size;
+    r_.output_stride = counts_.published * hidden_size;
     TORCH_CHECK(hidden_size > 0, "rnn_cuda: expected at least one hidden unit, got ", hidden_size);
     TORCH_CHECK(like.dim() == (batch_sizes ? 2 : 3), "rnn_cuda: expected (T, B, features), or ",
                 "(N, features) with batch_sizes; got ", like.sizes());
@@ -74,13 +80,9 @@ class RecurrenceBuilder {
     }
   }
 
-  RecurrenceBuilder& epilogue(Epilogue epilogue) {
-    r_.epilogue = epilogue;
-    return *this;
-  }
-
   RecurrenceBuilder& weight_hidden(const Tensor& m) {
-    r_.weight_hidden = matrix(m, "the recurrent matrix", r_.hidden_size);
+    r_.weight_hidden = matrix(m, "the recurrent matrix", counts_.sums * r_.hidden_size,
+                              counts_.published * r_.hidden_size);
     weight_hidden_ = m;
     return *this;
   }
@@ -88,7 +90,7 @@ class RecurrenceBuilder {
   RecurrenceBuilder& input(const Tensor& x, const Tensor& weight) {
     r_.input_size = x.size(-1);
     r_.input = rows(x, "input", r_.input_size);
-    r_.weight_input = matrix(weight, "weight_ih", r_.input_size);
+    r_.weight_input = matrix(weight, "weight_ih", counts_.sums * r_.hidden_size, r_.input_size);
     input_ = x;
     weight_input_ = weight;
     return *this;
@@ -97,35 +99,35 @@ class RecurrenceBuilder {
   RecurrenceBuilder& bias(const OptionalTensor& bias) {
     if (bias) {
       const auto expected = compute_type();
+      const int64_t size = (counts_.sums + counts_.apart) * r_.hidden_size;
       TORCH_CHECK(bias->scalar_type() == expected && bias->device() == options_.device() &&
-                      bias->dim() == 1 && bias->size(0) == r_.hidden_size,
-                  "rnn_cuda: bias must be ", expected, " (", r_.hidden_size, ") on ",
-                  options_.device(), ", got ", bias->scalar_type(), " ", bias->sizes(), " on ",
-                  bias->device());
+                      bias->dim() == 1 && bias->size(0) == size,
+                  "rnn_cuda: bias must be ", expected, " (", size, ") on ", options_.device(),
+                  ", got ", bias->scalar_type(), " ", bias->sizes(), " on ", bias->device());
       r_.bias = keep(*bias).const_data_ptr();
     }
     return *this;
   }
 
   RecurrenceBuilder& addend(const OptionalTensor& a) {
-    if (a) r_.addend = hidden_rows(*a, "the addend");
+    if (a) r_.addend = hidden_rows(*a, "the addend", counts_.sums);
     return *this;
   }
 
   RecurrenceBuilder& operand(const Tensor& e) {
-    r_.operand = hidden_rows(e, "the operand");
+    r_.operand = hidden_rows(e, "the operand", counts_.operands);
     return *this;
   }
 
   RecurrenceBuilder& initial(const OptionalTensor& s) {
-    if (s) r_.initial = state(*s, "the initial state");
+    if (s) r_.initial = state(*s, "the initial state", counts_.published);
     initial_ = s;
     r_.multiplies_zero_initial = true;
     return *this;
   }
 
   RecurrenceBuilder& first_addend(const OptionalTensor& a) {
-    if (a) r_.first_addend = state(*a, "the first addend");
+    if (a) r_.first_addend = state(*a, "the first addend", counts_.sums);
     return *this;
   }
 
@@ -169,8 +171,8 @@ class RecurrenceBuilder {
   // gradient.
   at::ScalarType compute_type() const { return is_half(type()) ? at::kFloat : type(); }
 
-  Matrix matrix(const Tensor& tensor, const char* name, int64_t columns) {
-    check_shape(tensor, name, {r_.hidden_size, columns});
+  Matrix matrix(const Tensor& tensor, const char* name, int64_t rows, int64_t columns) {
+    check_shape(tensor, name, {rows, columns});
     if (tensor.stride(1) != 1 && tensor.stride(0) == 1)
       return {tensor.const_data_ptr(), tensor.stride(1), /*transposed=*/true};
     const bool readable = tensor.stride(1) == 1 || columns <= 1;
@@ -189,19 +191,21 @@ class RecurrenceBuilder {
     return {t.const_data_ptr(), r_.batch_sizes != nullptr ? 0 : t.stride(0), t.stride(-2)};
   }
 
-  // (.., directions H): this direction's H features.
-  Rows hidden_rows(const Tensor& tensor, const char* name) {
-    Rows all = rows(tensor, name, directions_ * r_.hidden_size);
-    all.data = advanced(all.data, direction_ * r_.hidden_size);
+  // (.., directions V H): this direction's features, V values of each unit.
+  Rows hidden_rows(const Tensor& tensor, const char* name, int64_t values = 1) {
+    const int64_t features = values * r_.hidden_size;
+    Rows all = rows(tensor, name, directions_ * features);
+    all.data = advanced(all.data, direction_ * features);
     return all;
   }
 
-  // (directions, B, H): this direction's states; of one direction also (B, H).
-  const void* state(const Tensor& tensor, const char* name) {
-    const std::array<int64_t, 3> shape = {directions_, r_.batch, r_.hidden_size};
+  // (directions, B, V H): this direction's states; of one direction also (B, V H).
+  const void* state(const Tensor& tensor, const char* name, int64_t values = 1) {
+    const int64_t features = values * r_.hidden_size;
+    const std::array<int64_t, 3> shape = {directions_, r_.batch, features};
     const bool is_plain = directions_ == 1 && tensor.dim() == 2;
     check_shape(tensor, name, at::IntArrayRef(shape).slice(is_plain ? 1 : 0));
-    return advanced(keep(tensor).const_data_ptr(), direction_ * r_.batch * r_.hidden_size);
+    return advanced(keep(tensor).const_data_ptr(), direction_ * r_.batch * features);
   }
 
  private:
@@ -224,6 +228,7 @@ class RecurrenceBuilder {
                 ", got ", tensor.sizes());
   }
 
+  const Counts counts_;
   Recurrence r_;
   int64_t total_rows_ = 0;  // with batch_sizes: their sum
   at::TensorOptions options_;

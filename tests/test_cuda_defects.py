@@ -333,9 +333,9 @@ DEFECTS = {
         kernel="walk_tf32",
     ),
     "ReLU hides a NaN": Defect(
-        "epilogues.cuh",
-        "return z <= T(0) ? T(0) : z;",
-        "return z > T(0) ? z : T(0);",
+        "../cells/nonlinearities.h",
+        "return z <= typename Math::Number(0) ? typename Math::Value{} : z;",
+        "return z > typename Math::Number(0) ? z : typename Math::Value{};",
         "one_sm",
         r"output\[\d+, \d+\] is 0, not -?nan",
     ),

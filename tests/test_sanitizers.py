@@ -66,7 +66,7 @@ DEFECTS = {
         "gradients",
         "none",
         "walker.h",
-        "n < end_column_ && «start > 0»;",
+        "if («start > 0»)",
         "start < 0",
         ", not ",  # whichever result is looked at first
     ),
@@ -154,7 +154,7 @@ DEFECTS = {
         "recurrence",
         "none",
         "walker.h",
-        "const E* state = buffers_.states.at(step.row + i, «first_column_»);",
+        "states.at(step.row + i, p * padded_units_ + «first_unit_»);",
         "0",
         "output[",
     ),

@@ -37,37 +37,44 @@ class Call {
   Call(const Recurrence& r, const Schedule& schedule, const Plan& plan, bool keeps_states,
        ScratchLayout& layout, bool is_second = false)
       : r_(r),
+        counts_(counts_of(r.epilogue)),
         schedule_(schedule),
         plan_(plan),
-        panels_(plan.template panels<T>(r.hidden_size)),
+        panels_(plan.template panels<T>(r)),
+        input_panels_(panels_of_input()),
         keeps_states_(keeps_states),
         steps_per_chunk_(std::clamp<int64_t>(kRowsPerChunk / plan.rows, 1, r.time_steps)),
         use_of_hidden_(plan.template use_of_hidden<Storage>(r)),
         looks_at_sums_(leaves_out_zeros() && use_of_hidden_ == MatrixUse::Streamed &&
                        Plan::products(r) > 0 && !is_second),
         looks_first_(leaves_out_zeros() && !looks_at_sums_),
-        projects_input_(may_project() &&
-                        (is_dotted() || (r.time_steps > 1 && r.input_size > 0 && !fuses_input()))),
+        projects_input_(counts_.apart > 0 ||
+                        (may_project() && (is_dotted() || (r.time_steps > 1 && r.input_size > 0 &&
+                                                           !fuses_input())))),
         use_of_input_(choose_use_of_input()) {
-    const int64_t padded = panels_.padded_columns();
+    const int64_t units = padded_to_vectors<T>(r.hidden_size);
+    const int64_t padded = panels_.padded_columns(), states = counts_.published * units;
     const int64_t rows = plan.rows * steps_per_chunk_;
     const int teams = plan.cut_hidden ? 1 : plan.threads;  // that have states of their own
     hidden_ = layout.add<E>(
-        use_of_hidden_ == MatrixUse::Packed ? padded * operands<E>(r.hidden_size) : 0);
-    input_ =
-        layout.add<E>(use_of_input_ == MatrixUse::Packed ? padded * operands<E>(r.input_size) : 0);
+        use_of_hidden_ == MatrixUse::Packed ? padded * operands<E>(published_columns<T>(r)) : 0);
+    input_ = layout.add<E>(use_of_input_ == MatrixUse::Packed
+                               ? input_panels_.padded_columns() * operands<E>(r.input_size)
+                               : 0);
     input_rows_ = layout.add<T>(use_of_input_ == MatrixUse::Dotted
                                     ? r.hidden_size * padded_to_vectors<T>(r.input_size)
                                     : 0);
-    bias_ = layout.add<T>(padded);
+    bias_ = layout.add<T>(input_panels_.padded_columns());
     state_rows_ = keeps_states ? rows + plan.rows : 2 * plan.rows;
-    states_size_ = Strips<E>::size_for(state_rows_, padded);
+    states_size_ = Strips<E>::size_for(state_rows_, states);
     states_ = layout.add<E>(states_size_ * teams);
-    values_size_ = kHasValues && keeps_states ? Strips<T>::size_for(state_rows_, padded) : 0;
+    values_size_ = kHasValues && keeps_states ? Strips<T>::size_for(state_rows_, states) : 0;
     values_ = layout.add<T>(values_size_ * teams);
+    carried_size_ = counts_.carried * plan.rows * units;
+    carried_ = layout.add<T>(carried_size_ * teams);
     inputs_size_ = Strips<E>::size_for(rows, r.input_size);
     inputs_ = layout.add<E>(inputs_size_ * teams);
-    projected_size_ = projects_input_ ? rows * padded : 0;
+    projected_size_ = projects_input_ ? rows * input_panels_.padded_columns() : 0;
     projected_ = layout.add<T>(projected_size_ * teams);
     block_size_ = use_of_hidden_ == MatrixUse::StreamedInBlocks
                       ? kBlockDepth * plan.panel_vectors * kLanes<T>
@@ -99,32 +106,45 @@ class Call {
   // Packs this thread's part of what all threads read; to be followed by a wait, and then by `team`
   // where there is no initial state.
   void pack_weights(char* scratch, int thread) const {
-    if (looks_first_ && !is_finite<Storage>(r_.weight_hidden, r_.hidden_size,
-                                            r_.hidden_size * thread / plan_.threads,
-                                            r_.hidden_size * (thread + 1) / plan_.threads))
-      found_infinite_.store(true, std::memory_order_relaxed);
+    if (looks_first_) {
+      const int64_t columns = counts_.sums * r_.hidden_size,
+                    depth = counts_.published * r_.hidden_size;
+      const bool transposed = r_.weight_hidden.transposed;
+      const int64_t rows = transposed ? depth : columns;
+      if (!is_finite<Storage>(r_.weight_hidden, transposed ? columns : depth,
+                              rows * thread / plan_.threads, rows * (thread + 1) / plan_.threads))
+        found_infinite_.store(true, std::memory_order_relaxed);
+    }
+    const int width = counts_.sums + counts_.apart;  // columns of a unit in W x
     const int64_t first = panels_.count() * thread / plan_.threads;
     const int64_t end = panels_.count() * (thread + 1) / plan_.threads;
     if (use_of_hidden_ == MatrixUse::Packed)
-      pack<Storage>(r_.weight_hidden, r_.hidden_size, r_.hidden_size, panels_, first, end,
-                    at<E>(scratch, hidden_));
+      pack<Storage>(r_.weight_hidden, {r_.hidden_size, counts_.sums}, r_.hidden_size, panels_,
+                    first, end, at<E>(scratch, hidden_), counts_.published);
     if (use_of_input_ == MatrixUse::Dotted) {
       if (thread == 0) copy_rows_of_weight_input(at<T>(scratch, input_rows_));
     } else if (use_of_input_ == MatrixUse::Packed) {
-      pack<Storage>(r_.weight_input, r_.hidden_size, r_.input_size, panels_, first, end,
-                    at<E>(scratch, input_));
+      pack<Storage>(r_.weight_input, {r_.hidden_size, width, counts_.apart}, r_.input_size,
+                    input_panels_, first, end, at<E>(scratch, input_));
     }
     const T* const bias = static_cast<const T*>(r_.bias);
-    for (int64_t n = panels_.first_column(first); n < panels_.first_column(end); n += kLanes<T>)
+    for (int64_t n = input_panels_.first_column(first); n < input_panels_.first_column(end);
+         n += kLanes<T>) {
+      const int64_t vector = n / kLanes<T>, unit = vector / width * kLanes<T>;
       store<T>(at<T>(scratch, bias_) + n,
-               bias == nullptr ? Vec<T>{} : load_converted(bias + n, r_.hidden_size - n));
+               bias == nullptr ? Vec<T>{}
+                               : load_converted(bias + vector % width * r_.hidden_size + unit,
+                                                r_.hidden_size - unit));
+    }
   }
 
   Team<Storage> team(char* scratch, SpinBarrier& barrier) const {
     return {r_,
+            counts_,
             schedule_,
             plan_,
             panels_,
+            input_panels_,
             steps_per_chunk_,
             keeps_states_,
             use_of_hidden_,
@@ -151,6 +171,7 @@ class Call {
     return {states,
             values,
             {at<E>(scratch, inputs_) + inputs_size_ * team, Strips<E>::stride_for(chunk_rows())},
+            at<T>(scratch, carried_) + carried_size_ * team,
             at<T>(scratch, projected_) + projected_size_ * team,
             at<T>(scratch, sums_) + sums_size_ * thread,
             at<E>(scratch, blocks_) + block_size_ * thread};
@@ -163,13 +184,21 @@ class Call {
   // Products of M with the zeros of no initial state, which are zeros if M is finite.
   bool leaves_out_zeros() const { return r_.initial == nullptr && r_.multiplies_zero_initial; }
 
-  bool is_dotted() const { return is_flat(r_.hidden_size, r_.input_size); }
+  bool is_dotted() const { return counts_.sums == 1 && is_flat(r_.hidden_size, r_.input_size); }
+
+  // Each unit's columns of W x + b: those of M, and behind them what stays apart.
+  Panels<T> panels_of_input() const {
+    if (counts_.apart == 0) return panels_;
+    return Panels<T>(r_.hidden_size, 1, plan_.cut_hidden ? plan_.threads : 1,
+                     counts_.sums + counts_.apart);
+  }
 
   bool fuses_input() const {
     if (use_of_hidden_ != MatrixUse::Packed) return false;
     if (r_.input_size < kProjectedInputSize) return true;
-    const int64_t bytes =
-        r_.hidden_size * (r_.hidden_size + r_.input_size) * static_cast<int64_t>(sizeof(Storage));
+    const int64_t bytes = counts_.sums * r_.hidden_size *
+                          (counts_.published * r_.hidden_size + r_.input_size) *
+                          static_cast<int64_t>(sizeof(Storage));
     return plan_.rows >= kFusedRows && bytes <= kFusedWeightBytes;
   }
 
@@ -199,9 +228,10 @@ class Call {
   }
 
   const Recurrence& r_;
+  const Counts counts_;
   const Schedule& schedule_;
   const Plan plan_;
-  const Panels<T> panels_;
+  const Panels<T> panels_, input_panels_;
   const bool keeps_states_;
   const int64_t steps_per_chunk_;
   const MatrixUse use_of_hidden_;
@@ -211,9 +241,9 @@ class Call {
   const MatrixUse use_of_input_;
   mutable std::atomic<bool> found_infinite_{false};  // an Inf or a NaN, in M or in its products
   int64_t hidden_, input_, input_rows_, bias_;
-  int64_t states_, values_, inputs_, projected_, blocks_, sums_;
-  int64_t state_rows_, states_size_, values_size_, inputs_size_, projected_size_, block_size_,
-      sums_size_;
+  int64_t states_, values_, carried_, inputs_, projected_, blocks_, sums_;
+  int64_t state_rows_, states_size_, values_size_, carried_size_, inputs_size_, projected_size_,
+      block_size_, sums_size_;
 };
 
 }  // namespace rnn_cuda::cpu

@@ -53,7 +53,7 @@ class GradientWorker {
     call_.pack_weights(scratch_, thread_);
     const int64_t panels = pieces_.input_panels.count();
     if (pieces_.use_of_input == MatrixUse::Packed)
-      pack<Storage>(columns_of_w(), g_.input_size, r_.hidden_size, pieces_.input_panels,
+      pack<Storage>(columns_of_w(), {g_.input_size}, r_.hidden_size, pieces_.input_panels,
                     panels * thread_ / threads, panels * (thread_ + 1) / threads,
                     operands_at(pieces_.packed_input));
     if (!pieces_.sums_at_once) {
@@ -480,9 +480,10 @@ void write_zeros(const Gradients& g) {
 }  // namespace
 
 void run(const Gradients& g, int threads) {
+  const Counts counts = counts_of(g.backward.epilogue);
+  if (counts.sums != 1 || counts.published != 1 || counts.carried != 0 || counts.saved != 0)
+    throw std::invalid_argument("rnn_cuda: no sums of gradients for an epilogue of several values");
   if (g.backward.time_steps == 0 || g.backward.batch == 0) return write_zeros(g);
-  // An unknown one throws here, not in a thread.
-  with_functor_of<float>(g.backward.epilogue, [](auto) {});
   switch (g.backward.dtype) {
     case ScalarType::Float32: return run_typed<float>(g, threads);
     case ScalarType::Float64: return run_typed<double>(g, threads);

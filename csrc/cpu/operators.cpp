@@ -60,7 +60,8 @@ Gradients gradients_from(RecurrenceBuilder& builder, const Layer& layer, int64_t
   g.backward = builder.recurrence();
   g.input_size = layer.input().size(-1);
   g.input = builder.rows(layer.input(), "input", g.input_size);
-  g.weight_input = builder.matrix(layer.weight_ih(d), "weight_ih", g.input_size);
+  g.weight_input =
+      builder.matrix(layer.weight_ih(d), "weight_ih", layer.hidden_size(), g.input_size);
   if (const OptionalTensor state = layer.state()) g.initial = builder.state(*state, "h0");
   return g;
 }

@@ -67,6 +67,11 @@ void read_rows(int64_t rows, int64_t columns, const Strips<E>& to, const RowAt& 
   }
 }
 
+template <class T>
+int64_t padded_to_vectors(int64_t columns) {
+  return (columns + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+}
+
 constexpr int kMaxPanelVectors = 8;
 
 constexpr int kMaxTileRows = 12;
@@ -81,17 +86,20 @@ constexpr int max_tile_rows(int vectors) {
   return rows;
 }
 
-// How N columns are cut into panels of at most `max_vectors` vectors, their number a multiple of
-// `multiple` where there are enough vectors for that.
+// How the columns of N units are cut into panels. A vector of units has `sums` vectors of columns,
+// side by side and in one panel. A panel has at most `max_vectors` vectors, if not of one vector of
+// units; the number of panels is a multiple of `multiple` where there are enough vectors for that.
 template <class T>
 class Panels {
  public:
   Panels() = default;
-  Panels(int64_t columns, int max_vectors, int64_t multiple = 1) {
-    const int64_t vectors = (columns + kLanes<T> - 1) / kLanes<T>;
-    const int64_t least = (vectors + max_vectors - 1) / max_vectors;
+  Panels(int64_t units, int max_vectors, int64_t multiple = 1, int sums = 1) {
+    const int64_t vectors = (units + kLanes<T> - 1) / kLanes<T>;
+    const int64_t most = std::max(max_vectors / sums, 1);  // vectors of units in a panel
+    const int64_t least = (vectors + most - 1) / most;
     const int64_t count = std::min(vectors, (least + multiple - 1) / multiple * multiple);
-    for (int64_t p = 1; p <= count; ++p) first_columns_.push_back(vectors * p / count * kLanes<T>);
+    for (int64_t p = 1; p <= count; ++p)
+      first_columns_.push_back(vectors * p / count * sums * kLanes<T>);
   }
 
   int64_t count() const { return static_cast<int64_t>(first_columns_.size()) - 1; }
@@ -104,11 +112,6 @@ class Panels {
  private:
   std::vector<int64_t> first_columns_ = {0};  // and behind the last panel its end
 };
-
-template <class T>
-int64_t padded_to_vectors(int64_t columns) {
-  return (columns + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
-}
 
 // A row as a tensor stores it times one padded to whole vectors.
 template <class Storage, class T>
@@ -146,34 +149,66 @@ inline int panel_vectors_for_rows(int64_t rows) {
 // How many values ahead a matrix is asked for while it is packed.
 constexpr int64_t kPrefetched = 128;
 
-// Packs panels [first, end) of the matrix (columns n, depth k).
+// Packs a vector of `columns` columns of a panel: those of the matrix from column n on, and of
+// these `depth` values from k on.
 template <class Storage, class E>
-void pack(const Matrix& matrix, int64_t columns, int64_t depth, const Panels<SumOf<E>>& panels,
-          int64_t first, int64_t end, E* packed) {
+inline void pack_columns(const Matrix& matrix, int64_t n, int64_t columns, int64_t first_k,
+                         int64_t depth, E* block, int64_t width) {
   constexpr int64_t kSide = kLanes<E>, kValues = kValuesPer<E>;
-  const Storage* const from = static_cast<const Storage*>(matrix.data);
+  const Storage* const from = static_cast<const Storage*>(matrix.data) +
+                              (matrix.transposed ? first_k * matrix.stride : first_k);
+  if (matrix.transposed) {
+    for (int64_t k = 0; k < depth; k += kValues, block += width)
+      store<E>(block, load_operands_across<E>(from + k * matrix.stride + n, matrix.stride,
+                                              depth - k, columns));
+    return;
+  }
+  for (int64_t k = 0; k < depth; k += kValues * kSide) {
+    Vec<E> square[kSide];
+    for (int64_t i = 0; i < kSide; ++i) {
+      const Storage* const row = from + (n + i) * matrix.stride + k;
+      prefetch_to_read(row + kPrefetched);
+      square[i] = i < columns ? load_operands<E>(row, depth - k) : Vec<E>{};
+    }
+    transpose<E>(square);
+    for (int64_t i = 0; i < std::min(kSide, operands<E>(depth - k)); ++i, block += width)
+      store<E>(block, square[i]);
+  }
+}
+
+// How the rows of a matrix, value by value of `units` units each, become columns of panels, where a
+// vector of units has `sums` vectors of columns. Its last `apart` values are the last of those; the
+// ones before them get nothing from this matrix.
+struct Gates {
+  int64_t units;
+  int sums = 1, apart = 0;
+
+  // Which value of a unit a vector of columns is; -1: none.
+  int value(int64_t vector) const {
+    const int value = static_cast<int>(vector % sums);
+    if (value >= sums - apart) return value - apart;
+    return value < sums - 2 * apart ? value : -1;
+  }
+};
+
+// Packs panels [first, end) of the matrix. Its columns k are `published` values of `depth` units;
+// each value's begin at a whole vector.
+template <class Storage, class E>
+void pack(const Matrix& matrix, const Gates& gates, int64_t depth, const Panels<SumOf<E>>& panels,
+          int64_t first, int64_t end, E* packed, int published = 1) {
+  constexpr int64_t kSide = kLanes<E>;
+  const int64_t padded = padded_to_vectors<SumOf<E>>(depth);
+  const int64_t panel_depth = operands<E>((published - 1) * padded + depth);
   for (int64_t p = first; p < end; ++p) {
     const int64_t n0 = panels.first_column(p), width = panels.first_column(p + 1) - n0;
-    E* const to = packed + operands<E>(depth) * n0;
+    E* const panel = packed + panel_depth * n0;
+    if (published > 1 || gates.apart > 0) std::fill_n(panel, panel_depth * width, E(0));
     for (int64_t n = n0; n < n0 + width; n += kSide) {
-      E* block = to + n - n0;
-      if (matrix.transposed) {
-        for (int64_t k = 0; k < depth; k += kValues, block += width)
-          store<E>(block, load_operands_across<E>(from + k * matrix.stride + n, matrix.stride,
-                                                  depth - k, columns - n));
-        continue;
-      }
-      for (int64_t k = 0; k < depth; k += kValues * kSide) {
-        Vec<E> square[kSide];
-        for (int64_t i = 0; i < kSide; ++i) {
-          const Storage* const row = from + (n + i) * matrix.stride + k;
-          prefetch_to_read(row + kPrefetched);
-          square[i] = n + i < columns ? load_operands<E>(row, depth - k) : Vec<E>{};
-        }
-        transpose<E>(square);
-        for (int64_t i = 0; i < std::min(kSide, operands<E>(depth - k)); ++i, block += width)
-          store<E>(block, square[i]);
-      }
+      const int64_t vector = n / kSide, unit = vector / gates.sums * kSide;
+      const int value = gates.value(vector);
+      for (int q = 0; q < published && value >= 0; ++q)
+        pack_columns<Storage>(matrix, value * gates.units + unit, gates.units - unit, q * depth,
+                              depth, panel + operands<E>(q * padded) * width + n - n0, width);
     }
   }
 }

@@ -41,8 +41,8 @@ void run_typed(const Recurrence& r, int threads) {
 
 void run(const Recurrence& r, int threads) {
   if (r.time_steps == 0 || r.batch == 0 || r.hidden_size == 0) return;
-  // An unknown one throws here, not in a thread.
-  with_functor_of<float>(r.epilogue, [](auto) {});
+  if (counts_of(r.epilogue).apart > 0 && (r.addend.data != nullptr || r.first_addend != nullptr))
+    throw std::invalid_argument("rnn_cuda: an addend cannot stay apart from the sums");
   switch (r.dtype) {
     case ScalarType::Float32: return run_typed<float>(r, threads);
     case ScalarType::Float64: return run_typed<double>(r, threads);

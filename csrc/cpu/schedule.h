@@ -61,6 +61,13 @@ struct Share {
   }
 };
 
+// Columns of M where each published value begins at a whole vector.
+template <class T>
+int64_t published_columns(const Recurrence& r) {
+  return (counts_of(r.epilogue).published - 1) * padded_to_vectors<T>(r.hidden_size) +
+         r.hidden_size;
+}
+
 // How a matrix is multiplied with.
 enum class MatrixUse {
   Packed,            // in panels, which are packed once
@@ -84,11 +91,13 @@ struct Plan {
 
   template <class T>
   static Plan make(const Recurrence& r, int64_t total_rows, int64_t input_size, int threads) {
-    const int64_t work = total_rows * r.hidden_size * (r.hidden_size + input_size);
+    const Counts counts = counts_of(r.epilogue);
+    const int64_t depth = counts.published * r.hidden_size, columns = counts.sums * r.hidden_size;
+    const int64_t work = total_rows * columns * (depth + input_size);
     threads = static_cast<int>(std::clamp<int64_t>(work / kWorkPerThread, 1, threads));
     const int64_t vectors = (r.hidden_size + kLanes<T> - 1) / kLanes<T>;
-    const int64_t matrix_bytes = r.hidden_size * r.hidden_size * static_cast<int64_t>(sizeof(T));
-    const int64_t work_per_step = r.batch * r.hidden_size * r.hidden_size / threads;
+    const int64_t matrix_bytes = columns * depth * static_cast<int64_t>(sizeof(T));
+    const int64_t work_per_step = r.batch * columns * depth / threads;
     const bool few_samples = r.batch < 2 * threads && vectors >= threads;
     const bool large_matrix = matrix_bytes > kCachedMatrixBytes && vectors >= 4 * threads;
     // Then each thread should rearrange a part of the matrices, not all of them.
@@ -107,10 +116,13 @@ struct Plan {
   }
 
   // What is done with M. Packing pays by being read often: not once, and not twice if there are few
-  // rows and the matrix does not stay in the core's own cache.
+  // rows and the matrix does not stay in the core's own cache. Where a unit has several sums, only
+  // packing puts them side by side.
   template <class Storage>
   MatrixUse use_of_hidden(const Recurrence& r) const {
     using E = typename OperandOf<Storage>::type;
+    const Counts counts = counts_of(r.epilogue);
+    if (counts.sums > 1 || counts.published > 1) return MatrixUse::Packed;
     constexpr int64_t kCoreCacheBytes = 256 << 10;
     const int64_t matrix_bytes = r.hidden_size * r.hidden_size *
                                  static_cast<int64_t>(sizeof(Storage)) / (cut_hidden ? threads : 1);
@@ -120,9 +132,13 @@ struct Plan {
     return has_few_rows ? MatrixUse::Streamed : MatrixUse::StreamedInBlocks;
   }
 
+  // Of the sums of the hidden units. One vector of units to a panel, where W x has values apart
+  // from these: then the others still lie side by side in W x.
   template <class T>
-  Panels<T> panels(int64_t columns) const {
-    return Panels<T>(columns, panel_vectors, cut_hidden ? threads : 1);
+  Panels<T> panels(const Recurrence& r) const {
+    const Counts counts = counts_of(r.epilogue);
+    return Panels<T>(r.hidden_size, counts.apart > 0 ? counts.sums : panel_vectors,
+                     cut_hidden ? threads : 1, counts.sums);
   }
 
   Share share(int64_t batch, int64_t panels, bool packed, int thread) const {

@@ -157,7 +157,7 @@ void add_product_in_blocks(const Strips<E>& left, int64_t rows, const Matrix& ma
     const Matrix part = {
         static_cast<const Storage*>(matrix.data) + k * (matrix.transposed ? matrix.stride : 1),
         matrix.stride, matrix.transposed};
-    pack<Storage>(part, columns, block_depth, panels, p, p + 1,
+    pack<Storage>(part, {columns}, block_depth, panels, p, p + 1,
                   block - operands<E>(block_depth) * column);
     multiply_panel(Strips<E>{left.at(0, k), left.stride}, rows, block, vectors,
                    operands<E>(block_depth), sums, width, sums, width);

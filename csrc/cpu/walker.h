@@ -10,7 +10,8 @@
 #include <atomic>
 #include <vector>
 
-#include "epilogues.h"
+#include "../cells/cells.h"
+#include "arithmetic.h"
 #include "product.h"
 #include "schedule.h"
 #include "streamed.h"
@@ -25,9 +26,11 @@ struct Team {
   using E = typename OperandOf<Storage>::type;
 
   const Recurrence& recurrence;
+  Counts counts;
   const Schedule& schedule;
   const Plan& plan;
-  Panels<T> panels;  // of the hidden dimension
+  Panels<T> panels;        // of the sums
+  Panels<T> input_panels;  // of W x + b: the same, but for what stays apart
   int64_t steps_per_chunk;
   // A chunk's slots lie one behind the other until it ends; else two slots take turns.
   bool keeps_states;
@@ -56,6 +59,7 @@ struct WalkBuffers {
   Strips<E> states;        // steps_per_chunk + 1 slots, or two
   Strips<T> values;        // the same in compute type, if states are kept
   Strips<E> inputs;        // x of a chunk
+  T* carried = nullptr;    // by value, row and unit
   T* projected = nullptr;  // bias + W x of a chunk, rows of padded columns
   T* sums = nullptr;       // of a panel of all rows, or kSumsBytes
   E* block = nullptr;      // of a panel, where matrices are streamed in blocks
@@ -74,11 +78,18 @@ class Walker {
         r_(team.recurrence),
         share_(share),
         buffers_(buffers),
+        sums_(team.counts.sums),
+        published_(team.counts.published),
+        padded_units_(padded_to_vectors<T>(r_.hidden_size)),
+        depth_(operands<E>(published_columns<T>(r_))),
         ld_(team.panels.padded_columns()),
+        input_ld_(team.input_panels.padded_columns()),
         first_column_(team.panels.first_column(share.first_panel)),
         end_column_(team.panels.first_column(share.end_panel)),
-        finish_(with_functor_of<T>(r_.epilogue,
-                                   [](auto f) -> Finish { return &Walker::finish<decltype(f)>; })),
+        first_unit_(first_column_ / sums_),
+        end_unit_(end_column_ / sums_),
+        finish_(with_epilogue(r_.epilogue,
+                              [](auto f) -> Finish { return &Walker::finish<decltype(f)>; })),
         streams_output_(kStages && r_.output_stride % r_.hidden_size == 0 &&
                         is_better_streamed(static_cast<const Storage*>(r_.output),
                                            team.schedule.total_rows(), r_.hidden_size)),
@@ -144,7 +155,7 @@ class Walker {
     StepRows<const Storage> addend, operand;  // of all rows
     StepRows<const Storage> next_addend, next_operand;  // of rows_after rows, one step later
     StepRows<const Storage> first_addend;               // of rows rows_before and up
-    StepRows<Storage> output;                           // of all rows
+    StepRows<Storage> output, saved;                    // of all rows
     StepRows<Storage> last;                             // of rows rows_after and up
     StepRows<T> z;                                      // of all rows
   };
@@ -164,24 +175,27 @@ class Walker {
       if (data == nullptr) return {};
       return {data + row * stride, stride * share_.sample_step};
     };
-    return {rows(s),
-            rows(s - 1),
-            rows(s + 1),
-            slot_row_[s],
-            slot_row_[s + 1],
-            input_row_[s],
-            team_.multiplies_initial ? rows(s) : std::min(rows(s - 1), rows(s)),
-            (start + s) % 2 != 0,
-            input_rows(r_.addend, t),
-            input_rows(r_.operand, t),
-            input_rows(r_.addend, next),
-            input_rows(r_.operand, next),
-            rows_from(static_cast<const Storage*>(r_.first_addend), share_.first_sample,
-                      r_.hidden_size),
-            rows_from(static_cast<Storage*>(r_.output), team_.schedule.row(t, share_.first_sample),
-                      r_.output_stride),
-            rows_from(static_cast<Storage*>(r_.last), share_.first_sample, r_.hidden_size),
-            {buffers_.z == nullptr ? nullptr : z(start + s, 0), ld_}};
+    return {
+        rows(s),
+        rows(s - 1),
+        rows(s + 1),
+        slot_row_[s],
+        slot_row_[s + 1],
+        input_row_[s],
+        team_.multiplies_initial ? rows(s) : std::min(rows(s - 1), rows(s)),
+        (start + s) % 2 != 0,
+        input_rows(r_.addend, t),
+        input_rows(r_.operand, t),
+        input_rows(r_.addend, next),
+        input_rows(r_.operand, next),
+        rows_from(static_cast<const Storage*>(r_.first_addend), share_.first_sample,
+                  sums_ * r_.hidden_size),
+        rows_from(static_cast<Storage*>(r_.output), team_.schedule.row(t, share_.first_sample),
+                  r_.output_stride),
+        rows_from(static_cast<Storage*>(r_.saved), team_.schedule.row(t, share_.first_sample),
+                  team_.counts.saved * r_.hidden_size),
+        rows_from(static_cast<Storage*>(r_.last), share_.first_sample, published_ * r_.hidden_size),
+        {buffers_.z == nullptr ? nullptr : z(start + s, 0), ld_}};
   }
 
   void begin_chunk(int64_t start, int64_t steps) {
@@ -190,7 +204,7 @@ class Walker {
       rows_[s + 1] = share_.rows(team_.schedule.samples(start + s));
     place_slots(start, steps);
     for (int64_t s = 0; s < steps; ++s)
-      for (int64_t i = rows(s - 1); i < rows(s); ++i) read_initial(sample(i), slot_row_[s] + i);
+      for (int64_t i = rows(s - 1); i < rows(s); ++i) read_initial(i, slot_row_[s] + i);
     if (r_.input_size > 0 && team_.use_of_input != MatrixUse::Dotted) read_inputs(start, steps);
   }
 
@@ -204,20 +218,44 @@ class Walker {
       return;
     }
     const int64_t last_slot = slot_row_[team_.steps_per_chunk];
-    for (int64_t n = first_column_; n < end_column_ && start > 0; n += kLanes<T>)
-      for (int64_t i = 0; i < rows(-1); ++i)
-        std::copy_n(buffers_.states.at(last_slot + i, n), kLanes<T> / kValuesPer<E>,
-                    buffers_.states.at(i, n));
+    if (start > 0)
+      for_own_states([&](int64_t, int64_t, int64_t column) {
+        for (int64_t i = 0; i < rows(-1); ++i)
+          std::copy_n(buffers_.states.at(last_slot + i, column), kLanes<T> / kValuesPer<E>,
+                      buffers_.states.at(i, column));
+      });
     slot_row_[0] = 0;
     for (int64_t s = 0; s <= steps; ++s)
       slot_row_[s + 1] = slot_row_[s] + std::max(rows(s - 1), rows(s));
   }
 
-  void read_initial(int64_t b, int64_t row) {
-    const Storage* from = static_cast<const Storage*>(r_.initial);
-    if (from != nullptr) from += b * r_.hidden_size;
-    for (int64_t n = first_column_; n < end_column_; n += kLanes<T>)
-      set_state(row, n, from == nullptr ? Vec<T>{} : load_converted(from + n, r_.hidden_size - n));
+  // Calls f(value, unit, column in strips) for the vectors of published values of this thread's
+  // units.
+  template <class F>
+  void for_own_states(const F& f) const {
+    for (int64_t p = 0; p < published_; ++p)
+      for (int64_t n = first_unit_; n < end_unit_; n += kLanes<T>) f(p, n, p * padded_units_ + n);
+  }
+
+  // The states before the first step of the share's i-th sample, and what it carries.
+  void read_initial(int64_t i, int64_t row) {
+    const int64_t H = r_.hidden_size, b = sample(i);
+    const auto vector = [&](const void* states, int64_t first, int64_t unit) {
+      return states == nullptr
+                 ? Vec<T>{}
+                 : load_converted(static_cast<const Storage*>(states) + first + unit, H - unit);
+    };
+    for_own_states([&](int64_t p, int64_t n, int64_t column) {
+      set_state(row, column, vector(r_.initial, (b * published_ + p) * H, n));
+    });
+    for (int64_t c = 0; c < team_.counts.carried; ++c)
+      for (int64_t n = first_unit_; n < end_unit_; n += kLanes<T>)
+        store<T>(carried(c, i) + n, vector(r_.initial_carried, (c * r_.batch + b) * H, n));
+  }
+
+  // What the share's i-th sample carries, of all units.
+  T* carried(int64_t value, int64_t i) const {
+    return buffers_.carried + (value * team_.plan.rows + i) * padded_units_;
   }
 
   void set_state(int64_t row, int64_t column, Vec<T> v) const {
@@ -250,7 +288,7 @@ class Walker {
       const int64_t t = team_.schedule.time(start + s);
       for (int64_t i = 0; i < rows(s); ++i) {
         const Storage* const x = inputs + team_.schedule.offset(r_.input, t, sample(i));
-        T* const to = buffers_.projected + (input_row_[s] + i) * ld_;
+        T* const to = buffers_.projected + (input_row_[s] + i) * input_ld_;
         std::copy(team_.bias + first_column_, team_.bias + end_column_, to + first_column_);
         for (int64_t n = first_column_; n < std::min(end_column_, r_.hidden_size); ++n)
           to[n] += dot(x, team_.input_rows + n * padded, r_.input_size);
@@ -263,11 +301,11 @@ class Walker {
     if (team_.use_of_input == MatrixUse::Dotted) return dot_inputs(start, steps);
     if (team_.use_of_input == MatrixUse::Streamed) return stream_inputs(chunk_rows);
     for (int64_t p = share_.first_panel; p < share_.end_panel; ++p) {
-      const int64_t column = team_.panels.first_column(p);
-      const int vectors = team_.panels.vectors(p);
+      const int64_t column = team_.input_panels.first_column(p);
+      const int vectors = team_.input_panels.vectors(p);
       const Factors<E> input = input_factors(0, column);
       multiply_panel(buffers_.inputs, chunk_rows, input.panel, vectors, input.depth,
-                     team_.bias + column, 0, buffers_.projected + column, ld_);
+                     team_.bias + column, 0, buffers_.projected + column, input_ld_);
     }
   }
 
@@ -275,11 +313,11 @@ class Walker {
     const int64_t columns = std::min(end_column_, r_.hidden_size) - first_column_;
     for (int64_t row = 0; row < chunk_rows; row += kStreamedRows) {
       const int64_t rows = std::min(kStreamedRows, chunk_rows - row);
-      T* const projected = buffers_.projected + row * ld_ + first_column_;
+      T* const projected = buffers_.projected + row * input_ld_ + first_column_;
       for (int64_t i = 0; i < rows; ++i)
-        std::copy(team_.bias + first_column_, team_.bias + end_column_, projected + i * ld_);
+        std::copy(team_.bias + first_column_, team_.bias + end_column_, projected + i * input_ld_);
       add_streamed_product<Storage>(buffers_.inputs.from_row(row), rows, r_.weight_input,
-                                    first_column_, columns, r_.input_size, projected, ld_);
+                                    first_column_, columns, r_.input_size, projected, input_ld_);
     }
   }
 
@@ -340,15 +378,14 @@ class Walker {
   }
 
   void advance_panel(const Step& step, const Tile* begin, const Tile* end) {
-    const int64_t depth = operands<E>(r_.hidden_size);
-    const int64_t block = panel_block_depth<E>(depth, begin->width);
-    if (step.multiplied_rows > 0 && block < depth && end - begin > 1)
+    const int64_t block = panel_block_depth<E>(depth_, begin->width);
+    if (step.multiplied_rows > 0 && block < depth_ && end - begin > 1)
       return advance_tiles(step, begin, end, block);
     const int64_t rows = kSumsBytes / (begin->width * static_cast<int64_t>(sizeof(T)));
     while (begin < end) {
       const Tile* const first = begin++;
       while (begin < end && begin->first + begin->height - first->first <= rows) ++begin;
-      advance_tiles(step, first, begin, depth);
+      advance_tiles(step, first, begin, depth_);
     }
   }
 
@@ -356,8 +393,8 @@ class Walker {
   // cache goes through them in blocks of its rows, each of which stays there until all tiles are
   // done with it.
   void advance_tiles(const Step& step, const Tile* begin, const Tile* end, int64_t block) {
-    const int64_t depth = step.multiplied_rows > 0 ? operands<E>(r_.hidden_size) : 0;
-    const E* const panel = team_.packed_hidden + operands<E>(r_.hidden_size) * begin->column;
+    const int64_t depth = step.multiplied_rows > 0 ? depth_ : 0;
+    const E* const panel = team_.packed_hidden + depth_ * begin->column;
     int64_t k = 0;
     do {
       const Factors<E> factors = {buffers_.states.data + step.previous_row * kLanes<E> +
@@ -394,15 +431,16 @@ class Walker {
         step.first_addend.first != nullptr && tile.first + tile.height > step.rows_before;
     if (has_first || step.addend.first != nullptr) {
       if constexpr (std::is_same_v<Storage, T>)
-        if (!has_first && r_.bias == nullptr && tile.column + tile.width <= r_.hidden_size) {
+        if (!has_first && r_.bias == nullptr && sums_ == 1 &&
+            tile.column + tile.width <= r_.hidden_size) {
           arguments.init = step.addend.row(tile.first, tile.column);
           arguments.init_stride = step.addend.stride;
         }
       if (arguments.init == arguments.out)
         init_sums(step, tile.column, tile.width, tile.first, tile.height, arguments.out);
     } else if (team_.projects_input) {
-      arguments.init = buffers_.projected + input_row * ld_ + tile.column;
-      arguments.init_stride = ld_;
+      arguments.init = projected(input_row, tile.column);
+      arguments.init_stride = input_ld_;
     } else {
       arguments.init = team_.bias + tile.column;
       arguments.init_stride = 0;
@@ -455,122 +493,169 @@ class Walker {
   void begin_streamed(const Step& step, int64_t column, int64_t width) const {
     if (!team_.projects_input) return init_sums(step, column, width, 0, step.rows, buffers_.sums);
     for (int64_t i = 0; i < step.rows; ++i)
-      std::copy_n(buffers_.projected + (step.input_row + i) * ld_ + column, width,
-                  buffers_.sums + i * width);
+      std::copy_n(projected(step.input_row + i, column), width, buffers_.sums + i * width);
+  }
+
+  // W x + b of a row of the chunk, from a column of the sums on.
+  const T* projected(int64_t row, int64_t column) const {
+    return buffers_.projected + row * input_ld_ + column / sums_ * (sums_ + team_.counts.apart);
   }
 
   // The states of a step from their strips to the output, row by row.
   void write_output(const Step& step) const {
     if (step.output.first == nullptr) return;
-    const int64_t end = std::min(end_column_, r_.hidden_size), stride = buffers_.states.stride;
-    for (int64_t i = 0; i < step.rows; ++i) {
-      Storage* const out = step.output.row(i, 0);
-      const E* state = buffers_.states.at(step.row + i, first_column_);
-      int64_t n = first_column_;
-      if (streams_output_)
-        for (; n < end; n += kLanes<T>, state += stride) store_streaming<T>(out + n, load(state));
-      for (; n + kLanes<T> <= end; n += kLanes<T>, state += stride) store<T>(out + n, load(state));
-      if (n < end) store_first(out + n, load(state), end - n);
-    }
+    const int64_t end = std::min(end_unit_, r_.hidden_size), stride = buffers_.states.stride;
+    for (int64_t i = 0; i < step.rows; ++i)
+      for (int64_t p = 0; p < published_; ++p) {
+        Storage* const out = step.output.row(i, p * r_.hidden_size);
+        const E* state = buffers_.states.at(step.row + i, p * padded_units_ + first_unit_);
+        int64_t n = first_unit_;
+        if (streams_output_)
+          for (; n < end; n += kLanes<T>, state += stride) store_streaming<T>(out + n, load(state));
+        for (; n + kLanes<T> <= end; n += kLanes<T>, state += stride)
+          store<T>(out + n, load(state));
+        if (n < end) store_first(out + n, load(state), end - n);
+      }
   }
 
-  // The states of the samples that end with a step, from its output.
+  // The states of the samples that end with a step, from its output, and what they carry.
   void write_last(const Step& step) const {
-    if (step.last.first == nullptr) return;
-    const int64_t columns = std::min(end_column_, r_.hidden_size) - first_column_;
-    for (int64_t i = step.rows_after; i < step.rows; ++i)
-      std::copy_n(step.output.row(i, first_column_), columns, step.last.row(i, first_column_));
+    const int64_t H = r_.hidden_size, units = std::min(end_unit_, H) - first_unit_;
+    for (int64_t i = step.rows_after; i < step.rows; ++i) {
+      for (int64_t p = 0; p < published_ && step.last.first != nullptr; ++p)
+        std::copy_n(step.output.row(i, p * H + first_unit_), units,
+                    step.last.row(i, p * H + first_unit_));
+      for (int64_t c = 0; c < team_.counts.carried && r_.last_carried != nullptr; ++c) {
+        Storage* const to = static_cast<Storage*>(r_.last_carried) + (c * r_.batch + sample(i)) * H;
+        for (int64_t n = first_unit_; n < first_unit_ + units; n += kLanes<T>)
+          store_converted(to + n, load(carried(c, i) + n), first_unit_ + units - n);
+      }
+    }
   }
 
   // The addend, and what a sample gets on its first step.
   void init_sums(const Step& step, int64_t column, int64_t width, int64_t first, int64_t height,
                  T* sums) const {
     for (int64_t i = first; i < first + height; ++i, sums += width) {
-      const Storage* const addend = step.addend.row(i, column);
-      const Storage* const more =
-          i >= step.rows_before ? step.first_addend.row(i, column) : nullptr;
+      const Storage* const addend = step.addend.row(i, 0);
+      const Storage* const more = i >= step.rows_before ? step.first_addend.row(i, 0) : nullptr;
       for (int64_t j = 0; j < width; j += kLanes<T>) {
-        const int64_t count = r_.hidden_size - column - j;
+        const auto [feature, count] = features(column + j);
         Vec<T> sum = load(team_.bias + column + j);
         if (addend != nullptr) {
           // Without a bias the addend itself, as in tiles that begin with it: 0 + -0 would be 0.
-          const Vec<T> a = load_converted(addend + j, count);
+          const Vec<T> a = load_converted(addend + feature, count);
           sum = r_.bias == nullptr ? a : sum + a;
         }
-        if (more != nullptr) sum += load_converted(more + j, count);
+        if (more != nullptr) sum += load_converted(more + feature, count);
         store<T>(sums + j, sum);
       }
     }
   }
 
+  // Where the features of a vector of columns begin in a row of a tensor, and how many there are.
+  struct Features {
+    int64_t first, count;
+  };
+  Features features(int64_t column) const {
+    if (sums_ == 1) return {column, r_.hidden_size - column};
+    const int64_t vector = column / kLanes<T>, unit = vector / sums_ * kLanes<T>;
+    return {vector % sums_ * r_.hidden_size + unit, r_.hidden_size - unit};
+  }
+
   // Asks for what `finish` will write, and for what the same tile of the next step will read: while
   // the products are summed, the memory can answer.
   void prefetch(const Step& step, const Tile& tile) const {
+    const int64_t unit = tile.column / sums_, units = tile.width / sums_;
     const int64_t bytes =
-        std::min(tile.width, r_.hidden_size - tile.column) * static_cast<int64_t>(sizeof(Storage));
-    const auto ask = [&](const auto& rows, int64_t count, bool is_written) {
+        std::min(units, r_.hidden_size - unit) * static_cast<int64_t>(sizeof(Storage));
+    const auto ask = [&](const auto& rows, int64_t count, int values, bool is_written) {
       if (rows.first == nullptr) return;
-      for (int64_t i = tile.first; i < std::min(tile.first + tile.height, count); ++i) {
-        const char* const row = reinterpret_cast<const char*>(rows.row(i, tile.column));
-        for (int64_t j = 0; j < bytes; j += kCacheLineBytes)
-          is_written ? prefetch_to_write(row + j) : prefetch_to_read(row + j);
-      }
+      for (int64_t i = tile.first; i < std::min(tile.first + tile.height, count); ++i)
+        for (int value = 0; value < values; ++value) {
+          const char* const row =
+              reinterpret_cast<const char*>(rows.row(i, value * r_.hidden_size + unit));
+          for (int64_t j = 0; j < bytes; j += kCacheLineBytes)
+            is_written ? prefetch_to_write(row + j) : prefetch_to_read(row + j);
+        }
     };
-    if (!streams_output_) ask(step.output, step.rows, true);
-    ask(step.next_addend, step.rows_after, false);
-    ask(step.next_operand, step.rows_after, false);
+    if (!streams_output_) ask(step.output, step.rows, published_, true);
+    ask(step.saved, step.rows, team_.counts.saved, true);
+    ask(step.next_addend, step.rows_after, sums_, false);
+    ask(step.next_operand, step.rows_after, team_.counts.operands, false);
   }
 
   // The epilogue, and the new states to where they are wanted.
-  template <class Functor>
+  template <class Epilogue>
   void finish(const Step& step, const Region& region, const T* sums) const {
-    const int64_t columns = std::min(region.width, r_.hidden_size - region.column);
     if (step.z.first != nullptr)
       for (int64_t i = 0; i < region.height; ++i)
         std::copy_n(sums + i * region.width, region.width,
                     step.z.row(region.first + i, region.column));
-    for (int64_t j = 0; j < region.width; j += kLanes<T>) {
-      if (columns - j >= kLanes<T>)
-        write_column<Functor>(step, region, j, kLanes<T>, sums);
+    constexpr int64_t kWidth = Epilogue::kCounts.sums * kLanes<T>;
+    const int64_t end = r_.hidden_size - region.column / Epilogue::kCounts.sums;
+    for (int64_t j = 0, unit = 0; j < region.width; j += kWidth, unit += kLanes<T>) {
+      if (end - unit >= kLanes<T>)
+        finish_units<Epilogue>(step, region, j, kLanes<T>, sums);
       else
-        write_column<Functor>(step, region, j, columns - j, sums);
+        finish_units<Epilogue>(step, region, j, end - unit, sums);
     }
   }
 
-  // A vector of columns, from `column` of the region on, `count` of which exist.
-  template <class Functor>
-  inline __attribute__((always_inline)) void write_column(const Step& step, const Region& region,
+  // A vector of units, whose sums begin at `column` of the region, and of which `count` exist.
+  template <class Epilogue>
+  inline __attribute__((always_inline)) void finish_units(const Step& step, const Region& region,
                                                           int64_t column, int64_t count,
                                                           const T* sums) const {
-    const int64_t n = region.column + column;
+    constexpr Counts kCounts = Epilogue::kCounts;
+    const int64_t n = (region.column + column) / kCounts.sums;
     // Copies: every store could change what lies behind a reference, for all the compiler knows.
-    const int64_t height = region.height, width = region.width;
+    const int64_t height = region.height, width = region.width, H = r_.hidden_size;
     const int64_t operand_stride = step.operand.stride, out_stride = step.output.stride;
+    const int64_t saved_stride = step.saved.stride, padded = padded_units_;
     const Storage* operand = step.operand.row(region.first, n);
     Storage* out = step.output.row(region.first, n);
-    E* state = buffers_.states.at(step.row + region.first, n);
-    T* value = nullptr;
-    if constexpr (kValuesPer<E> > 1)
-      if (team_.keeps_states) value = buffers_.values.at(step.row + region.first, n);
+    Storage* saved = step.saved.row(region.first, n);
+    E* states[kCounts.published];
+    T* values[kCounts.published] = {};
+    for (int p = 0; p < kCounts.published; ++p) {
+      states[p] = buffers_.states.at(step.row + region.first, p * padded + n);
+      if constexpr (kValuesPer<E> > 1)
+        if (team_.keeps_states)
+          values[p] = buffers_.values.at(step.row + region.first, p * padded + n);
+    }
+    const T* apart = nullptr;
+    if constexpr (kCounts.apart > 0)
+      apart = projected(step.input_row + region.first, region.column + column) +
+              kCounts.sums * kLanes<T>;
+    Unit<Vec<T>, Epilogue> unit;
+    for (int k = 0; k < kCounts.constants; ++k)
+      unit.constants[k] = load_converted(static_cast<const T*>(r_.constants) + k * H + n, count);
     for (int64_t i = 0; i < height; ++i) {
-      const Vec<T> z = load(sums + i * width + column);
-      Vec<T> v;
-      if constexpr (Functor::kUsesOperand) {
-        v = Functor::apply(z, load_converted(operand, count));
-        operand += operand_stride;
-      } else {
-        v = Functor::apply(z, Vec<T>{});
+      for (int s = 0; s < kCounts.sums; ++s)
+        unit.sums[s] = load(sums + i * width + column + s * kLanes<T>);
+      for (int a = 0; a < kCounts.apart; ++a)
+        unit.apart[a] = load(apart + i * input_ld_ + a * kLanes<T>);
+      for (int e = 0; e < kCounts.operands; ++e)
+        unit.operands[e] = load_converted(operand + i * operand_stride + e * H, count);
+      for (int c = 0; c < kCounts.carried; ++c)
+        unit.carried[c] = load(carried(c, region.first + i) + n);
+      Epilogue::template apply<Math<T>>(unit);
+      for (int p = 0; p < kCounts.published; ++p) {
+        Vec<T> v = unit.published[p];
+        if (!kStages && out != nullptr) v = store_converted(out + i * out_stride + p * H, v, count);
+        // What stands beside a value in a pair, or between two published values, meets zeros of M.
+        if constexpr (kValuesPer<E> > 1 || kCounts.published > 1)
+          for (int64_t lane = count; lane < kLanes<T>; ++lane) v[lane] = 0;
+        store_operands(states[p] + i * kLanes<E>, v);
+        if constexpr (kValuesPer<E> > 1)
+          if (values[p] != nullptr) store<T>(values[p] + i * kLanes<T>, v);
       }
-      if (!kStages && out != nullptr) {
-        v = store_converted(out, v, count);
-        out += out_stride;
-      }
-      // What stands beside the last of an odd number of values is multiplied, by zero.
-      if constexpr (kValuesPer<E> > 1)
-        if (count < kLanes<T> && count % kValuesPer<E> != 0) v[count] = 0;
-      store_operands(state + i * kLanes<E>, v);
-      if constexpr (kValuesPer<E> > 1)
-        if (value != nullptr) store<T>(value + i * kLanes<T>, v);
+      for (int c = 0; c < kCounts.carried; ++c)
+        store<T>(carried(c, region.first + i) + n, unit.carried[c]);
+      for (int k = 0; k < kCounts.saved; ++k)
+        if (saved != nullptr)
+          store_converted(saved + i * saved_stride + k * H, unit.saved[k], count);
     }
   }
 
@@ -578,8 +663,11 @@ class Walker {
   const Recurrence& r_;
   const Share share_;
   const WalkBuffers<Storage> buffers_;
-  const int64_t ld_;
-  const int64_t first_column_, end_column_;
+  const int64_t sums_, published_;  // of a unit
+  const int64_t padded_units_;
+  const int64_t depth_;          // of the packed M
+  const int64_t ld_, input_ld_;  // columns of the sums, and of W x + b
+  const int64_t first_column_, end_column_, first_unit_, end_unit_;
   const Finish finish_;  // of the recurrence's epilogue
   const bool streams_output_;
   std::vector<int64_t> rows_, slot_row_, input_row_;  // of the chunk

@@ -67,7 +67,7 @@ class Neighbours {
 void check_forward_arguments(RecurrenceBuilder& backward, const Layer& layer, int64_t d) {
   const int64_t features = layer.input().size(-1);
   backward.rows(layer.input(), "input", features);
-  backward.matrix(layer.weight_ih(d), "weight_ih", features);
+  backward.matrix(layer.weight_ih(d), "weight_ih", layer.hidden_size(), features);
   if (const OptionalTensor state = layer.state()) backward.state(*state, "h0");
 }
 

@@ -111,7 +111,7 @@ std::optional<Plan> draw_plan(const Options& options, const Problem& problem, Re
 }
 
 Epilogue draw_epilogue() {
-  return static_cast<Epilogue>(uniform(0, static_cast<int>(Epilogue::Modulate)));
+  return check::kElmanEpilogues[uniform(0, std::size(check::kElmanEpilogues) - 1)];
 }
 
 // ---- running a problem --------------------------------------------------------------------------

@@ -12,8 +12,9 @@ using check::uniform;
 template <class S>
 void check_random_problem(S) {
   using Bias = check::Compute<S>;
-  constexpr Epilogue kEpilogues[] = {Epilogue::TanhBackward, Epilogue::ReluBackward,
-                                     Epilogue::SigmoidBackward, Epilogue::IdentityBackward};
+  constexpr Epilogue kEpilogues[] = {Epilogue::ElmanTanhBackward, Epilogue::ElmanReluBackward,
+                                     Epilogue::ElmanSigmoidBackward,
+                                     Epilogue::ElmanIdentityBackward};
   check::RecurrenceProblem<S> p(kEpilogues[uniform(0, 3)]);
   const int64_t B = p.B, I = p.shape.I, H = p.H, rows = p.shape.rows();
   const check::RowsArray<S> input(p.shape, I);

@@ -11,9 +11,8 @@ using check::uniform;
 template <class S>
 void check_random_problem(S) {
   using Bias = check::Compute<S>;
-  const auto epilogue =
-      static_cast<check::Epilogue>(uniform(0, static_cast<int>(check::Epilogue::Modulate)));
-  check::RecurrenceProblem<S> p(epilogue);
+  check::RecurrenceProblem<S> p(
+      check::kElmanEpilogues[uniform(0, std::size(check::kElmanEpilogues) - 1)]);
   const int64_t I = p.shape.I, H = p.H;
   const check::RowsArray<S> input(p.shape, I);
   const check::MatrixArray<S> weight_input(H, I);

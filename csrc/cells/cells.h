@@ -1,0 +1,58 @@
+// The cells by name. A new one has its own header, and its lines in each of the three lists here.
+#pragma once
+
+#include <string_view>
+
+#include "elman.h"
+
+namespace rnn_cuda {
+
+enum class Epilogue {
+  ElmanTanh,
+  ElmanRelu,
+  ElmanSigmoid,
+  ElmanIdentity,
+  ElmanTanhBackward,
+  ElmanReluBackward,
+  ElmanSigmoidBackward,
+  ElmanIdentityBackward,
+  ElmanLinear,
+};
+
+// f(the epilogue's type)
+template <class F>
+RNN_CUDA_CELL auto with_epilogue(Epilogue epilogue, const F& f) {
+  switch (epilogue) {
+    case Epilogue::ElmanTanh: return f(elman::Forward<Tanh>());
+    case Epilogue::ElmanRelu: return f(elman::Forward<Relu>());
+    case Epilogue::ElmanSigmoid: return f(elman::Forward<Sigmoid>());
+    case Epilogue::ElmanIdentity: return f(elman::Forward<Identity>());
+    case Epilogue::ElmanTanhBackward: return f(elman::Backward<Tanh>());
+    case Epilogue::ElmanReluBackward: return f(elman::Backward<Relu>());
+    case Epilogue::ElmanSigmoidBackward: return f(elman::Backward<Sigmoid>());
+    case Epilogue::ElmanIdentityBackward: return f(elman::Backward<Identity>());
+    case Epilogue::ElmanLinear: break;
+  }
+  return f(elman::Linear());
+}
+
+// A cell with its functions: what the operators' argument `cell` names.
+struct Cell {
+  std::string_view name;
+  Epilogue forward, backward;
+};
+
+constexpr Cell kCells[] = {
+    {"elman.tanh", Epilogue::ElmanTanh, Epilogue::ElmanTanhBackward},
+    {"elman.relu", Epilogue::ElmanRelu, Epilogue::ElmanReluBackward},
+    {"elman.sigmoid", Epilogue::ElmanSigmoid, Epilogue::ElmanSigmoidBackward},
+    {"elman.identity", Epilogue::ElmanIdentity, Epilogue::ElmanIdentityBackward},
+};
+
+#ifndef __CUDACC__
+inline Counts counts_of(Epilogue epilogue) {
+  return with_epilogue(epilogue, [](auto type) { return decltype(type)::kCounts; });
+}
+#endif
+
+}  // namespace rnn_cuda
