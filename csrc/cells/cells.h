@@ -4,6 +4,8 @@
 #include <string_view>
 
 #include "elman.h"
+#include "gru.h"
+#include "leaky.h"
 
 namespace rnn_cuda {
 
@@ -17,6 +19,10 @@ enum class Epilogue {
   ElmanSigmoidBackward,
   ElmanIdentityBackward,
   ElmanLinear,
+  Gru,
+  GruBackward,
+  LeakyTanh,
+  LeakyTanhBackward,
 };
 
 // f(the epilogue's type)
@@ -31,6 +37,10 @@ RNN_CUDA_CELL auto with_epilogue(Epilogue epilogue, const F& f) {
     case Epilogue::ElmanReluBackward: return f(elman::Backward<Relu>());
     case Epilogue::ElmanSigmoidBackward: return f(elman::Backward<Sigmoid>());
     case Epilogue::ElmanIdentityBackward: return f(elman::Backward<Identity>());
+    case Epilogue::Gru: return f(gru::Forward());
+    case Epilogue::GruBackward: return f(gru::Backward());
+    case Epilogue::LeakyTanh: return f(leaky::Forward<Tanh>());
+    case Epilogue::LeakyTanhBackward: return f(leaky::Backward<Tanh>());
     case Epilogue::ElmanLinear: break;
   }
   return f(elman::Linear());

@@ -26,6 +26,12 @@ struct Counts {
   int saved = 0;      // written for the backward pass
 };
 
+// One sum, one published value, nothing that is carried, constant or saved.
+constexpr bool is_simple(const Counts& counts) {
+  return counts.sums == 1 && counts.apart == 0 && counts.published == 1 && counts.carried == 0 &&
+         counts.constants == 0 && counts.saved == 0;
+}
+
 // Value is a number, or a vector of the same value of neighbouring units.
 template <class Value, class Epilogue>
 struct Unit {

@@ -480,8 +480,7 @@ void write_zeros(const Gradients& g) {
 }  // namespace
 
 void run(const Gradients& g, int threads) {
-  const Counts counts = counts_of(g.backward.epilogue);
-  if (counts.sums != 1 || counts.published != 1 || counts.carried != 0 || counts.saved != 0)
+  if (!is_simple(counts_of(g.backward.epilogue)))
     throw std::invalid_argument("rnn_cuda: no sums of gradients for an epilogue of several values");
   if (g.backward.time_steps == 0 || g.backward.batch == 0) return write_zeros(g);
   switch (g.backward.dtype) {

@@ -22,11 +22,15 @@ struct Math {
 
 template <class Epilogue, class T>
 __device__ __forceinline__ T applied(T z, T e) {
-  Unit<T, Epilogue> unit;
-  unit.sums[0] = z;
-  unit.operands[0] = e;
-  Epilogue::template apply<Math<T>>(unit);
-  return unit.published[0];
+  if constexpr (is_simple(Epilogue::kCounts)) {
+    Unit<T, Epilogue> unit;
+    unit.sums[0] = z;
+    unit.operands[0] = e;
+    Epilogue::template apply<Math<T>>(unit);
+    return unit.published[0];
+  } else {
+    return z;
+  }
 }
 
 template <class T>

@@ -97,8 +97,7 @@ void run(c10::ArrayRef<Job*> jobs) {
   const RecurrenceBuilder& first = jobs[0]->builder;
   const int64_t batch = first.recurrence().batch, hidden = first.recurrence().hidden_size;
   const c10::DeviceGuard guard(first.options().device());
-  const Counts counts = counts_of(first.recurrence().epilogue);
-  TORCH_CHECK_NOT_IMPLEMENTED(counts.sums == 1 && counts.published == 1 && counts.carried == 0,
+  TORCH_CHECK_NOT_IMPLEMENTED(is_simple(counts_of(first.recurrence().epilogue)),
                               "rnn_cuda: there is no CUDA kernel for this cell yet");
   for (Job* job : jobs) {
     const RecurrenceBuilder& builder = job->builder;

@@ -1,5 +1,5 @@
 // Checks run(const Recurrence&) against the contract of recurrence.h, word by word.
-#include "problem.h"
+#include "cell_problem.h"
 
 namespace {
 
@@ -9,7 +9,15 @@ using check::Sum;
 using check::uniform;
 
 template <class S>
+void check_cell() {
+  check::CellProblem<S> p;
+  check::run_and_judge(
+      p.name(), [&](int threads) { rnn_cuda::cpu::run(p.r, threads); }, [&] { p.judge(); });
+}
+
+template <class S>
 void check_random_problem(S) {
+  if (one_in(3)) return check_cell<S>();
   using Bias = check::Compute<S>;
   check::RecurrenceProblem<S> p(
       check::kElmanEpilogues[uniform(0, std::size(check::kElmanEpilogues) - 1)]);
