@@ -146,10 +146,10 @@ def verdict(share: float, *baselines: float) -> Verdict:
         baselines: the same of simple methods; where there are any, what is learned beats them all,
             and chance.
     """
-    if share < min(SOLVED_BELOW, *baselines):
-        return "solved"
-    bound = min(*baselines, LEARNED_BESIDE_BASELINES) if baselines else LEARNED_BELOW
-    return "learned" if share < bound else "failed"
+    bound = min(LEARNED_BESIDE_BASELINES, *baselines) if baselines else LEARNED_BELOW
+    if share >= bound:
+        return "failed"
+    return "solved" if share < SOLVED_BELOW else "learned"
 
 
 @torch.no_grad()
