@@ -68,6 +68,9 @@ struct WalkBuffers {
 };
 
 template <class Storage>
+class UnpackedSteps;
+
+template <class Storage>
 class Walker {
  public:
   using T = typename ComputeOf<Storage>::type;
@@ -132,6 +135,8 @@ class Walker {
   }
 
  private:
+  friend class UnpackedSteps<Storage>;
+
   static constexpr bool kStages = std::is_same_v<Storage, E>;
 
   // A row of features for each of the share's rows at one step, or null.
@@ -280,44 +285,16 @@ class Walker {
                        [&](int64_t i) { return input_rows_[first + i]; });
   }
 
-  // Hidden sizes far below a vector: the vectors go along x instead.
-  void dot_inputs(int64_t start, int64_t steps) {
-    const int64_t padded = padded_to_vectors<T>(r_.input_size);
-    const Storage* const inputs = static_cast<const Storage*>(r_.input.data);
-    for (int64_t s = 0; s < steps; ++s) {
-      const int64_t t = team_.schedule.time(start + s);
-      for (int64_t i = 0; i < rows(s); ++i) {
-        const Storage* const x = inputs + team_.schedule.offset(r_.input, t, sample(i));
-        T* const to = buffers_.projected + (input_row_[s] + i) * input_ld_;
-        std::copy(team_.bias + first_column_, team_.bias + end_column_, to + first_column_);
-        for (int64_t n = first_column_; n < std::min(end_column_, r_.hidden_size); ++n)
-          to[n] += dot(x, team_.input_rows + n * padded, r_.input_size);
-      }
-    }
-  }
-
   void project_inputs(int64_t start, int64_t steps) {
+    if (team_.use_of_input != MatrixUse::Packed)
+      return UnpackedSteps<Storage>(*this).project_inputs(start, steps);
     const int64_t chunk_rows = input_row_[steps];
-    if (team_.use_of_input == MatrixUse::Dotted) return dot_inputs(start, steps);
-    if (team_.use_of_input == MatrixUse::Streamed) return stream_inputs(chunk_rows);
     for (int64_t p = share_.first_panel; p < share_.end_panel; ++p) {
       const int64_t column = team_.input_panels.first_column(p);
       const int vectors = team_.input_panels.vectors(p);
       const Factors<E> input = input_factors(0, column);
       multiply_panel(buffers_.inputs, chunk_rows, input.panel, vectors, input.depth,
                      team_.bias + column, 0, buffers_.projected + column, input_ld_);
-    }
-  }
-
-  void stream_inputs(int64_t chunk_rows) {
-    const int64_t columns = std::min(end_column_, r_.hidden_size) - first_column_;
-    for (int64_t row = 0; row < chunk_rows; row += kStreamedRows) {
-      const int64_t rows = std::min(kStreamedRows, chunk_rows - row);
-      T* const projected = buffers_.projected + row * input_ld_ + first_column_;
-      for (int64_t i = 0; i < rows; ++i)
-        std::copy(team_.bias + first_column_, team_.bias + end_column_, projected + i * input_ld_);
-      add_streamed_product<Storage>(buffers_.inputs.from_row(row), rows, r_.weight_input,
-                                    first_column_, columns, r_.input_size, projected, input_ld_);
     }
   }
 
@@ -365,8 +342,8 @@ class Walker {
 
   void advance(const Step& step) {
     if (step.rows == 0) return;
-    if (team_.use_of_hidden == MatrixUse::Streamed) return advance_streamed(step);
-    if (team_.use_of_hidden == MatrixUse::StreamedInBlocks) return advance_in_blocks(step);
+    if (team_.use_of_hidden != MatrixUse::Packed)
+      return UnpackedSteps<Storage>(*this).advance(step);
     cut_into_tiles(step.rows, step.multiplied_rows);
     // There and back again: what was used last is still in the caches.
     const int64_t panels = static_cast<int64_t>(panel_tiles_.size()) - 1;
@@ -447,53 +424,6 @@ class Walker {
     }
     if (r_.input_size > 0 && !team_.projects_input)
       arguments.products[arguments.product_count++] = input_factors(input_row, tile.column);
-  }
-
-  // A step of few rows, in as many columns at once as there is memory for their sums.
-  void advance_streamed(const Step& step) {
-    for (int64_t column = first_column_; column < end_column_; column += kStreamedColumns<T>) {
-      const int64_t width = std::min(kStreamedColumns<T>, end_column_ - column);
-      const int64_t columns = std::min(width, r_.hidden_size - column);
-      begin_streamed(step, column, width);
-      if (r_.input_size > 0 && !team_.projects_input)
-        add_streamed_product<Storage>(buffers_.inputs.from_row(step.input_row), step.rows,
-                                      r_.weight_input, column, columns, r_.input_size,
-                                      buffers_.sums, width);
-      if (step.multiplied_rows > 0) {
-        add_streamed_product<Storage>(buffers_.states.from_row(step.previous_row),
-                                      step.multiplied_rows, r_.weight_hidden, column, columns,
-                                      r_.hidden_size, buffers_.sums, width);
-        if (team_.found_infinite != nullptr &&
-            !is_finite<T>({buffers_.sums, width, false}, width, 0, step.multiplied_rows))
-          team_.found_infinite->store(true, std::memory_order_relaxed);
-      }
-      (this->*finish_)(step, {column, width, 0, step.rows}, buffers_.sums);
-    }
-  }
-
-  // A step of many rows, panel by panel.
-  void advance_in_blocks(const Step& step) {
-    for (int64_t p = share_.first_panel; p < share_.end_panel; ++p) {
-      const int64_t column = team_.panels.first_column(p);
-      const int64_t width = team_.panels.vectors(p) * kLanes<T>;
-      begin_streamed(step, column, width);
-      if (r_.input_size > 0 && !team_.projects_input)
-        add_product_in_blocks<Storage>(buffers_.inputs.from_row(step.input_row), step.rows,
-                                       r_.weight_input, r_.hidden_size, r_.input_size, team_.panels,
-                                       p, buffers_.block, buffers_.sums);
-      if (step.multiplied_rows > 0)
-        add_product_in_blocks<Storage>(
-            buffers_.states.from_row(step.previous_row), step.multiplied_rows, r_.weight_hidden,
-            r_.hidden_size, r_.hidden_size, team_.panels, p, buffers_.block, buffers_.sums);
-      (this->*finish_)(step, {column, width, 0, step.rows}, buffers_.sums);
-    }
-  }
-
-  // What the sums of some columns of a step begin with, if matrices are streamed.
-  void begin_streamed(const Step& step, int64_t column, int64_t width) const {
-    if (!team_.projects_input) return init_sums(step, column, width, 0, step.rows, buffers_.sums);
-    for (int64_t i = 0; i < step.rows; ++i)
-      std::copy_n(projected(step.input_row + i, column), width, buffers_.sums + i * width);
   }
 
   // W x + b of a row of the chunk, from a column of the sums on.
@@ -678,3 +608,5 @@ class Walker {
 };
 
 }  // namespace rnn_cuda::cpu
+
+#include "unpacked_steps.h"
