@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import rnn_cuda.cell
 from rnn_cuda import FusedRNN, FusedRNNCell, backend
-from rnn_cuda.reference import NONLINEARITIES
+from rnn_cuda.cells.elman import NONLINEARITIES
 
 
 def _pair(*args, **kwargs) -> tuple[FusedRNNCell, nn.RNNCell]:

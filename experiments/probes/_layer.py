@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from experiments.models import RESIDUAL
-from rnn_cuda.instruments._layers import steps_of
 from rnn_cuda.modules import ElmanStack
+from rnn_cuda.trajectory import trajectory_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def lowest_layer(core: nn.Module, x_TBI: Tensor) -> Layer:
         weights = [[w.double() for w in each] for each in core.all_weights]
         h, _ = core._layer(x_TBI.double(), None, weights[:1], None)
         return Layer(core, h, {})
-    steps = steps_of(core, x_TBI, None, layer=0, reverse=False)
+    steps = trajectory_of(core, x_TBI, None, layer=0, reverse=False)
     if isinstance(core, nn.LSTM):
         h, cell = steps.states[1:].chunk(2, -1)
         return Layer(core, h, steps.gates, cell)

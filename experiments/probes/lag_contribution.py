@@ -12,8 +12,8 @@ from experiments.probes._layer import Layer, lowest_layer, shifted
 from experiments.probes._probe import Probe, as_json, log10_or_none, recorded
 from experiments.tasks import Task
 from rnn_cuda import LeakyRNN
+from rnn_cuda.cells.elman import activation_derivative
 from rnn_cuda.instruments import lag_contribution
-from rnn_cuda.reference import activation_derivative
 
 
 class LagContribution(Probe):

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from rnn_cuda._adjoint import row_norms, total_adjoint
+from rnn_cuda.cells.elman import activation_derivative
 from rnn_cuda.neighbours import StepNeighbours, add_at, outer_with_previous, rows_of, take
 from rnn_cuda.operators.directions import DirectionOfLayer, directions_of, known_batch
 from rnn_cuda.operators.function import (
@@ -28,7 +29,7 @@ from rnn_cuda.operators.function import (
     plain_eager_mode,
     tangent_of,
 )
-from rnn_cuda.reference import activation_derivative, compute_dtype
+from rnn_cuda.reference import compute_dtype
 
 
 class LayerGradients(OperatorFunction):
