@@ -9,7 +9,7 @@ from rnn_cuda.neighbours import StepNeighbours, add_at, rows_of, take
 from rnn_cuda.reference import compute_dtype
 
 
-def total_adjoint(
+def adjoint_from_delta(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     delta: Tensor,

@@ -84,10 +84,11 @@ class Trajectory:
     @property
     def gates(self) -> dict[str, Tensor]:
         """The activations of each gate by name, ``(T, B, H)``; empty without gates."""
-        return dict(zip(self.cell.gate_names, self._activations, strict=False))
+        return dict(zip(self.cell.gate_names, self.activations, strict=False))
 
     @cached_property
-    def _activations(self) -> tuple[Tensor, ...]:
+    def activations(self) -> tuple[Tensor, ...]:
+        """What `Cell.gates` returns, each ``(T, B, H)``: without gates, ``f(z_t)``."""
         recurrent_sums = self._weights.recurrent_sums(self.states[:-1, :, : self._sizes[0]])
         return self.cell.gates(self._input_sums, recurrent_sums)
 
@@ -95,7 +96,7 @@ class Trajectory:
     def linearisation(self) -> Linearisation:
         """That of every step, ``(T, B, ..)``."""
         carried = self.states[..., -self._sizes[-1] :]
-        return self.cell.linearise(self._activations, carried[:-1], carried[1:])
+        return self.cell.linearise(self.activations, carried[:-1], carried[1:])
 
     @cached_property
     def _steps(self) -> list[Linearisation]:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from rnn_cuda import backend
-from rnn_cuda._adjoint import row_norms
-from rnn_cuda._adjoint import total_adjoint as adjoint_of_delta
+from rnn_cuda._adjoint import adjoint_from_delta, row_norms
 from rnn_cuda.arguments import check_bool, check_nonlinearity, check_tensor
 from rnn_cuda.cells import Cell, Linearisation, Weights
 from rnn_cuda.cells.elman import activation_derivative
@@ -413,7 +412,7 @@ def _native_sweep(
         reverse=not run.reverse,
         batch_sizes=run.batch_sizes,
     )
-    hidden = rows_of(adjoint_of_delta(direct, None, delta, weight_hh, neighbours))
+    hidden = rows_of(adjoint_from_delta(direct, None, delta, weight_hh, neighbours))
     grad_input = rows_of(delta) @ weight_ih if wanted.input else None
     return Adjoints(hidden, row_norms(hidden), input=grad_input)
 
