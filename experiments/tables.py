@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import as_line, as_text, new_table, say, say_items
-from experiments.evaluation import LEARNED_BELOW, SOLVED_BELOW
+from experiments.evaluation import LEARNED_BELOW, LEARNED_BESIDE_BASELINES, SOLVED_BELOW
 from experiments.expectations import expectations, statement
 from experiments.tasks import TASKS
 from experiments.view import Row, View, baselines, decades_per_step, know_nothing_metric
@@ -120,7 +120,8 @@ def bounds(view: View) -> str:
     """Say below which errors a run has solved or learned its task."""
     share = f"error below {SOLVED_BELOW:.0%} / "
     if beaten := baselines(view.records):
-        return f"{share}100% of that of knowing nothing, and below that of {', '.join(beaten)}"
+        bound = f"{LEARNED_BESIDE_BASELINES:.0%} of that of knowing nothing"
+        return f"{share}{bound}, and below that of {', '.join(beaten)}"
     return f"{share}{LEARNED_BELOW:.0%} of that of knowing nothing"
 
 

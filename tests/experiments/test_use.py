@@ -91,6 +91,7 @@ def test_a_task_judges_models_itself_and_its_record_holds_what_it_measures(finis
         (0.7, (0.7, 0.8), "failed"),
         (0.09, (0.05,), "failed"),
         (1.1, (1.5,), "failed"),
+        (0.93, (1.04,), "failed"),  # chance
     ],
 )
 def test_where_there_are_baselines_what_is_learned_beats_them(share, baselines, expected):
