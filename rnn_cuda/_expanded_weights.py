@@ -22,8 +22,10 @@ from torch.nn.utils._expanded_weights.expanded_weights_impl import (
     allow_smaller_batches,
 )
 
+from rnn_cuda.cells.cell import State
+from rnn_cuda.cells.elman import activation
 from rnn_cuda.operators.directions import directions_of
-from rnn_cuda.reference import activation, join_directions, run_steps
+from rnn_cuda.reference import join_directions, run_steps
 
 
 def are_among(tensors: Iterable[Tensor | None]) -> bool:
@@ -56,12 +58,12 @@ def elman_rnn(
     batch = input.shape[1] if batch_sizes is None else int(batch_sizes[0])
     state = input.new_zeros(batch, hidden) if h0 is None else h0
 
-    def step(row: int, size: int, previous: Tensor) -> Tensor:
+    def step(row: int, size: int, previous: State) -> State:
         z = linear(rows[row : row + size], weight_ih, bias_ih)
-        return activation(z + linear(previous, weight_hh, bias_hh), nonlinearity)
+        return (activation(z + linear(previous[0], weight_hh, bias_hh), nonlinearity),)
 
     with allow_smaller_batches((weight_ih, weight_hh, bias_ih, bias_hh), {}):
-        states, h_n = run_steps(step, state, rows.shape[0], batch_sizes, reverse)
+        (states,), (h_n,) = run_steps(step, (state,), rows.shape[0], batch_sizes, reverse)
     return states.view(*input.shape[:-1], hidden), h_n
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight
 
-from rnn_cuda.reference import DTYPES, NONLINEARITIES
+from rnn_cuda.cells.elman import NONLINEARITIES
+from rnn_cuda.reference import DTYPES
 
 
 def _names(dtypes: Iterable[torch.dtype]) -> str:

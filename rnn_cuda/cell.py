@@ -22,9 +22,11 @@ from rnn_cuda.arguments import (
     check_tensor,
     is_distributed,
 )
+from rnn_cuda.cells import Cell, cell_named
+from rnn_cuda.cells.elman import activation
 from rnn_cuda.functional import call_then_check, runs_as_one_node
 from rnn_cuda.modules import read_weights
-from rnn_cuda.reference import activation, compute_dtype
+from rnn_cuda.reference import compute_dtype
 
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _TENSORS = ("input", "hx", *_WEIGHTS)
@@ -51,8 +53,8 @@ class FusedRNNCell(nn.Module):
     precisions compute the step in float32 and round once. On a CPU, eager code runs a step on the
     kernel of the layer, to the same bits; the first one compiles it. Everywhere else (on a GPU,
     under ``torch.compile``, traced, under the transforms of ``torch.func``, in forward mode, with
-    subclasses of tensors, while a `GradientFlow` records, on the reference backend) a step is plain
-    PyTorch, since a single one has nothing to fuse over time.
+    subclasses of tensors, on the reference backend) a step is plain PyTorch, since a single one has
+    nothing to fuse over time.
 
     Args:
         input_size: number of features I of the input.
@@ -197,6 +199,10 @@ class FusedRNNCell(nn.Module):
             hx = input.new_zeros(list(input.shape[:-1]) + [self.hidden_size])  # noqa: RUF005
         z = _wide_linear(input, weight_ih, bias_ih) + _wide_linear(hx, weight_hh, bias_hh)
         return activation(z, self.nonlinearity).to(input.dtype)
+
+    def _cell(self) -> Cell:
+        """Return the cell; see `rnn_cuda.cells.cell_of`."""
+        return cell_named(f"elman.{self.nonlinearity}")
 
     def _check_fit(self, input: Tensor, hx: Tensor | None, *weights: Any) -> None:
         is_plain = type(input) in _PLAIN

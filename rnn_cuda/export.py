@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnn_cuda.reference import activation, compute_dtype
+from rnn_cuda.cells.elman import activation
+from rnn_cuda.reference import compute_dtype
 
 if TYPE_CHECKING:
     from rnn_cuda.modules import ElmanStack
@@ -184,11 +185,9 @@ def trace_layers(
 ) -> tuple[Tensor, Tensor]:
     """Run all layers where `is_leaving`; arguments and results are those of ``_compute``."""
     groups = []
-    keep, rate = 0.0, 1.0
     for weight_ih, weight_hh, *biases in map(_with_biases, weights):
-        keep, rate, matrix = module._coefficients(weight_hh)
-        groups.append([weight_ih, matrix, *biases])
-    step_options = (module.nonlinearity, keep, rate)
+        groups.append([weight_ih, module._recurrent_matrix(weight_hh), *biases])
+    step_options = (module.nonlinearity, *module._coefficients())
     if torch.onnx.is_in_onnx_export():
         return onnx_layers(module, sequence, hx, groups, step_options, batch_sizes)
     return _scripted(run_layers)(
@@ -465,11 +464,11 @@ class ScriptMethods:
         # torch.jit.trace compiles these methods too, unprepared, but does not call them.
         if not hasattr(self, "_script_weights"):
             raise RuntimeError("torch.jit.script was not asked for this module")
-        keep, rate = 0.0, 1.0
+        keep, rate = self._coefficients()
         weights: list[Tensor] = []
         for i, weight in enumerate(self._script_weights):
             if i % (4 if self.bias else 2) == 1:
-                keep, rate, weight = self._coefficients(weight)
+                weight = self._recurrent_matrix(weight)
             weights.append(weight)
         return run_layers(
             sequence,

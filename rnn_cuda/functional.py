@@ -19,16 +19,18 @@ import torch
 from torch import Tensor
 
 from rnn_cuda import _expanded_weights, backend, reference
-from rnn_cuda._adjoint import recorders
 from rnn_cuda.arguments import (
     check_both_distributed,
     check_dense,
     check_dtype_of,
     is_distributed,
 )
+from rnn_cuda.cells.elman import NONLINEARITIES
 from rnn_cuda.operators.function import plain_eager_mode
+from rnn_cuda.operators.layer_forward import LayerForward
 from rnn_cuda.operators.linear_recurrence import LinearRecurrence
-from rnn_cuda.reference import DTYPES, NONLINEARITIES, REAL_DTYPES
+from rnn_cuda.recording import Tap
+from rnn_cuda.reference import DTYPES, REAL_DTYPES
 
 __all__ = ["NONLINEARITIES", "bidirectional_elman_rnn", "elman_rnn", "linear_recurrence"]
 
@@ -211,6 +213,7 @@ def layer(
     nonlinearity: str,
     direction: str = "forward",
     batch_sizes: Tensor | None = None,
+    tap: Tap | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run one layer of an Elman RNN in the directions of time that it has.
 
@@ -221,6 +224,8 @@ def layer(
         nonlinearity: as in :func:`elman_rnn`.
         direction: ``"forward"``, ``"reverse"`` or ``"both"``.
         batch_sizes: as in :func:`elman_rnn`.
+        tap: for the node of the layer, if it has one that takes it: on native kernels, in eager
+            code, where there is something to differentiate.
 
     Returns:
         The states of both directions side by side, ``(T, B, D * H)`` or ``(N, D * H)``, and the
@@ -233,7 +238,7 @@ def layer(
     states = [] if h0 is None else [h0]
     arguments: Any = (input, states, flat, f"elman.{nonlinearity}", direction, batch_sizes)
     checked = (input, h0, weights, nonlinearity, batch_sizes)
-    if runs_as_one_node(input, input.device.type):
+    if tap is None and runs_as_one_node(input, input.device.type):
         output, h_n = call_then_check(
             torch.ops.rnn_cuda.layer, arguments, check_stacked_layer, checked
         )
@@ -249,7 +254,10 @@ def layer(
             )
             for d, its in enumerate(weights)
         )
-    output, h_n = torch.ops.rnn_cuda.layer_forward(*arguments)
+    if tap is not None and plain_eager_mode():
+        output, h_n = LayerForward.call(*arguments, tap=tap)
+    else:
+        output, h_n = torch.ops.rnn_cuda.layer_forward(*arguments)
     return output, h_n
 
 
@@ -290,7 +298,6 @@ def runs_as_one_node(input: Tensor, device_type: str) -> bool:
         and device_type != "meta"
         and dtype in REAL_DTYPES
         and plain_eager_mode()
-        and not recorders
         and backend.use_native(device_type, dtype)
     )
 

@@ -24,18 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from rnn_cuda.arguments import type_name
-from rnn_cuda.cell import FusedRNNCell
-from rnn_cuda.modules import ElmanStack
+from rnn_cuda.cells import Cell, cell_of
 
 __all__ = ["chrono_", "forget_bias_", "identity_", "irnn_", "orthogonal_", "scaled_gaussian_"]
-
-_ELMAN = (ElmanStack, FusedRNNCell, nn.RNN, nn.RNNCell)
-_LSTM = (nn.LSTM, nn.LSTMCell)
-_GRU = (nn.GRU, nn.GRUCell)
-
-# In an LSTM (i, f, g, o) and in a GRU (r, z, n) the gate that keeps the state comes second.
-_KEEPING_GATE = 1
-_LSTM_INPUT_GATE = 0
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _Target = TypeVar("_Target", bound="nn.Module | Tensor")
@@ -112,7 +103,7 @@ def identity_(target: _Target, scale: float = 1.0) -> _Target:
     """
     _check_finite("scale", scale)
     if isinstance(target, nn.Module):
-        _check_kind("identity_", target, _ELMAN, "FusedRNN, nn.RNN")
+        _cell_of("identity_", target, gated=False)
     elif isinstance(target, Tensor) and (target.ndim != 2 or target.shape[0] != target.shape[1]):
         raise ValueError(f"target: expected a square weight, got shape {tuple(target.shape)}")
     for block in _recurrent_blocks(target):
@@ -147,7 +138,7 @@ def irnn_(
     """
     _check_finite("scale", scale)
     _check_not_negative("input_std", input_std)
-    _check_kind("irnn_", module, _ELMAN, "FusedRNN, nn.RNN")
+    _cell_of("irnn_", module, gated=False)
     if module.nonlinearity != "relu":
         raise ValueError(
             f"module: an IRNN has nonlinearity 'relu', got {module.nonlinearity!r}; for that one, "
@@ -183,7 +174,8 @@ def forget_bias_(module: _Module, value: float = 1.0) -> _Module:
 
     """
     _check_finite("value", value)
-    for bias_ih, bias_hh in _gate_biases("forget_bias_", module, _KEEPING_GATE):
+    cell = _cell_of("forget_bias_", module, gated=True)
+    for bias_ih, bias_hh in _gate_biases(module, cell, cell.keeping_gate):
         bias_ih.fill_(value)
         bias_hh.zero_()
     return module
@@ -212,10 +204,9 @@ def chrono_(module: _Module, max_lag: float, generator: torch.Generator | None =
     _check_finite("max_lag", max_lag)
     if max_lag < 3:
         raise ValueError(f"max_lag: expected a number of at least 3, got {max_lag}")
-    keeping = _gate_biases("chrono_", module, _KEEPING_GATE)
-    letting_in = (
-        _gate_biases("chrono_", module, _LSTM_INPUT_GATE) if isinstance(module, _LSTM) else []
-    )
+    cell = _cell_of("chrono_", module, gated=True)
+    keeping = _gate_biases(module, cell, cell.keeping_gate)
+    letting_in = _gate_biases(module, cell, cell.admitting_gate)
     for bias_ih, bias_hh in keeping:
         _draw(bias_ih, lambda u: u.uniform_(1, max_lag - 1, generator=generator).log_(), generator)
         bias_hh.zero_()
@@ -234,11 +225,9 @@ def chrono_(module: _Module, max_lag: float, generator: torch.Generator | None =
 def _recurrent_blocks(target: nn.Module | Tensor) -> list[Tensor]:
     """Return each gate's block of U, ``(H, H)`` (``(H, P)`` in an LSTM with projections)."""
     if isinstance(target, nn.Module):
-        kinds = (*_ELMAN, *_LSTM, *_GRU)
-        _check_kind("target", target, kinds, "FusedRNN, nn.RNN, nn.LSTM, nn.GRU")
-        gates = 4 if isinstance(target, _LSTM) else 3 if isinstance(target, _GRU) else 1
+        blocks = _cell_of("target", target).blocks
         weights = _parameters(target, "weight_hh")
-        return [block for weight in weights for block in weight.chunk(gates)]
+        return [block for weight in weights for block in weight.chunk(blocks)]
     if not isinstance(target, Tensor):
         raise TypeError(
             f"target: expected a recurrent module or one of its weights, got {type_name(target)}"
@@ -250,12 +239,14 @@ def _recurrent_blocks(target: nn.Module | Tensor) -> list[Tensor]:
     return list(target.detach().split(target.shape[1]))
 
 
-def _gate_biases(caller: str, module: Any, gate: int) -> list[tuple[Tensor, Tensor]]:
+def _gate_biases(module: Any, cell: Cell, gate: str | None) -> list[tuple[Tensor, Tensor]]:
     """Return the rows of one gate, ``(H,)`` each, of both biases of every layer and direction."""
-    _check_kind(caller, module, (*_LSTM, *_GRU), "nn.LSTM, nn.GRU")
+    if gate is None:
+        return []
     if not module.bias:
         raise ValueError("module: expected biases, got a module with bias=False")
-    rows = slice(gate * module.hidden_size, (gate + 1) * module.hidden_size)
+    first = cell.gate_names.index(gate) * module.hidden_size
+    rows = slice(first, first + module.hidden_size)
     biases = [bias[rows] for bias in _parameters(module, "bias_ih", "bias_hh")]
     return list(zip(biases[::2], biases[1::2], strict=True))
 
@@ -294,13 +285,16 @@ def _draw(
 # ---- checks --------------------------------------------------------------------------------------
 
 
-def _check_kind(
-    caller: str, module: object, kinds: tuple[type[nn.Module], ...], names: str
-) -> None:
-    if not isinstance(module, kinds):
+def _cell_of(caller: str, module: object, gated: bool | None = None) -> Cell:
+    """Return the cell of a module; it is to have gates, or none, or (None) either."""
+    cell = cell_of(module)
+    if cell is None or gated not in (None, bool(cell.gate_names)):
+        names = {False: "FusedRNN, nn.RNN", True: "nn.LSTM, nn.GRU"}
+        expected = names.get(gated) if gated is not None else ", ".join(names.values())
         raise TypeError(
-            f"{caller}: expected one of {names} or their cells, got {type_name(module)}"
+            f"{caller}: expected one of {expected} or their cells, got {type_name(module)}"
         )
+    return cell
 
 
 def _check_finite(name: str, value: float) -> None:

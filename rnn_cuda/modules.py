@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnn_cuda import autocast, export
-from rnn_cuda._adjoint import RecurrentCall, recorders
 from rnn_cuda.arguments import (
     check_bool,
     check_dense,
@@ -30,8 +29,10 @@ from rnn_cuda.arguments import (
     check_tensor,
     type_name,
 )
+from rnn_cuda.cells import Cell, cell_named
 from rnn_cuda.functional import layer
 from rnn_cuda.rebuild import TORCH_NONLINEARITIES, parameter_copier, rebuild
+from rnn_cuda.recording import RecurrentCall, Tap, recorders
 
 
 def read_weights(module: nn.Module, names: Sequence[str]) -> list[Any]:
@@ -368,19 +369,19 @@ class ElmanStack(export.ScriptMethods, nn.Module):
         elif self.num_layers == 1:
             # As below, in less Python: over a short sequence it is most of the time.
             return self._layer(sequence, hx, weights, batch_sizes)
-        outputs, final_states = [], []
+        final_states = []
         for index in range(self.num_layers):
             its = slice(index * self._num_directions, (index + 1) * self._num_directions)
             h0 = None if hx is None else hx[its]
-            sequence, h_n = self._layer(sequence, h0, weights[its], batch_sizes)
-            outputs.append(sequence)
+            tap = {} if call is None or call.taps is None else {"tap": call.taps[index]}
+            sequence, h_n = self._layer(sequence, h0, weights[its], batch_sizes, **tap)
             final_states.append(h_n)
             if self.dropout and index + 1 < self.num_layers:
                 sequence = nn.functional.dropout(sequence, self.dropout, self.training)
         results: Any = sequence, torch.cat(final_states)
         if call is not None:
             for recorder in recorders:
-                results = recorder.record(call, results, outputs)
+                results = recorder.record(call, results)
         return results
 
     def _call_to_record(
@@ -394,7 +395,7 @@ class ElmanStack(export.ScriptMethods, nn.Module):
         dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
         return RecurrentCall(
             module=self,
-            kind=self.nonlinearity,
+            cell=self._cell(),
             input=sequence,
             h0=hx,
             c0=None,
@@ -406,7 +407,12 @@ class ElmanStack(export.ScriptMethods, nn.Module):
             batch_sizes=batch_sizes,
             unsorted_indices=unsorted_indices,
             random_state=torch.get_rng_state() if dropout else None,
+            taps=self._taps(),
         )
+
+    def _taps(self) -> list[Tap] | None:
+        """Return one for each layer if `_layer` takes any."""
+        return None
 
     def _layer(
         self,
@@ -418,9 +424,19 @@ class ElmanStack(export.ScriptMethods, nn.Module):
         """Run one layer; arguments and results are those of `functional.layer`."""
         raise NotImplementedError
 
-    def _coefficients(self, weight_hh: Tensor) -> tuple[float, float, Tensor]:
-        """Return keep, rate and A of ``h_t = keep h_{t-1} + rate f(W x_t + A h_{t-1} + b)``."""
-        return 0.0, 1.0, weight_hh
+    def _cell(self) -> Cell:
+        """Return the cell; see `rnn_cuda.cells.cell_of`."""
+        return cell_named(f"elman.{self.nonlinearity}")
+
+    # TorchScript, which knows no cells, compiles these two.
+
+    def _coefficients(self) -> tuple[float, float]:
+        """Return keep and rate of ``h_t = keep h_{t-1} + rate f(W x_t + A h_{t-1} + b)``."""
+        return 0.0, 1.0
+
+    def _recurrent_matrix(self, weight_hh: Tensor) -> Tensor:
+        """Return A."""
+        return weight_hh
 
     def _check_hx_shape(self, hx: Tensor, batch: tuple[int, ...]) -> None:
         """Check ``hx`` against ``(L * D, *batch, H)``; ``batch`` is empty for unbatched input."""
@@ -553,6 +569,7 @@ class FusedRNN(ElmanStack):
         h0: Tensor | None,
         weights: Sequence[list[Tensor]],
         batch_sizes: Tensor | None,
+        tap: Tap | None = None,
     ) -> tuple[Tensor, Tensor]:
         return layer(
             sequence,
@@ -561,7 +578,13 @@ class FusedRNN(ElmanStack):
             nonlinearity=self.nonlinearity,
             direction="both" if self.bidirectional else "forward",
             batch_sizes=batch_sizes,
+            tap=tap,
         )
+
+    def _taps(self) -> list[Tap] | None:
+        if type(self)._layer is not FusedRNN._layer:  # a subclass has another recurrence
+            return None
+        return [Tap() for _ in range(self.num_layers)]
 
     @classmethod
     def from_torch(cls, rnn: nn.RNN) -> FusedRNN:

@@ -1,7 +1,8 @@
-"""The Elman recurrence in plain PyTorch, one time step at a time.
+"""The recurrences in plain PyTorch, one time step at a time: the loop over time, for any cell.
 
 This module is the oracle that every kernel is tested against and the fallback where no kernel can
-be built. It is written to be read: autograd differentiates it like any other PyTorch code.
+be built. It is written to be read: autograd differentiates it like any other PyTorch code. A step
+itself is in ``rnn_cuda/cells/``.
 
 Half precisions follow the same rule as the kernels: a step is computed in float32 and its result
 is rounded to the tensor's dtype, so that h_t as returned is exactly the h_t that is carried on.
@@ -12,43 +13,18 @@ Shape legend: T time steps, B batch, I input size, H hidden size, N = sum(batch_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-NONLINEARITIES: tuple[str, ...] = ("tanh", "relu", "sigmoid", "identity")
-"""Names accepted as ``nonlinearity``, everywhere in this package."""
+from rnn_cuda.cells import Cell, State, cell_named
 
 REAL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """What everything in this package computes in."""
 
 DTYPES = (*REAL_DTYPES, torch.complex64, torch.complex128)
 """What a layer or cell computes in: complex numbers in plain PyTorch alone, and not with relu."""
-
-
-def activation(z: Tensor, nonlinearity: str) -> Tensor:
-    """Return ``f(z)`` for the nonlinearity of that name; also compiled by TorchScript."""
-    if nonlinearity == "tanh":
-        return torch.tanh(z)
-    if nonlinearity == "relu":
-        return torch.relu(z)
-    if nonlinearity == "sigmoid":
-        return torch.sigmoid(z)
-    return z
-
-
-def activation_derivative(h: Tensor, nonlinearity: str) -> Tensor:
-    """Return ``f'(z)``, read off the output ``h = f(z)`` (differentiable in ``h``).
-
-    tanh: 1 - h^2; relu: [h > 0]; sigmoid: h (1 - h); identity: 1.
-    """
-    if nonlinearity == "tanh":
-        return 1 - h * h
-    if nonlinearity == "relu":
-        return (h <= 0).logical_not().to(h.dtype)  # a NaN lets the gradient pass, as in torch
-    if nonlinearity == "sigmoid":
-        return h * (1 - h)
-    return torch.ones_like(h)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -78,25 +54,70 @@ def time_slices(
 
 
 def run_steps(
-    step: Callable[[int, int, Tensor], Tensor],
-    state: Tensor,
+    step: Callable[[int, int, State], State],
+    state: State,
     num_rows: int,
     batch_sizes: Tensor | None,
     reverse: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[State, State]:
     """Apply ``step(row, size, previous)`` along time; return every state and each sample's last.
 
-    ``state`` is ``(B, H)``. A sample that has ended (or, in reverse, not begun) keeps its state.
+    ``state`` has tensors ``(B, features)``, what comes back too. A sample that has ended (or, in
+    reverse, not begun) keeps its state.
     """
-    outputs: list[tuple[int, Tensor]] = []
-    for row, size in time_slices(num_rows, state.shape[0], batch_sizes, reverse):
-        new = step(row, size, state[:size])
+    outputs: list[tuple[int, State]] = []
+    batch = state[0].shape[0]
+    for row, size in time_slices(num_rows, batch, batch_sizes, reverse):
+        new = step(row, size, tuple(part[:size] for part in state))
         outputs.append((row, new))
-        state = new if size == state.shape[0] else torch.cat([new, state[size:]])
+        if size < batch:
+            new = tuple(torch.cat([n, part[size:]]) for n, part in zip(new, state, strict=True))
+        state = new
     outputs.sort(key=lambda item: item[0])
     if not outputs:
-        return state.new_empty(0, state.shape[1]), state
-    return torch.cat([new for _, new in outputs]), state
+        return tuple(part.new_empty(0, part.shape[1]) for part in state), state
+    rows = zip(*(new for _, new in outputs), strict=True)
+    return tuple(torch.cat(parts) for parts in rows), state
+
+
+def run_cell(
+    cell: Cell,
+    input_sums: Tensor,
+    state: State,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None = None,
+    projection: Tensor | None = None,
+    *,
+    reverse: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[State, State]:
+    """Run a cell along time; return every state, in rows, and each sample's last.
+
+    Args:
+        cell: the cell.
+        input_sums: ``W x_t + b`` ``(rows, G * H)``, in the dtype that steps are computed in.
+        state: ``(h,)`` or ``(h, c)``, each ``(B, features)``, in the dtype of the result.
+        weight_hh: ``(G * H, P)``, in the dtype of ``input_sums``, as what follows.
+        bias_hh: ``(G * H)``, where it is not in ``input_sums``.
+        projection: ``(P, H)``.
+        reverse: whether to run from the last step to the first.
+        batch_sizes: of a packed sequence.
+
+    """
+    dtype, wide = state[0].dtype, input_sums.dtype
+    weight = weight_hh.T
+
+    def step(row: int, size: int, previous: State) -> State:
+        previous = tuple(part.to(wide) for part in previous)
+        recurrent_sums = previous[0] @ weight
+        if bias_hh is not None:
+            recurrent_sums = recurrent_sums + bias_hh
+        h, *c = cell.step(input_sums[row : row + size], recurrent_sums, previous[-1])
+        if projection is not None:
+            h = h @ projection.T
+        return tuple(part.to(dtype) for part in (h, *c))
+
+    return run_steps(step, state, input_sums.shape[0], batch_sizes, reverse)
 
 
 def join_directions(results: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -123,7 +144,7 @@ def elman_rnn(
     Takes ``input`` of shape ``(T, B, I)``, or ``(N, I)`` with ``batch_sizes``; arguments are not
     checked here.
     """
-    dtype, wide = input.dtype, compute_dtype(input.dtype)
+    wide = compute_dtype(input.dtype)
     batch = int(batch_sizes[0]) if batch_sizes is not None else input.shape[1]
     hidden = weight_hh.shape[0]
     state = input.new_zeros(batch, hidden) if h0 is None else h0
@@ -131,13 +152,9 @@ def elman_rnn(
     for bias in (bias_ih, bias_hh):
         if bias is not None:
             z_input = z_input + bias.to(wide)
-    weight = weight_hh.to(wide).T
-
-    def step(row: int, size: int, previous: Tensor) -> Tensor:
-        z = z_input[row : row + size] + previous.to(wide) @ weight
-        return activation(z, nonlinearity).to(dtype)
-
-    output, h_n = run_steps(step, state, z_input.shape[0], batch_sizes, reverse)
+    options: Any = {"reverse": reverse, "batch_sizes": batch_sizes}
+    cell = cell_named(f"elman.{nonlinearity}")
+    (output,), (h_n,) = run_cell(cell, z_input, (state,), weight_hh.to(wide), **options)
     return output.view(*input.shape[:-1], hidden), h_n
 
 
@@ -162,9 +179,9 @@ def linear_recurrence(
     d_rows, g_rows = d.reshape(-1, hidden).to(wide), g.reshape(-1, hidden).to(wide)
     weight = m.to(wide).T
 
-    def step(row: int, size: int, previous: Tensor) -> Tensor:
+    def step(row: int, size: int, previous: State) -> State:
         rows = slice(row, row + size)
-        return (d_rows[rows] * (g_rows[rows] + previous.to(wide) @ weight)).to(dtype)
+        return ((d_rows[rows] * (g_rows[rows] + previous[0].to(wide) @ weight)).to(dtype),)
 
-    output, _ = run_steps(step, state, g_rows.shape[0], batch_sizes, reverse)
+    (output,), _ = run_steps(step, (state,), g_rows.shape[0], batch_sizes, reverse)
     return output.view(g.shape)

@@ -19,13 +19,14 @@ from typing import Any
 from torch import Tensor
 
 from rnn_cuda import _expanded_weights
+from rnn_cuda.cells import Leaky
 from rnn_cuda.functional import check_stacked_layer
 from rnn_cuda.modules import ElmanStack
-from rnn_cuda.reference import activation, compute_dtype, join_directions, run_steps
+from rnn_cuda.reference import compute_dtype, join_directions, run_cell
 
 
 class ResidualRNN(ElmanStack):
-    """What the two have in common; a subclass says in ``_coefficients`` what keep, rate, A are."""
+    """What the two have in common; a subclass says what keep, rate and A are."""
 
     def _layer(
         self,
@@ -53,20 +54,18 @@ class ResidualRNN(ElmanStack):
         batch_sizes: Tensor | None,
         reverse: bool,
     ) -> tuple[Tensor, Tensor]:
-        dtype, wide = sequence.dtype, compute_dtype(sequence.dtype)
+        wide = compute_dtype(sequence.dtype)
         weight_ih, weight_hh, *biases = (weight.to(wide) for weight in weights)
-        keep, rate, matrix = self._coefficients(weight_hh)
-        z_input = sequence.flatten(0, -2).to(wide) @ weight_ih.T + sum(biases)
+        input_sums = sequence.flatten(0, -2).to(wide) @ weight_ih.T + sum(biases)
         batch = sequence.shape[1] if batch_sizes is None else int(batch_sizes[0])
         state = sequence.new_zeros(batch, self.hidden_size) if h0 is None else h0
-
-        def step(row: int, size: int, previous: Tensor) -> Tensor:
-            previous = previous.to(wide)
-            z = z_input[row : row + size] + previous @ matrix.T
-            return (keep * previous + rate * activation(z, self.nonlinearity)).to(dtype)
-
-        states, h_n = run_steps(step, state, z_input.shape[0], batch_sizes, reverse)
+        options: Any = {"reverse": reverse, "batch_sizes": batch_sizes}
+        matrix = self._recurrent_matrix(weight_hh)
+        (states,), (h_n,) = run_cell(self._cell(), input_sums, (state,), matrix, **options)
         return states.view(*sequence.shape[:-1], self.hidden_size), h_n
+
+    def _cell(self) -> Leaky:
+        return Leaky(self.nonlinearity, *self._coefficients())
 
 
 class LeakyRNN(ResidualRNN):
@@ -98,8 +97,8 @@ class LeakyRNN(ResidualRNN):
             raise ValueError(f"leak: expected a number above 0 and at most 1, got {leak!r}")
         self.leak = float(leak)
 
-    def _coefficients(self, weight_hh: Tensor) -> tuple[float, float, Tensor]:
-        return 1 - self.leak, self.leak, weight_hh
+    def _coefficients(self) -> tuple[float, float]:
+        return 1 - self.leak, self.leak
 
     def extra_repr(self) -> str:
         """Return the arguments of `FusedRNN` that differ from their defaults, and ``leak``."""
@@ -142,11 +141,13 @@ class AntisymmetricRNN(ResidualRNN):
         self.step_size = float(step_size)
         self.diffusion = float(diffusion)
 
-    def _coefficients(self, weight_hh: Tensor) -> tuple[float, float, Tensor]:
+    def _coefficients(self) -> tuple[float, float]:
+        return 1.0, self.step_size
+
+    def _recurrent_matrix(self, weight_hh: Tensor) -> Tensor:
         # Not torch.eye, which is no DTensor, nor torch.diag, which ONNX does not have.
         identity = weight_hh.new_ones(self.hidden_size, self.hidden_size).tril().triu()
-        matrix = weight_hh - weight_hh.T - self.diffusion * identity
-        return 1.0, self.step_size, matrix
+        return weight_hh - weight_hh.T - self.diffusion * identity
 
     def extra_repr(self) -> str:
         """Return the arguments of `FusedRNN` that differ from their defaults, and the two more."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import rnn_cuda.cell
 from rnn_cuda import FusedRNN, FusedRNNCell, backend
-from rnn_cuda.reference import NONLINEARITIES
+from rnn_cuda.cells.elman import NONLINEARITIES
+from rnn_cuda.instruments import GradientFlow
 
 
 def _pair(*args, **kwargs) -> tuple[FusedRNNCell, nn.RNNCell]:
@@ -342,3 +343,12 @@ def test_errors_name_a_later_weight():
         cell(torch.zeros(2, 3))
     with backend.use("reference"), pytest.raises(TypeError, match="weight_hh: expected a dense"):
         cell(torch.zeros(2, 3))
+
+
+def test_a_step_has_the_same_bits_while_a_gradient_flow_records():
+    torch.manual_seed(0)
+    cell, layer = FusedRNNCell(5, 33), FusedRNN(5, 33)
+    x, h = torch.randn(8, 5), torch.randn(8, 33)
+    expected = cell(x, h)
+    with GradientFlow(nn.ModuleList([cell, layer])):
+        assert cell(x, h).equal(expected)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from rnn_cuda import FusedRNN
+from rnn_cuda.cells.elman import NONLINEARITIES, activation, activation_derivative
 from rnn_cuda.functional import elman_rnn
 from rnn_cuda.instruments import (
     adjoint as adjoint_module,
@@ -18,7 +19,6 @@ from rnn_cuda.instruments import (
     omega,
     total_adjoint,
 )
-from rnn_cuda.reference import NONLINEARITIES, activation, activation_derivative
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 T, B, I, H = 8, 3, 2, 4

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from rnn_cuda import FusedRNN
-from rnn_cuda.instruments import _steps, jacobian_norm, jacobian_singular_values
-from rnn_cuda.instruments._graded import log_singular_values
+from rnn_cuda import FusedRNN, trajectory
+from rnn_cuda.cells import cell_of
+from rnn_cuda.instruments import jacobian_norm, jacobian_singular_values
+from rnn_cuda.linear_algebra import log_singular_values
 from tests.unrolled_jacobians import KINDS, Unrolled, first_layer, make
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,7 +64,7 @@ def worst_error_of_norm(module, x, hx, where, products):
 
 def test_the_comparison_notices_h_without_c(monkeypatch):
     setting = case("LSTM", "one layer")
-    right = _steps.LSTMSteps.pull_each
+    right = trajectory.Trajectory.pull_each
     assert worst_error_of_norm(*setting) < 1e-11
 
     def without_c(self, block, start, stop):
@@ -73,7 +74,7 @@ def test_the_comparison_notices_h_without_c(monkeypatch):
             yield block
 
     monkeypatch.setattr(
-        _steps.LSTMSteps,
+        trajectory.Trajectory,
         "pull_each",
         lambda self, *args: torch.stack(list(without_c(self, *args))[::-1]),
     )
@@ -83,26 +84,21 @@ def test_the_comparison_notices_h_without_c(monkeypatch):
 @pytest.mark.parametrize("kind", ["GRU", "LSTM"])
 def test_the_comparison_notices_a_lost_carry(kind, monkeypatch):
     setting = case(kind, "one layer")
-    steps = {"GRU": _steps.GRUSteps, "LSTM": _steps.LSTMSteps}[kind]
-    right = steps.__init__
-
-    def init(self, *args):
-        right(self, *args)
-        self._carry = [torch.zeros_like(carry) for carry in self._carry]
-
-    monkeypatch.setattr(steps, "__init__", init)
+    cell = type(cell_of(setting[0]))
+    right = cell.linearise
+    monkeypatch.setattr(cell, "linearise", lambda *args: right(*args)._replace(keep=0.0))
     assert worst_error_of_norm(*setting) > 1e-3
 
 
 def test_the_comparison_notices_a_transposed_matrix(monkeypatch):
     setting = case("FusedRNN tanh", "one layer")
-    right = _steps.ElmanSteps.__init__
+    right = trajectory.Trajectory.__init__
 
     def init(self, *args):
         right(self, *args)
-        self._weight = self._weight.mT
+        self._weights = self._weights._replace(hh=self._weights.hh.mT)
 
-    monkeypatch.setattr(_steps.ElmanSteps, "__init__", init)
+    monkeypatch.setattr(trajectory.Trajectory, "__init__", init)
     assert worst_error_of_norm(*setting) > 1e-3
 
 
@@ -235,9 +231,9 @@ def test_steps_that_shrink_or_grow_by_twenty_decades_are_taken_a_few_at_a_time(g
 
 def test_closed_units_are_zeros_and_the_other_values_stay_right(monkeypatch):
     pulls = []
-    right = _steps.ElmanSteps.pull
+    right = trajectory.Trajectory.pull
     monkeypatch.setattr(
-        _steps.ElmanSteps, "pull", lambda *args: pulls.append(args[2:]) or right(*args)
+        trajectory.Trajectory, "pull", lambda *args: pulls.append(args[2:]) or right(*args)
     )
     torch.manual_seed(0)
     relu = FusedRNN(1, 5, nonlinearity="relu", dtype=torch.float64)
@@ -315,9 +311,9 @@ def test_half_precision_layers_are_measured_in_float64_under_autocast_too(dtype)
 
 def test_an_elman_layer_takes_far_fewer_native_calls_than_steps(monkeypatch):
     calls = []
-    right = _steps.linear_recurrence
+    right = trajectory.linear_recurrence
     monkeypatch.setattr(
-        _steps, "linear_recurrence", lambda *args, **kw: calls.append(1) or right(*args, **kw)
+        trajectory, "linear_recurrence", lambda *args, **kw: calls.append(1) or right(*args, **kw)
     )
     jacobian_norm(FusedRNN(3, 16), torch.randn(1000, 1, 3), probes=4)
     assert 0 < len(calls) < 40

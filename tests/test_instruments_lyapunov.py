@@ -9,13 +9,13 @@ from torch import nn
 
 from rnn_cuda import FusedRNN
 from rnn_cuda.instruments import (
-    _steps,
     gradient_flossing,
     lyapunov,
     lyapunov_exponents,
     regularisers,
     relaxation_time,
 )
+from rnn_cuda.trajectory import Trajectory
 from tests.unrolled_jacobians import KINDS, Unrolled, make
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,21 +32,17 @@ def linear_rnn(u):
     return rnn
 
 
-class Given(_steps.Steps):
-    """Steps with given Jacobians, (T, B, S, S)."""
+class Given(Trajectory):
+    """A trajectory with given Jacobians, (T, B, S, S)."""
 
     def __init__(self, jacobians):
         self.jacobians = jacobians
         self.states = jacobians.new_zeros(len(jacobians) + 1, *jacobians.shape[1:3])
-        self.gates = {}
 
     def push(self, block, start, stop):
         for j in self.jacobians[start:stop]:
             block = block @ j.mT
         return block
-
-    def pull_each(self, block, start, stop):
-        raise NotImplementedError
 
 
 def test_a_linear_system_has_the_logarithms_of_its_eigenvalues():
@@ -203,7 +199,7 @@ def test_exponents_are_those_of_a_decomposition_at_every_step(kind, place):
 
 
 def test_the_comparison_notices_h_without_c(monkeypatch):
-    right = _steps.LSTMSteps.push
+    right = Trajectory.push
 
     def without_c(self, block, start, stop):
         for t in range(start, stop):
@@ -211,7 +207,7 @@ def test_the_comparison_notices_h_without_c(monkeypatch):
             block = torch.cat([block[..., :5], torch.zeros_like(block[..., 5:])], dim=-1)
         return block
 
-    monkeypatch.setattr(_steps.LSTMSteps, "push", without_c)
+    monkeypatch.setattr(Trajectory, "push", without_c)
     assert worst_error_of_exponents("LSTM", "one layer") > 1e-2
 
 
@@ -236,14 +232,13 @@ def test_segments_change_nothing(kind, count, monkeypatch):
     cls, options = KINDS[kind]
     module, x = cls(3, 16, **options), torch.randn(200, 2, 3)
     pushes = []
-    steps = {"GRU": _steps.GRUSteps, "LSTM": _steps.LSTMSteps}.get(kind, _steps.ElmanSteps)
-    right = steps.push
+    right = Trajectory.push
 
     def push(self, block, start, stop):
         pushes.append(stop - start)
         return right(self, block, start, stop)
 
-    monkeypatch.setattr(steps, "push", push)
+    monkeypatch.setattr(Trajectory, "push", push)
     segmented = lyapunov_exponents(module, x, count, generator=seeded())
     assert count > 3 or len(pushes) < 40
     pushes.clear()

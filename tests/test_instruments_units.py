@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from rnn_cuda import FusedRNN
+from rnn_cuda.cells.elman import NONLINEARITIES, activation
 from rnn_cuda.instruments import gate_activations, recurrent_spectrum, saturation
-from rnn_cuda.reference import NONLINEARITIES, activation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from rnn_cuda import backend, reference
+from rnn_cuda.cells import elman
 from rnn_cuda.functional import NONLINEARITIES, elman_rnn
 from rnn_cuda.operators.layer_gradients import gradients_by_parts
 
@@ -256,7 +257,7 @@ def adjoints_by_autograd(x, h0, weights, grads, *, nonlinearity, reverse, batch_
     steps = reference.time_slices(len(rows), batch or len(state), batch_sizes, reverse)
     for row, size in steps:
         z = rows[row : row + size] @ W.T + b_ih + state[:size] @ U.T + b_hh
-        nodes[row] = reference.activation(z, nonlinearity)
+        nodes[row] = elman.activation(z, nonlinearity)
         state = torch.cat([nodes[row], state[size:]])
         if grad_output is not None:
             loss = loss + (nodes[row] * grad_output.flatten(0, -2)[row : row + size]).sum()

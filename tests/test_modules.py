@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import rnn_cuda.modules
 from rnn_cuda import FusedRNN
-from rnn_cuda.reference import NONLINEARITIES, activation
+from rnn_cuda.cells.elman import NONLINEARITIES, activation
 
 CONFIGURATIONS = [
     {},

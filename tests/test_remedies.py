@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from rnn_cuda import AntisymmetricRNN, FusedRNN, LeakyRNN, remedies
-from rnn_cuda.reference import NONLINEARITIES, activation
+from rnn_cuda.cells.elman import NONLINEARITIES, activation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

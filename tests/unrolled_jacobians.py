@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
 from rnn_cuda import AntisymmetricRNN, FusedRNN, LeakyRNN
-from rnn_cuda.instruments._layers import steps_of
-from rnn_cuda.reference import NONLINEARITIES, activation
+from rnn_cuda.cells.elman import NONLINEARITIES, activation
+from rnn_cuda.trajectory import trajectory_of
 
 KINDS = {
     **{f"FusedRNN {f}": (FusedRNN, {"nonlinearity": f}) for f in NONLINEARITIES},
@@ -42,7 +42,7 @@ def make(kind: str, input_size: int = 3, hidden_size: int = 5, **options) -> nn.
 def first_layer(module, x):
     """The steps of the first layer, as the instruments see it."""
     with torch.no_grad():
-        return steps_of(module, x, None, layer=0, reverse=False)
+        return trajectory_of(module, x, None, layer=0, reverse=False)
 
 
 class Unrolled:

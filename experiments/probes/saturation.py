@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from experiments.fields import fraction, integer
 from experiments.models import RECURRENT, RESIDUAL, SequenceModel
-from experiments.probes._layer import lowest_layer
 from experiments.probes._probe import Probe, ProbeConfig
 from experiments.tasks import Task
 from rnn_cuda.instruments import saturation
+from rnn_cuda.trajectory import trajectory_of
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,11 @@ class SaturationProbe(Probe):
         these two, an h_t has those that mean something: the share where it is bounded, the
         derivative where it is f(z_t).
         """
-        layer = lowest_layer(model.core, x_TBI)
+        with torch.no_grad():
+            layer = trajectory_of(model.core, x_TBI, None, layer=0, reverse=False)
         if layer.gates:
             return {
-                "hidden": self._histogram(layer.h, "tanh", "share"),
+                "hidden": self._histogram(layer.output, "tanh", "share"),
                 "gates": {
                     name: self._histogram(
                         gate,
@@ -64,10 +66,10 @@ class SaturationProbe(Probe):
         f = model.core.nonlinearity
         if isinstance(model.core, RESIDUAL):
             return {
-                "hidden": self._histogram(layer.h, "identity"),
-                "activation": self._histogram(layer.activation, f, *both),
+                "hidden": self._histogram(layer.output, "identity"),
+                "activation": self._histogram(layer.activations[0], f, *both),
             }
-        return {"hidden": self._histogram(layer.h, f, *both)}
+        return {"hidden": self._histogram(layer.output, f, *both)}
 
     def _histogram(self, values: Tensor, nonlinearity: str, *also: str) -> dict[str, Any]:
         result = saturation(

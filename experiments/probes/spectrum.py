@@ -9,8 +9,8 @@ from torch import Tensor
 from experiments.models import PLAIN, RECURRENT, SequenceModel
 from experiments.probes._probe import Probe, as_json, recorded
 from experiments.tasks import Task
+from rnn_cuda.cells import recurrent_matrix
 from rnn_cuda.instruments import recurrent_spectrum
-from rnn_cuda.modules import ElmanStack
 
 LARGEST_DERIVATIVE = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25, "identity": 1.0}
 
@@ -41,9 +41,7 @@ class Spectrum(Probe):
         matrices = {}
         for name in names:
             weight = getattr(core, f"weight_hh_{name}").detach()
-            if isinstance(core, ElmanStack):
-                weight = core._coefficients(weight)[2]
-            spectrum = recurrent_spectrum(weight)
+            spectrum = recurrent_spectrum(recurrent_matrix(core, weight))
             matrices[name] = {key: as_json(value) for key, value in spectrum._asdict().items()}
         flow = recorded(model, task, x_TBI, target)
         margin = None

@@ -14,9 +14,9 @@ from torch import Tensor
 from experiments.fields import Config, choice, positive
 from experiments.models import PLAIN, SequenceModel
 from experiments.remedies._remedy import Problem, Remedy
+from rnn_cuda.cells.elman import activation_derivative
 from rnn_cuda.functional import elman_rnn
 from rnn_cuda.instruments import omega, total_adjoint
-from rnn_cuda.reference import activation_derivative
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,27 @@ import dataclasses
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
-from rnn_cuda._adjoint import RecurrentCall, recorders
 from rnn_cuda._dynamo import untraced
-from rnn_cuda.instruments._recording import AdjointRecord, CallLog, Log, add_sinks, record_at
-from rnn_cuda.instruments._stack import TORCH_RECURRENCES, StackCall, torch_call
+from rnn_cuda.instruments._recording import (
+    TORCH_RECURRENCES,
+    AdjointRecord,
+    CallLog,
+    KeptCall,
+    Log,
+    add_sinks,
+    record_at,
+    torch_call,
+)
 from rnn_cuda.modules import ElmanStack, FusedRNN
 from rnn_cuda.operators.function import plain_eager_mode
+from rnn_cuda.recording import RecurrentCall, recorders
 from rnn_cuda.residual import AntisymmetricRNN, LeakyRNN
 
 _TORCH_MODULES = (nn.RNN, nn.LSTM, nn.GRU)
@@ -234,10 +242,9 @@ class GradientFlow:
         self,
         call: RecurrentCall,
         results: tuple[Tensor, ...],
-        outputs: Sequence[Tensor] = (),
         batch_first: bool = False,
     ) -> tuple[Tensor, ...]:
-        """See `rnn_cuda._adjoint.Recorder`; torch's results may be ``batch_first``."""
+        """See `rnn_cuda.recording.Recorder`; torch's results may be ``batch_first``."""
         module = call.module
         if module not in self._names:
             return results
@@ -249,13 +256,13 @@ class GradientFlow:
             for tensor in results:
                 _refuse_checkpoint(tensor, self.words(module))
             return results
-        if isinstance(module, FusedRNN) and type(module)._layer is not FusedRNN._layer:
+        if isinstance(module, FusedRNN) and call.taps is None:
             raise TypeError(
                 f"GradientFlow cannot record {self.words(module)}: it does not know the "
                 f"recurrence of a {type(module).__name__}, a FusedRNN that overrides _layer"
             )
         log = self._new_call(call)
-        if isinstance(module, FusedRNN) and add_sinks(log, call, outputs):
+        if add_sinks(log, call):
             return results
         if call.random_state is not None and call.input.device.type != "cpu":
             raise RuntimeError(
@@ -263,7 +270,7 @@ class GradientFlow:
                 f"between its layers cannot be had again on {call.input.device}"
             )
         output = results[0].transpose(0, 1) if batch_first else results[0]
-        return record_at(StackCall(call, output), log, batch_first, results)
+        return record_at(KeptCall(call, output), log, batch_first, results)
 
     def _new_call(self, call: RecurrentCall) -> CallLog:
         position, name = self._names[call.module]
@@ -375,7 +382,7 @@ class _ModuleCall(TorchFunctionMode):
         call, batch_first = torch_call(self.module, func, args, kwargs, self._sample_order)
         if call.dropout:
             call = dataclasses.replace(call, random_state=random_state)
-        return self._flow.record(call, results, (), batch_first)
+        return self._flow.record(call, results, batch_first)
 
     def _sample_order(self, batch_sizes: Tensor) -> Tensor | None:
         """The order of a packed call's samples. Torch's ``forward`` keeps it to itself."""

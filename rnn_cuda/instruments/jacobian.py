@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from rnn_cuda.arguments import check_int, check_positive_int
-from rnn_cuda.instruments._graded import GradedProduct
-from rnn_cuda.instruments._layers import WIDE, Recurrent, State, steps_of
-from rnn_cuda.instruments._segments import SegmentLength, largest, normalised
-from rnn_cuda.instruments._steps import Steps
+from rnn_cuda.linear_algebra import GradedProduct, SegmentLength, largest, normalised
+from rnn_cuda.trajectory import WIDE, Recurrent, State, Trajectory, trajectory_of
 
 _LN10 = math.log(10)
 _SPREAD = 1e6  # six of 16 digits of the smallest singular value
@@ -73,21 +71,23 @@ def jacobian_norm(
     step.
 
     """
-    steps = steps_of(module, input, hx, layer=layer, reverse=reverse)
-    end, lags = _check_lags(lags, end, steps.length)
+    trajectory = trajectory_of(module, input, hx, layer=layer, reverse=reverse)
+    end, lags = _check_lags(lags, end, trajectory.length)
     if probes is None:
-        block = torch.eye(steps.size, dtype=WIDE, device=steps.states.device)
-        block = block.expand(steps.batch, -1, -1)
+        block = torch.eye(trajectory.size, dtype=WIDE, device=trajectory.states.device)
+        block = block.expand(trajectory.batch, -1, -1)
     else:
         check_positive_int("probes", probes)
-        block = _signs((steps.batch, probes, steps.size), steps.states.device, generator)
-    by_lag = _log_norms_by_lag(steps, block, end, max(lags))
+        block = _signs(
+            (trajectory.batch, probes, trajectory.size), trajectory.states.device, generator
+        )
+    by_lag = _log_norms_by_lag(trajectory, block, end, max(lags))
     if probes is not None:
         by_lag = by_lag - math.log(probes) / 2
     return by_lag[list(lags)] / _LN10
 
 
-def _log_norms_by_lag(steps: Steps, block: Tensor, end: int, furthest: int) -> Tensor:
+def _log_norms_by_lag(trajectory: Trajectory, block: Tensor, end: int, furthest: int) -> Tensor:
     """Log of the root of the summed squares of the pulled rows: ``(furthest + 1, B)``."""
     rows, log_scale = normalised(block)
     found = [torch.logsumexp(2 * log_scale, dim=-1).unsqueeze(0) / 2]
@@ -95,7 +95,7 @@ def _log_norms_by_lag(steps: Steps, block: Tensor, end: int, furthest: int) -> T
     stop = end
     while stop > end - furthest:
         start = stop - length.up_to(stop - (end - furthest))
-        pulled, log_norms = normalised(steps.pull_each(rows, start, stop))
+        pulled, log_norms = normalised(trajectory.pull_each(rows, start, stop))
         alive = log_scale > -math.inf
         if not length.accepts(stop - start, largest(log_norms.abs()[:, alive])):
             continue
@@ -147,16 +147,16 @@ def jacobian_singular_values(
     and about ten sweeps of rotations, O(S^3) each, per lag. Memory: a few S^2 per sample and lag.
 
     """
-    steps = steps_of(module, input, hx, layer=layer, reverse=reverse)
-    end, lags = _check_lags(lags, end, steps.length)
-    product = GradedProduct(steps.batch, steps.size, steps.states.device)
-    length = SegmentLength(steps.batch * steps.size * steps.size, _SPREAD)
+    trajectory = trajectory_of(module, input, hx, layer=layer, reverse=reverse)
+    end, lags = _check_lags(lags, end, trajectory.length)
+    product = GradedProduct(trajectory.batch, trajectory.size, trajectory.states.device)
+    length = SegmentLength(trajectory.batch * trajectory.size * trajectory.size, _SPREAD)
     values = {}
     stop = end
     for lag in sorted(set(lags)):
         while stop > end - lag:
             start = stop - length.up_to(stop - (end - lag))
-            factors = product.times(steps.pull(product.basis.mT, start, stop).mT)
+            factors = product.times(trajectory.pull(product.basis.mT, start, stop).mT)
             if length.accepts(stop - start, *factors.extent):
                 product = factors.product
                 stop = start

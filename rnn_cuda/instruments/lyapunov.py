@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from rnn_cuda.arguments import check_int, check_positive_int
-from rnn_cuda.instruments._layers import WIDE, Recurrent, State, steps_of
-from rnn_cuda.instruments._segments import SegmentLength, extent, log_diagonal, normalised
-from rnn_cuda.instruments._steps import Steps
+from rnn_cuda.linear_algebra import SegmentLength, extent, log_diagonal, normalised
+from rnn_cuda.trajectory import WIDE, Recurrent, State, Trajectory, trajectory_of
 
 # How far apart a segment may drive the tangents, as a factor: it costs as many digits of R_ii.
 _SPREAD = 1e6
@@ -72,8 +71,8 @@ def lyapunov_exponents(
     trajectory, and K * S numbers per sample and step of a segment, at most 32 MiB or one step.
 
     """
-    steps, warmup = prepare(module, input, hx, count, warmup, layer, reverse)
-    return exponents_of(steps, count, warmup, _SPREAD, generator)
+    trajectory, warmup = prepare(module, input, hx, count, warmup, layer, reverse)
+    return exponents_of(trajectory, count, warmup, _SPREAD, generator)
 
 
 def relaxation_time(exponent: Tensor | float) -> Tensor:
@@ -100,49 +99,54 @@ def prepare(
     warmup: int | None,
     layer: int,
     reverse: bool,
-) -> tuple[Steps, int]:
-    """Check arguments; return the steps of the layer and how many of them do not count."""
+) -> tuple[Trajectory, int]:
+    """Check arguments; return the trajectory of the layer and how many steps do not count."""
     check_positive_int("count", count)
-    steps = steps_of(module, input, hx, layer=layer, reverse=reverse)
-    if count > steps.size:
+    trajectory = trajectory_of(module, input, hx, layer=layer, reverse=reverse)
+    if count > trajectory.size:
         raise ValueError(
-            f"count: expected at most {steps.size}, the size of the state; got {count}"
+            f"count: expected at most {trajectory.size}, the size of the state; got {count}"
         )
     if warmup is None:
-        warmup = steps.length // 10
+        warmup = trajectory.length // 10
     check_int("warmup", warmup)
-    if not 0 <= warmup < steps.length:
+    if not 0 <= warmup < trajectory.length:
         raise ValueError(
-            f"warmup: expected 0 to {steps.length - 1}, less than the length of input; got {warmup}"
+            f"warmup: expected 0 to {trajectory.length - 1}, less than the length of input; "
+            f"got {warmup}"
         )
-    return steps, warmup
+    return trajectory, warmup
 
 
 def exponents_of(
-    steps: Steps, count: int, warmup: int, spread: float, generator: torch.Generator | None
+    trajectory: Trajectory,
+    count: int,
+    warmup: int,
+    spread: float,
+    generator: torch.Generator | None,
 ) -> Tensor:
-    """Return the exponents of every sample, ``(B, K)``, differentiable in what ``steps`` is.
+    """Return the exponents of every sample, ``(B, K)``, differentiable in what ``trajectory`` is.
 
     ``spread`` limits how far apart the tangents are driven between two decompositions.
     """
-    device = steps.states.device
+    device = trajectory.states.device
     start = torch.randn(
-        steps.batch,
-        steps.size,
+        trajectory.batch,
+        trajectory.size,
         count,
         dtype=WIDE,
         generator=generator,
         device=device if generator is None else generator.device,
     )
     tangents = torch.linalg.qr(start.to(device)).Q.mT  # rows, (B, K, S)
-    total = tangents.new_zeros(steps.batch, count)
+    total = tangents.new_zeros(trajectory.batch, count)
     lost = torch.zeros_like(total, dtype=torch.bool)
     length = SegmentLength(tangents.numel(), spread)
     now = 0
-    while now < steps.length:
-        border = warmup if now < warmup else steps.length
+    while now < trajectory.length:
+        border = warmup if now < warmup else trajectory.length
         stop = now + length.up_to(border - now)
-        columns, log_norms = normalised(steps.push(tangents, now, stop))
+        columns, log_norms = normalised(trajectory.push(tangents, now, stop))
         q, r = torch.linalg.qr(columns.mT)
         diagonal = log_diagonal(r)
         logs = log_norms + diagonal
@@ -152,4 +156,4 @@ def exponents_of(
         if now >= warmup:
             total = total + logs
         tangents, now = q.mT, stop
-    return (total / (steps.length - warmup)).masked_fill(lost, -math.inf)
+    return (total / (trajectory.length - warmup)).masked_fill(lost, -math.inf)

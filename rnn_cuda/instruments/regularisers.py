@@ -10,11 +10,11 @@ import math
 import torch
 from torch import Tensor
 
-from rnn_cuda.instruments._layers import WIDE, Recurrent, State
-from rnn_cuda.instruments._segments import normalised
+from rnn_cuda.cells.elman import activation_derivative
 from rnn_cuda.instruments.adjoint import check_states
 from rnn_cuda.instruments.lyapunov import exponents_of, prepare
-from rnn_cuda.reference import activation_derivative
+from rnn_cuda.linear_algebra import normalised
+from rnn_cuda.trajectory import WIDE, Recurrent, State
 
 # The derivative of a QR decomposition divides by R once more, so R is kept better conditioned than
 # for the exponents alone.
@@ -118,8 +118,8 @@ def gradient_flossing(
     all K * S * T * B tangents.
 
     """
-    steps, warmup = prepare(module, input, hx, count, warmup, layer, reverse)
-    exponents = exponents_of(steps, count, warmup, _SPREAD, generator)
+    trajectory, warmup = prepare(module, input, hx, count, warmup, layer, reverse)
+    exponents = exponents_of(trajectory, count, warmup, _SPREAD, generator)
     if exponents.isinf().any():
         finite = int(exponents.isfinite().all(0).sum())
         raise ValueError(

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from rnn_cuda.arguments import check_nonlinearity, check_positive_int, check_tensor, type_name
-from rnn_cuda.instruments._layers import WIDE, State, steps_of
-from rnn_cuda.reference import activation_derivative
+from rnn_cuda.cells import cell_of
+from rnn_cuda.cells.elman import activation_derivative
+from rnn_cuda.trajectory import WIDE, State, trajectory_of
 
 
 class Saturation(NamedTuple):
@@ -117,7 +118,8 @@ def gate_activations(
     Cost: a forward pass in Python; about ten times T B H float64 numbers.
 
     """
-    if not isinstance(module, nn.GRU | nn.LSTM):
+    cell = cell_of(module)
+    if cell is None or not cell.gate_names:
         raise TypeError(f"module should be an nn.GRU or nn.LSTM, got: {type_name(module)}")
-    gates = steps_of(module, input, hx, layer=layer, reverse=reverse).gates
+    gates = trajectory_of(module, input, hx, layer=layer, reverse=reverse).gates
     return {name: gate.flip(0) if reverse else gate for name, gate in gates.items()}

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from rnn_cuda.arguments import check_tensor
-from rnn_cuda.instruments._layers import WIDE
+from rnn_cuda.cells import cell_named
+from rnn_cuda.trajectory import WIDE
 
-_GATES = (1, 3, 4)  # Elman, GRU, LSTM
+_BLOCKS = sorted({cell_named(name).blocks for name in ("elman.tanh", "gru", "lstm")})
 
 
 class RecurrentSpectrum(NamedTuple):
@@ -48,7 +49,7 @@ def recurrent_spectrum(weight_hh: Tensor) -> RecurrentSpectrum:
     """
     check_tensor("weight_hh", weight_hh)
     shape = weight_hh.shape
-    if len(shape) < 2 or 0 in shape or shape[-2] not in [g * shape[-1] for g in _GATES]:
+    if len(shape) < 2 or 0 in shape or shape[-2] not in [g * shape[-1] for g in _BLOCKS]:
         raise ValueError(
             "weight_hh: expected shape (..., G * H, H) with G = 1, 3 or 4 square blocks, "
             f"got {tuple(shape)}"

@@ -58,8 +58,11 @@ class OperatorFunction(_SingleLevelFunction):
             cls.backward = staticmethod(untraced(cls.backward))
 
     @staticmethod
-    def flat(*args: Any) -> tuple[Sequence[Tensor | None], Any]:
-        """Divide the operator's arguments into differentiable tensors and the rest."""
+    def flat(*args: Any, **node_options: Any) -> tuple[Sequence[Tensor | None], Any]:
+        """Divide the operator's arguments into differentiable tensors and the rest.
+
+        ``node_options`` are for the node alone, not for the operator.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -70,17 +73,17 @@ class OperatorFunction(_SingleLevelFunction):
 
     @classmethod
     @untraced
-    def call(cls, *args: Any) -> Any:
-        """Call the operator, in `plain_eager_mode`."""
+    def call(cls, *args: Any, **node_options: Any) -> Any:
+        """Call the operator, in `plain_eager_mode`; ``node_options`` as in `flat`."""
         if torch.is_grad_enabled() and needs_graph(cls.flat(*args)[0]):
             # As the dispatcher does with tensors that were leaked out of a torch.func transform.
-            return cls.differentiable(*map(_unwrapped, args))
+            return cls.differentiable(*map(_unwrapped, args), **node_options)
         return cls.below_autograd(*args)
 
     @classmethod
-    def differentiable(cls, *args: Any) -> Any:
+    def differentiable(cls, *args: Any, **node_options: Any) -> Any:
         """Run the operator with a node for its derivative."""
-        tensors, options = cls.flat(*args)
+        tensors, options = cls.flat(*args, **node_options)
         outputs = cls.below_autograd(*args)
         is_list = isinstance(outputs, list)
         if is_list and not outputs:

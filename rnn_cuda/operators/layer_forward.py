@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rnn_cuda._adjoint import AdjointSink, check_recordable
+from rnn_cuda.cells.elman import activation_derivative
 from rnn_cuda.neighbours import StepNeighbours, rows_of, take, times_previous
 from rnn_cuda.operators.directions import directions_of, known_batch
 from rnn_cuda.operators.function import OperatorFunction, differentiable_again
 from rnn_cuda.operators.layer_gradients import LayerGradients, total_adjoints
 from rnn_cuda.operators.vmap import call_in_turn, check_size, fold, unfold
-from rnn_cuda.reference import activation_derivative
+from rnn_cuda.recording import Tap, check_recordable
 
 
 class Options(NamedTuple):
@@ -33,26 +33,32 @@ class Options(NamedTuple):
     cell: str
     direction: str
     batch_sizes: Tensor | None
+    tap: Tap | None = None
 
 
 class LayerForward(OperatorFunction):
-    """What eager code runs, unless a GradientFlow records it, is ``csrc/layer_node.h`` instead."""
+    """What eager code runs, but for layers that got a `Tap`, is ``csrc/layer_node.h`` instead."""
 
     operator = "layer_forward"
 
     @staticmethod
     def flat(  # pyright: ignore[reportIncompatibleMethodOverride]
-        input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], *options: Any
+        input: Tensor,
+        states: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        *options: Any,
+        tap: Tap | None = None,
     ) -> tuple[Sequence[Tensor], Options]:
         """See `OperatorFunction.flat`."""
-        return (input, *states, *weights), Options(len(states), *options)
+        return (input, *states, *weights), Options(len(states), *options, tap=tap)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Save what the rules below need."""
         *tensors, ctx.options, _ = inputs
         ctx.batch = output[1].shape[1]
-        ctx.sinks = ()  # set from outside, on the node: it is ctx
+        if ctx.options.tap is not None:
+            ctx.options.tap.is_attached = True
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, output[0])
         ctx.save_for_forward(*tensors, output[0])
@@ -61,12 +67,12 @@ class LayerForward(OperatorFunction):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Propagate adjoints."""
         input, *tensors, output = ctx.saved_tensors
-        sinks: Sequence[AdjointSink] = ctx.sinks
+        count, cell, direction, batch_sizes, tap = ctx.options
+        sinks = [] if tap is None else tap.sinks
         if sinks:
             check_recordable(grads)
         elif all(grad is None for grad in grads):
             return (None,) * (len(tensors) + 3)
-        count, cell, direction, batch_sizes = ctx.options
         needs = ctx.needs_input_grad[: 1 + len(tensors)]
         wants_vectors = any(sink.vectors for sink in sinks)
         results = LayerGradients.call_in_backward(
@@ -92,7 +98,7 @@ class LayerForward(OperatorFunction):
     def jvp(ctx: Any, saved: tuple[Any, ...], *tangents: Any) -> tuple[Tensor, Tensor]:
         """Propagate tangents."""
         input, *tensors, output = saved
-        count, cell, direction, batch_sizes = ctx.options
+        count, cell, direction, batch_sizes, _ = ctx.options
         lists = tensors[:count], tensors[count:]
         d_input, *of_tensors = tangents[: 1 + len(tensors)]
         # The tangents of what has none stay None, so that nothing is computed for them.

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from rnn_cuda._adjoint import row_norms, total_adjoint
+from rnn_cuda._adjoint import adjoint_from_delta, row_norms
+from rnn_cuda.cells.elman import activation_derivative
 from rnn_cuda.neighbours import StepNeighbours, add_at, outer_with_previous, rows_of, take
 from rnn_cuda.operators.directions import DirectionOfLayer, directions_of, known_batch
 from rnn_cuda.operators.function import (
@@ -28,7 +29,7 @@ from rnn_cuda.operators.function import (
     plain_eager_mode,
     tangent_of,
 )
-from rnn_cuda.reference import activation_derivative, compute_dtype
+from rnn_cuda.reference import compute_dtype
 
 
 class LayerGradients(OperatorFunction):
@@ -183,7 +184,7 @@ def total_adjoints(
     """dL/dh_t of all directions, shaped as the output, in compute precision."""
     grad_output, grad_h_n = grads
     adjoints = [
-        total_adjoint(
+        adjoint_from_delta(
             None if grad_output is None else its.columns(grad_output),
             None if grad_h_n is None else grad_h_n.select(0, its.number),
             its.columns(delta),

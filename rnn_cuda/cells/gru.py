@@ -1,0 +1,60 @@
+"""The GRU cell, as ``torch.nn.GRU`` has it.
+
+    h_t = (1 - z) n + z h_{t-1};  r, z = sigmoid(W x_t + U h_{t-1} + b),
+    n = tanh(W x_t + b_ih + r (U h_{t-1} + b_hh))
+
+Source: Cho et al. (2014); torch applies r behind the product with U, and keeps the state where z is
+open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rnn_cuda.cells.cell import Cell, Linearisation
+
+
+class Gates(NamedTuple):
+    """Activations, each ``(.., H)``, and what r multiplies."""
+
+    reset: Tensor
+    update: Tensor
+    new: Tensor
+    recurrent_new: Tensor
+    """``U h_{t-1} + b_hh`` of n."""
+
+
+@dataclass(frozen=True)
+class GRU(Cell):
+    """The cell; its unit carries h."""
+
+    gate_names: ClassVar[tuple[str, ...]] = ("reset", "update", "new")
+    keeping_gate: ClassVar[str | None] = "update"
+
+    def gates(self, input_sums: Tensor, recurrent_sums: Tensor) -> Gates:
+        """Return r, z, n and what r multiplies in n."""
+        input_r, input_z, input_n = input_sums.chunk(3, dim=-1)
+        recurrent_r, recurrent_z, recurrent_n = recurrent_sums.chunk(3, dim=-1)
+        r = torch.sigmoid(input_r + recurrent_r)
+        z = torch.sigmoid(input_z + recurrent_z)
+        return Gates(r, z, torch.tanh(input_n + r * recurrent_n), recurrent_n)
+
+    def carry(self, gates: tuple[Tensor, ...], carried: Tensor) -> Tensor:
+        """Return h_t."""
+        _, z, n, _ = gates
+        return n + z * (carried - n)
+
+    def linearise(self, gates: tuple[Tensor, ...], before: Tensor, after: Tensor) -> Linearisation:
+        """Return dh_t = z dh_{t-1} + ...; in n, r stands before what comes from h_{t-1}."""
+        r, z, n, recurrent_n = gates
+        gain_n = (1 - z) * (1 - n * n)
+        gain_r, gain_z = gain_n * recurrent_n * r * (1 - r), (before - n) * z * (1 - z)
+        return Linearisation(
+            gain=torch.stack([gain_r, gain_z, gain_n * r], dim=-2),
+            keep=z,
+            input_gain=torch.stack([gain_r, gain_z, gain_n], dim=-2),
+        )
