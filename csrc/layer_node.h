@@ -105,7 +105,7 @@ class LayerNode : public torch::autograd::Function<LayerNode> {
                      const OptionalTensor& batch_sizes, bool is_step) {
     if (!is_step)
       return forward_below_autograd(input, states, weights, cell, direction, batch_sizes);
-    // Views that autograd knows nothing of.
+    // Views that must not be recorded by autograd.
     const at::AutoDispatchBelowADInplaceOrView no_autograd;
     Tensors states_of_layer;
     for (const Tensor& state : states) states_of_layer.push_back(with_time(state, input.dim()));
@@ -179,7 +179,7 @@ inline Tensors run_with_node(const Tensor& input, TensorList states, TensorList 
   if (!needs_graph)
     return LayerNode::run(input, states, weights, cell, direction, batch_sizes, is_step);
   // If a hook on saved tensors throws (recomputing a checkpoint ends that way), PyTorch leaves node
-  // and outputs in possession of each other, for ever: the outputs then let go of the node.
+  // and outputs holding each other, for ever: here the outputs are detached from the node.
   Tensors saved_outputs;
   try {
     return LayerNode::apply(input, states, weights, cell, direction, batch_sizes, is_step,

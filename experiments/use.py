@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser.parse_args(words[1:])
         run.task.use(model.eval(), options, run.horizon)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read what is printed has ended; nothing more is printed
+    except BrokenPipeError:  # the reader of the output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ConfigError, CheckpointError, ReportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -178,7 +178,7 @@ def check_input_placement(
             f"expected input on {weight.device}, got {input.device}"
         )
     if input.dtype != weight.dtype:
-        check_dense("input", input)  # a quantized one is not to be told to convert to a float dtype
+        check_dense("input", input)  # no advice to convert a quantized one to a float dtype
         raise dtype_error(
             f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
             f"Convert input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"

@@ -160,7 +160,7 @@ def run_packed(
 def _scripted(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``function`` compiled: a trace then calls it, where it would unroll its loops."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # whoever traces was told of it already
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch has warned already
         return torch.jit.script(function)
 
 

@@ -195,13 +195,13 @@ DEFECTS = {
     "a shuffle in a branch": Defect(
         "share.cuh",
         "sum = Engine::sum_units(sum);",
-        "if (sample_[j] < moment_.active) sum = Engine::sum_units(sum);",
+        "if (sample_[j] < step_.active) sum = Engine::sum_units(sum);",
         "one_sm",
         "a divergent |a deadlock",
     ),
     "samples past the batch are stored": Defect(
         "share.cuh",
-        "const bool active = «sample_[j] < moment_.active»;",
+        "const bool active = «sample_[j] < step_.active»;",
         "true",
         "one_sm",
         OVERRUN,

@@ -32,10 +32,10 @@ class Call {
   using T = typename ComputeOf<Storage>::type;
   using E = typename OperandOf<Storage>::type;
 
-  // Adds its pieces to `layout`; later pieces are the caller's own. `is_second` call of the same,
-  // as the first `has_doubts`.
+  // Adds its pieces to `layout`; later pieces are the caller's own. `is_rerun` call of the same,
+  // as the first `needs_rerun`.
   Call(const Recurrence& r, const Schedule& schedule, const Plan& plan, bool keeps_states,
-       ScratchLayout& layout, bool is_second = false)
+       ScratchLayout& layout, bool is_rerun = false)
       : r_(r),
         counts_(counts_of(r.epilogue)),
         schedule_(schedule),
@@ -46,7 +46,7 @@ class Call {
         steps_per_chunk_(std::clamp<int64_t>(kRowsPerChunk / plan.rows, 1, r.time_steps)),
         use_of_hidden_(plan.template use_of_hidden<Storage>(r)),
         looks_at_sums_(leaves_out_zeros() && use_of_hidden_ == MatrixUse::Streamed &&
-                       Plan::products(r) > 0 && !is_second),
+                       Plan::products(r) > 0 && !is_rerun),
         looks_first_(leaves_out_zeros() && !looks_at_sums_),
         projects_input_(counts_.apart > 0 ||
                         (may_project() && (is_dotted() || (r.time_steps > 1 && r.input_size > 0 &&
@@ -88,7 +88,7 @@ class Call {
 
   // Where M is read but once or twice, looking at it first would take as long again. It is taken to
   // be finite, and if it is not, its products are not either: then the call must be made again.
-  bool has_doubts() const { return looks_at_sums_ && found_infinite_; }
+  bool needs_rerun() const { return looks_at_sums_ && found_infinite_; }
 
   int64_t chunk_rows() const { return plan_.rows * steps_per_chunk_; }
   // Whether all steps are one chunk, small enough to be worked on at once.

@@ -14,12 +14,12 @@ namespace rnn_cuda::cpu {
 constexpr int64_t kShallowHiddenSize = 16;
 
 template <class Storage>
-struct GradientPieces {
+struct GradientScratch {
   using T = typename ComputeOf<Storage>::type;
   using E = typename OperandOf<Storage>::type;
   using R = typename OperandOf<Storage>::of_rows;
 
-  GradientPieces(const Gradients& g, const Call<Storage>& call, ScratchLayout& layout)
+  GradientScratch(const Gradients& g, const Call<Storage>& call, ScratchLayout& layout)
       : rows(std::min(call.chunk_rows(), kRowsPerChunk)),
         sums_at_once(call.is_single_chunk() &&
                      (call.plan().threads == 1 || call.plan().cut_hidden)),

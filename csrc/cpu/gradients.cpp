@@ -26,7 +26,7 @@ class GradientWorker {
   using R = typename OperandOf<Storage>::of_rows;
 
  public:
-  GradientWorker(const Gradients& g, const Call<Storage>& call, GradientPieces<Storage>& pieces,
+  GradientWorker(const Gradients& g, const Call<Storage>& call, GradientScratch<Storage>& pieces,
                  char* scratch, SpinBarrier& barrier, int thread)
       : g_(g),
         r_(g.backward),
@@ -428,7 +428,7 @@ class GradientWorker {
   const Gradients& g_;
   const Recurrence& r_;
   const Call<Storage>& call_;
-  GradientPieces<Storage>& pieces_;
+  GradientScratch<Storage>& pieces_;
   char* const scratch_;
   SpinBarrier& barrier_;
   const int thread_;
@@ -451,7 +451,7 @@ void run_typed(const Gradients& g, int threads) {
     const Plan plan = Plan::make<T>(g.backward, schedule.total_rows(), g.input_size, threads);
     ScratchLayout layout;
     const Call<Storage> call(g.backward, schedule, plan, /*keeps_states=*/true, layout);
-    GradientPieces<Storage> pieces(g, call, layout);
+    GradientScratch<Storage> pieces(g, call, layout);
     const Scratch memory(layout);
     SpinBarrier barrier;
     threads = run_team(plan.threads, [&](int thread) {

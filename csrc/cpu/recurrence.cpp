@@ -16,10 +16,10 @@ template <class Storage>
 void run_typed(const Recurrence& r, int threads) {
   using T = typename ComputeOf<Storage>::type;
   const Schedule schedule(r);
-  for (bool is_second = false;;) {
+  for (bool is_rerun = false;;) {
     const Plan plan = Plan::make<T>(r, schedule.total_rows(), r.input_size, threads);
     ScratchLayout layout;
-    const Call<Storage> call(r, schedule, plan, /*keeps_states=*/false, layout, is_second);
+    const Call<Storage> call(r, schedule, plan, /*keeps_states=*/false, layout, is_rerun);
     const Scratch memory(layout);
     char* const scratch = memory.data();
     SpinBarrier barrier;
@@ -31,8 +31,8 @@ void run_typed(const Recurrence& r, int threads) {
           .run([](int64_t, int64_t) {}, [](int64_t, int64_t) {});
     });
     if (threads == plan.threads) {
-      if (!call.has_doubts()) return;
-      is_second = true;
+      if (!call.needs_rerun()) return;
+      is_rerun = true;
     }
   }
 }

@@ -95,7 +95,7 @@ RNN_CUDA_DEVICE int cluster_size() {
   return static_cast<int>(size);
 }
 
-// Not .aligned: whoever comes from a branch that one thread took need not be one warp again yet.
+// Not .aligned: after a branch that one thread took, the threads may not be one warp again yet.
 RNN_CUDA_DEVICE void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release;" ::: "memory");
   asm volatile("barrier.cluster.wait.acquire;" ::: "memory");

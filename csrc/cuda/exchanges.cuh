@@ -185,8 +185,8 @@ class InCluster {
     }
   }
 
-  // By now every block has got all that was sent to it; but whoever stores into a block's memory
-  // must not find it gone.
+  // By now every block has received all that was sent to it. But a block that still stores into
+  // another one's memory must not find it gone.
   __device__ __forceinline__ void end() { device::cluster_sync(); }
 
  private:

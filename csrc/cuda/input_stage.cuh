@@ -33,13 +33,14 @@ class InputStage {
     return words_ + (step & 1) * p_.columns * static_cast<int>(p_.layout.input_pitch);
   }
 
-  __device__ __forceinline__ void fetch(const TileInTime& tile, const Moment& moment) {
+  __device__ __forceinline__ void fetch(const TileInTime& tile, const TimeStep& time_step) {
 #pragma unroll
     for (int i = 0; i < kHeld; ++i)
-      if (column_[i] >= 0) held_[i] = read(tile, moment, column_[i], word_[i]);
+      if (column_[i] >= 0) held_[i] = read(tile, time_step, column_[i], word_[i]);
   }
 
-  __device__ __forceinline__ void store(const TileInTime& tile, const Moment& moment, int step) {
+  __device__ __forceinline__ void store(const TileInTime& tile, const TimeStep& time_step,
+                                        int step) {
     const int pitch = static_cast<int>(p_.layout.input_pitch);
 #pragma unroll
     for (int i = 0; i < kHeld; ++i)
@@ -47,7 +48,7 @@ class InputStage {
     // More than a thread likes to hold.
     for (int item = threadIdx.x + kHeld * blockDim.x; item < count_; item += blockDim.x) {
       const int column = item / words_per_sample_, word = item % words_per_sample_;
-      words(step)[column * pitch + word] = Engine::word_of(read(tile, moment, column, word));
+      words(step)[column * pitch + word] = Engine::word_of(read(tile, time_step, column, word));
     }
   }
 
@@ -56,11 +57,11 @@ class InputStage {
 
   using Raw = typename Engine::RawWord;
 
-  __device__ __forceinline__ Raw read(const TileInTime& tile, const Moment& moment, int column,
+  __device__ __forceinline__ Raw read(const TileInTime& tile, const TimeStep& time_step, int column,
                                       int word) const {
     const int sample = tile.sample(column);
-    if (sample >= moment.active) return Raw();
-    const T* x = tile.find<T>(r_.input, moment.t, moment.row, sample);
+    if (sample >= time_step.active) return Raw();
+    const T* x = tile.find<T>(r_.input, time_step.t, time_step.row, sample);
     return Engine::raw_word(FeatureView<T>{x, p_.input_size}, word);
   }
 

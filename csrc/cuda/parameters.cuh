@@ -1,4 +1,4 @@
-// What a persistent kernel is told, and how it finds its way in memory and in time.
+// The parameters of a persistent kernel, and where things lie in memory and in time.
 #pragma once
 
 #include "device.h"
@@ -99,11 +99,11 @@ class TileInTime {
 };
 
 // One time step of a tile.
-struct Moment {
+struct TimeStep {
   int t, active, active_after;
   int64_t row;
 
-  __device__ __forceinline__ Moment(const TileInTime& tile, int step)
+  __device__ __forceinline__ TimeStep(const TileInTime& tile, int step)
       : t(tile.time_of(step)),
         active(tile.active(t)),
         active_after(tile.active_after(t)),

@@ -46,19 +46,19 @@ class Walker {
 #pragma unroll 1
     for (int step = 0; step < tile_.steps(); ++step) {
       const bool has_next = step + 1 < tile_.steps();
-      const Moment moment(tile_, step);
+      const TimeStep time_step(tile_, step);
       Terms terms[Engine::kShares];
-      if (has_tile(0)) read_terms(moment, 0, 0, terms);
+      if (has_tile(0)) read_terms(time_step, 0, 0, terms);
       const uint32_t* state = exchange_.wait(step);
 #pragma unroll 1
       for (int round = 0; round < p_.row_rounds; ++round) {
 #pragma unroll 1
         for (int group = 0; group < p_.column_groups; ++group) {
-          if (round + group > 0 && has_tile(round)) read_terms(moment, round, group, terms);
+          if (round + group > 0 && has_tile(round)) read_terms(time_step, round, group, terms);
           float z[Engine::kOutputs];
           multiply(round, group, state, input_.words(step), z);
           if (p_.depth_split > 1) add_slices(round, z);
-          if (has_tile(round)) finish(moment, round, group, terms, z, has_next);
+          if (has_tile(round)) finish(time_step, round, group, terms, z, has_next);
         }
       }
       if (p_.input_depth > 0 && has_next) stage_input(step + 1);
@@ -79,9 +79,9 @@ class Walker {
   __device__ __forceinline__ bool is_mine(int share) const {
     return (my_shares_ >> share & 1u) != 0;
   }
-  __device__ __forceinline__ Share<Engine> share_of(const Moment& moment, int round, int group,
+  __device__ __forceinline__ Share<Engine> share_of(const TimeStep& time_step, int round, int group,
                                                     int share, int lane) const {
-    return Share<Engine>(p_, r_, tile_, moment, row_tile(round), group * Engine::kColumns, share,
+    return Share<Engine>(p_, r_, tile_, time_step, row_tile(round), group * Engine::kColumns, share,
                          lane);
   }
 
@@ -103,7 +103,7 @@ class Walker {
       if (exchange_.states(1) != exchange_.states(0)) exchange_.states(1)[item] = 0;
     }
     if (p_.input_depth > 0) {
-      input_.fetch(tile_, Moment(tile_, 0));
+      input_.fetch(tile_, TimeStep(tile_, 0));
       stage_input(0);
     }
     exchange_.begin();
@@ -111,8 +111,8 @@ class Walker {
 
   // Stores the input of that step, and asks for the one after it: it has a whole step to come.
   __device__ __forceinline__ void stage_input(int step) {
-    input_.store(tile_, Moment(tile_, step), step);
-    if (step + 1 < tile_.steps()) input_.fetch(tile_, Moment(tile_, step + 1));
+    input_.store(tile_, TimeStep(tile_, step), step);
+    if (step + 1 < tile_.steps()) input_.fetch(tile_, TimeStep(tile_, step + 1));
   }
 
   __device__ __forceinline__ void multiply(int round, int group, const uint32_t* state,
@@ -153,15 +153,15 @@ class Walker {
   // What the epilogue needs besides the sums. Read before they are computed, so that one hides the
   // other. (The lane is opaque here and below: addresses that were kept for all steps would fill
   // the registers, which are for weights.)
-  __device__ __forceinline__ void read_terms(const Moment& moment, int round, int group,
+  __device__ __forceinline__ void read_terms(const TimeStep& time_step, int round, int group,
                                              Terms (&terms)[Engine::kShares]) const {
     const int lane = device::opaque(lane_);
 #pragma unroll
     for (int share = 0; share < Engine::kShares; ++share)
-      if (is_mine(share)) share_of(moment, round, group, share, lane).read(terms[share]);
+      if (is_mine(share)) share_of(time_step, round, group, share, lane).read(terms[share]);
   }
 
-  __device__ __forceinline__ void finish(const Moment& moment, int round, int group,
+  __device__ __forceinline__ void finish(const TimeStep& time_step, int round, int group,
                                          const Terms (&terms)[Engine::kShares],
                                          const float (&sums)[Engine::kOutputs], bool has_next) {
     const int lane = device::opaque(lane_);
@@ -169,7 +169,7 @@ class Walker {
 #pragma unroll
     for (int share = 0; share < Engine::kShares; ++share) {
       if (!is_mine(share)) continue;
-      const Share<Engine> mine = share_of(moment, round, group, share, lane);
+      const Share<Engine> mine = share_of(time_step, round, group, share, lane);
       Values z;
 #pragma unroll
       for (int j = 0; j < Engine::kShareSamples; ++j) {

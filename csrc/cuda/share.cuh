@@ -22,12 +22,12 @@ class Share {
   using Values = float[kSamples][kUnits];
 
   __device__ __forceinline__ Share(const WalkParameters& p, const Recurrence& r,
-                                   const TileInTime& tile, const Moment& moment, int row_tile,
+                                   const TileInTime& tile, const TimeStep& time_step, int row_tile,
                                    int first_column, int share, int lane)
       : p_(p),
         r_(r),
         tile_(tile),
-        moment_(moment),
+        step_(time_step),
         lane_(lane),
         unit_(row_tile * Engine::kRows + Engine::unit(lane, share)) {
 #pragma unroll
@@ -35,8 +35,8 @@ class Share {
       sample_[j] = tile.sample(first_column + Engine::column(lane, share, j));
   }
 
-  // What is added to the sums, and what the epilogue reads, as it lies in device memory: whoever
-  // widened or added it here would wait for it here.
+  // What is added to the sums, and what the epilogue reads, as it lies in device memory: widening
+  // or adding it here would wait for it here.
   struct Terms {
     uint32_t addend[kSamples][kUnits];
     uint32_t operand[kSamples][kUnits];
@@ -69,14 +69,14 @@ class Share {
     const bool skips_zero = r_.initial == nullptr && !r_.multiplies_zero_initial;
 #pragma unroll
     for (int j = 0; j < kSamples; ++j) {
-      const bool is_first = moment_.is_first(r_, sample_[j]);
+      const bool is_first = step_.is_first(r_, sample_[j]);
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
         const float addend = r_.wide_addend ? device::float_of(terms.addend[j][u])
                                             : device::widen<T>(terms.addend[j][u]);
         z[j][u] = (skips_zero && is_first ? 0 : z[j][u]) + (addend + terms.bias[u]);
       }
-      if (r_.first_addend == nullptr || !is_first || sample_[j] >= moment_.active) continue;
+      if (r_.first_addend == nullptr || !is_first || sample_[j] >= step_.active) continue;
       const T* const first_addend = state_at(r_.first_addend, j);
 #pragma unroll
       for (int u = 0; u < kUnits; ++u)
@@ -92,8 +92,7 @@ class Share {
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) sum += inside(u) ? double(z[j][u]) * double(z[j][u]) : 0.0;
       sum = Engine::sum_units(sum);
-      if (Engine::has_sum(lane_) && sample_[j] < moment_.active)
-        parts[moment_.row + sample_[j]] = sum;
+      if (Engine::has_sum(lane_) && sample_[j] < step_.active) parts[step_.row + sample_[j]] = sum;
     }
   }
 
@@ -111,10 +110,10 @@ class Share {
     const bool keeps = r_.reverse && r_.initial != nullptr;
 #pragma unroll
     for (int j = 0; j < kSamples; ++j) {
-      const bool active = sample_[j] < moment_.active;
+      const bool active = sample_[j] < step_.active;
       T* const output =
-          static_cast<T*>(r_.output) + (moment_.row + sample_[j]) * p_.hidden_size + unit_;
-      const bool is_last = r_.last != nullptr && moment_.is_last(r_, sample_[j]);
+          static_cast<T*>(r_.output) + (step_.row + sample_[j]) * p_.hidden_size + unit_;
+      const bool is_last = r_.last != nullptr && step_.is_last(r_, sample_[j]);
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
         const T s = device::from_float<T>(z[j][u]);
@@ -144,18 +143,17 @@ class Share {
   __device__ __forceinline__ void load(uint32_t (&to)[kSamples][kUnits], const Rows& rows) const {
 #pragma unroll
     for (int j = 0; j < kSamples; ++j) {
-      const Stored* const from =
-          tile_.find<Stored>(rows, moment_.t, moment_.row, sample_[j]) + unit_;
+      const Stored* const from = tile_.find<Stored>(rows, step_.t, step_.row, sample_[j]) + unit_;
 #pragma unroll
       for (int u = 0; u < kUnits; ++u)
-        if (sample_[j] < moment_.active && inside(u)) to[j][u] = device::bits_of(from[u * kStep]);
+        if (sample_[j] < step_.active && inside(u)) to[j][u] = device::bits_of(from[u * kStep]);
     }
   }
 
   const WalkParameters& p_;
   const Recurrence& r_;
   const TileInTime& tile_;
-  const Moment& moment_;
+  const TimeStep& step_;
   int lane_, unit_;
   int sample_[kSamples];
 };

@@ -23,7 +23,7 @@ class TruncatedBPTTConfig(Config):
 class TruncatedBPTT(Remedy):
     """Truncated backpropagation through time (Williams & Peng 1990); a control.
 
-    The state is carried across a cut, its gradient is not. So no weight is ever told of a
+    The state is carried across a cut, its gradient is not. So no weight ever gets a gradient from a
     dependency longer than a segment. Evaluation and probes know no cuts.
     """
 

@@ -116,7 +116,7 @@ WORDS: dict[str, tuple[_Segment, ...]] = {
 
 @dataclass(frozen=True)
 class Voice:
-    """How somebody speaks.
+    """How one speaker speaks.
 
     Attributes:
         pitch: of the glottal pulses, Hz.
@@ -140,7 +140,7 @@ class Voice:
 
     @classmethod
     def draw(cls, generator: np.random.Generator) -> Voice:
-        """Draw somebody: a low, a high or a middle voice, the vocal tract to match."""
+        """Draw a speaker: a low, a high or a middle voice, the vocal tract to match."""
         height = generator.uniform(0, 1)
         return cls(
             pitch=90 * 2.6 ** (height + generator.normal(0, 0.08)),

@@ -92,7 +92,7 @@ def draw(
 ) -> tuple[Tensor, Tensor]:
     """Draw sentences in which so many words come after the deciding adjective.
 
-    A third of all pairs of a modifier and an adjective are in held-out sentences alone: whoever is
+    A third of all pairs of a modifier and an adjective are in held-out sentences alone: a model
     trained on the others has read "not good" and "hardly bad", but never "hardly good".
 
     Args:

@@ -40,7 +40,7 @@ class SpokenError(ValueError):
 
 @dataclass(frozen=True)
 class Clip:
-    """A digit as somebody said it once; ``load`` returns the samples."""
+    """One recording of a digit; ``load`` returns the samples."""
 
     digit: int
     speaker: str

@@ -1,4 +1,4 @@
-"""C++ compiler, ninja, and what PyTorch asks of whoever compiles against it."""
+"""C++ compiler, ninja, and what PyTorch needs to be compiled against."""
 
 from __future__ import annotations
 

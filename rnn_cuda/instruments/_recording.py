@@ -308,7 +308,7 @@ def torch_call(
 class KeptCall:
     """A `RecurrentCall` with its output, detached: what a backward pass needs to find adjoints.
 
-    It keeps no graph, and no copies either: whoever modifies a weight in place is noticed. What a
+    It keeps no graph, and no copies either: a weight that is modified in place is noticed. What a
     module returns are the states of its last layer. Lower layers are recomputed, one at a time, by
     the functions and with the dropout masks of the call: to the bit what it computed, on a CPU.
     """

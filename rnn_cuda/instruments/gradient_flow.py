@@ -306,7 +306,7 @@ class _Caller:
 
     def remove(self) -> bool:
         """Step aside; return whether this, or another flow's, was still in its place."""
-        self._flow = None  # somebody who came after may call this still
+        self._flow = None  # a later wrapper may still call this
         current = self.module.__dict__.get(self.PLACE)
         while isinstance(current, _Caller) and current._flow is None:
             current = current._before
