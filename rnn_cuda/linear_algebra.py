@@ -228,3 +228,17 @@ def _next_round(top: Tensor, bottom: Tensor) -> Tensor:
 
 def _take_rows(matrix: Tensor, order: Tensor) -> Tensor:
     return matrix.gather(-2, order.unsqueeze(-1).expand_as(matrix))
+
+
+def row_norms(rows: Tensor) -> Tensor:
+    """Euclidean norms over the last dimension, in float64.
+
+    They reach down to where the values themselves vanish. Squares of narrower types cannot vanish
+    in float64; those of float64, in units of a row's largest value, are of no consequence if they
+    do.
+    """
+    if rows.dtype != torch.float64:
+        return torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
+    unit = rows.detach().abs().amax(-1)
+    unit = torch.where((unit == 0) | unit.isinf(), 1.0, unit)
+    return unit * torch.linalg.vector_norm(rows / unit.unsqueeze(-1), dim=-1)

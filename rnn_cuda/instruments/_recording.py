@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnn_cuda import autocast
-from rnn_cuda._adjoint import row_norms
 from rnn_cuda._dynamo import untraced
 from rnn_cuda.cells import Cell, Weights, cell_named, recurrent_matrix
 from rnn_cuda.instruments.adjoint import Adjoints, LayerRun, Wanted, adjoint_sweep
+from rnn_cuda.linear_algebra import row_norms
 from rnn_cuda.modules import ElmanStack
 from rnn_cuda.recording import RecurrentCall, check_recordable
 from rnn_cuda.reference import compute_dtype

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from rnn_cuda import backend
-from rnn_cuda._adjoint import adjoint_from_delta, row_norms
 from rnn_cuda.arguments import check_bool, check_nonlinearity, check_tensor
 from rnn_cuda.cells import Cell, Linearisation, Weights
 from rnn_cuda.cells.elman import activation_derivative
 from rnn_cuda.functional import linear_recurrence
-from rnn_cuda.linear_algebra import normalised
+from rnn_cuda.linear_algebra import normalised, row_norms
 from rnn_cuda.neighbours import StepNeighbours, add_at, rows_of, take
+from rnn_cuda.operators.layer_gradients import adjoint_from_delta
 from rnn_cuda.reference import time_slices
 from rnn_cuda.trajectory import WIDE
 

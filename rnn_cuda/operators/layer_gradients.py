@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from rnn_cuda._adjoint import adjoint_from_delta, row_norms
 from rnn_cuda.cells.elman import activation_derivative
+from rnn_cuda.linear_algebra import row_norms
 from rnn_cuda.neighbours import StepNeighbours, add_at, outer_with_previous, rows_of, take
 from rnn_cuda.operators.directions import DirectionOfLayer, directions_of, known_batch
 from rnn_cuda.operators.function import (
@@ -194,6 +194,26 @@ def total_adjoints(
         for its in directions
     ]
     return adjoints[0] if len(adjoints) == 1 else torch.cat(adjoints, -1)
+
+
+def adjoint_from_delta(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    delta: Tensor,
+    weight_hh: Tensor,
+    neighbours: StepNeighbours,
+) -> Tensor:
+    """a_t = g_t + U^T delta_{t+1} of an Elman layer, with delta_t = dL/dz_t and dL/dh_n at the end.
+
+    Shaped as delta, in compute precision.
+    """
+    wide = compute_dtype(delta.dtype)
+    delta_rows, weight = rows_of(delta).to(wide), weight_hh.to(wide)
+    direct = torch.zeros_like(delta_rows) if grad_output is None else rows_of(grad_output).to(wide)
+    adjoint = add_at(direct, neighbours.previous, take(delta_rows, neighbours.current) @ weight)
+    if grad_h_n is not None:
+        adjoint = add_at(adjoint, neighbours.last, grad_h_n.to(wide))
+    return adjoint.view(delta.shape)
 
 
 def fake(
