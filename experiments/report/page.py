@@ -175,20 +175,18 @@ def _content(
             )
         )
     records = [entry.record for entry in found.entries if entry.record is not None]
-    studies = [
-        {
-            "name": as_line(study.name),
-            "about": as_line(study.about) if study.about != "-" else "",
-            "command": as_line(study.command),
-            "runs": len(study.entries),
-            "kernel": tables.conclusions(replace(study, entries=[], expected={})),
-        }
-        for study in found.studies
-    ]
+    studies: dict[tuple[str, ...], dict[str, Any]] = {}
+    for study in found.studies:  # those of one sweep have one command
+        about = as_line(study.about) if study.about != "-" else ""
+        named = (as_line(study.name), about, as_line(study.command))
+        heading = dict(zip(("name", "about", "command"), named, strict=True))
+        its = studies.setdefault(named, heading | {"runs": 0, "kernel": []})
+        its["runs"] += len(study.entries)
+        its["kernel"] += tables.conclusions(replace(study, entries=[], expected={}))
     return {
         "title": as_line(", ".join(dict.fromkeys(study.name for study in found.studies))) or "Runs",
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "studies": studies,
+        "studies": list(studies.values()),
         "runs": len(found.entries),
         "records": len(records),
         "provenance": provenance(records),

@@ -34,8 +34,8 @@ inline double apply(Epilogue epilogue, double z, double e) {
     case Epilogue::ElmanReluBackward: return e <= 0 ? 0 : z;
     case Epilogue::ElmanSigmoidBackward: return z * e * (1 - e);
     case Epilogue::ElmanLinear: return z * e;
+    default: std::abort();
   }
-  std::abort();
 }
 
 }  // namespace check
