@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <optional>
 
 #include "scratch.h"
 #include "walker.h"
@@ -29,6 +30,7 @@ inline bool is_flat(int64_t hidden_size, int64_t input_size) {
 template <class Storage>
 class Call {
  public:
+  Call(const Call&) = delete;
   using T = typename ComputeOf<Storage>::type;
   using E = typename OperandOf<Storage>::type;
 
@@ -41,7 +43,8 @@ class Call {
         schedule_(schedule),
         plan_(plan),
         panels_(plan.template panels<T>(r)),
-        input_panels_(panels_of_input()),
+        own_input_panels_(own_panels_of_input()),
+        input_panels_(own_input_panels_ ? *own_input_panels_ : panels_),
         keeps_states_(keeps_states),
         steps_per_chunk_(std::clamp<int64_t>(kRowsPerChunk / plan.rows, 1, r.time_steps)),
         use_of_hidden_(plan.template use_of_hidden<Storage>(r)),
@@ -187,8 +190,8 @@ class Call {
   bool is_dotted() const { return counts_.sums == 1 && is_flat(r_.hidden_size, r_.input_size); }
 
   // Each unit's columns of W x + b: those of M, and behind them what stays apart.
-  Panels<T> panels_of_input() const {
-    if (counts_.apart == 0) return panels_;
+  std::optional<Panels<T>> own_panels_of_input() const {
+    if (counts_.apart == 0) return std::nullopt;
     return Panels<T>(r_.hidden_size, 1, plan_.cut_hidden ? plan_.threads : 1,
                      counts_.sums + counts_.apart);
   }
@@ -231,7 +234,9 @@ class Call {
   const Counts counts_;
   const Schedule& schedule_;
   const Plan plan_;
-  const Panels<T> panels_, input_panels_;
+  const Panels<T> panels_;
+  const std::optional<Panels<T>> own_input_panels_;  // where they differ
+  const Panels<T>& input_panels_;
   const bool keeps_states_;
   const int64_t steps_per_chunk_;
   const MatrixUse use_of_hidden_;

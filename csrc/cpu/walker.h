@@ -29,8 +29,8 @@ struct Team {
   Counts counts;
   const Schedule& schedule;
   const Plan& plan;
-  Panels<T> panels;        // of the sums
-  Panels<T> input_panels;  // of W x + b: the same, but for what stays apart
+  const Panels<T>& panels;        // of the sums
+  const Panels<T>& input_panels;  // of W x + b: the same, but for what stays apart
   int64_t steps_per_chunk;
   // A chunk's slots lie one behind the other until it ends; else two slots take turns.
   bool keeps_states;
