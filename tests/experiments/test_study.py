@@ -102,6 +102,7 @@ def test_every_study_stands_in_the_docs():
         assert f"[{name}](studies/{name}.md)" in page or f"`{name}`" in page
     for name in re.findall(r"\(studies/(\w+)\.md\)", page):
         written = (ROOT / "docs" / "studies" / f"{name}.md").read_text()
-        assert re.search(r"    python -m experiments\.run experiment=\w+ .*budget=\w+\n", written)
+        assert re.search(r"    python -m experiments\.run .*\bexperiment=\w+", written)
+        assert re.search(r"    python -m experiments\.run .*\bbudget=\w+", written)
         for figure in re.findall(r"\(<(.*)>\)", written):
             assert (ROOT / "docs" / "studies" / figure).exists()
