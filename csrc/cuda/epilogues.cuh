@@ -22,7 +22,7 @@ struct Math {
 
 template <class Epilogue, class T>
 __device__ __forceinline__ T applied(T z, T e) {
-  if constexpr (is_simple(Epilogue::kCounts)) {
+  if constexpr (kIsSimple<Epilogue>) {
     Unit<T, Epilogue> unit;
     unit.sums[0] = z;
     unit.operands[0] = e;
