@@ -37,15 +37,15 @@ inline void check_devices(const Tensor& input, TensorList states, TensorList wei
 
 inline Tensors forward_below_autograd(const Tensor& input, TensorList states, TensorList weights,
                                       std::string_view cell, std::string_view direction,
-                                      const OptionalTensor& batch_sizes) {
+                                      const OptionalTensor& batch_sizes, bool saves) {
   static const auto call =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("rnn_cuda::layer_forward", "")
           .typed<Tensors(const Tensor&, TensorList, TensorList, std::string_view, std::string_view,
-                         const OptionalTensor&)>();
+                         const OptionalTensor&, bool)>();
   check_devices(input, states, weights, batch_sizes);
   const at::AutoDispatchBelowAutograd no_autograd;
-  return call.call(input, states, weights, cell, direction, batch_sizes);
+  return call.call(input, states, weights, cell, direction, batch_sizes, saves);
 }
 
 // With autograd kernels, unless only numbers are wanted.
@@ -80,48 +80,53 @@ class LayerNode : public torch::autograd::Function<LayerNode> {
   // Also fills a list with what the node saves of its own outputs.
   static Tensors forward(Context* context, const Tensor& input, TensorList states,
                          TensorList weights, std::string_view cell, std::string_view direction,
-                         const OptionalTensor& batch_sizes, bool is_step, Tensors* saved_outputs) {
-    const Tensors results = run(input, states, weights, cell, direction, batch_sizes, is_step);
+                         const OptionalTensor& batch_sizes, bool saves, bool is_step,
+                         Tensors* saved_outputs) {
+    Tensors results = run(input, states, weights, cell, direction, batch_sizes, saves, is_step);
     context->set_materialize_grads(false);
-    const Tensor& output = results[0];
+    const Tensor output = results[0];
     Tensors saved = {input};
     saved.insert(saved.end(), states.begin(), states.end());
     saved.insert(saved.end(), weights.begin(), weights.end());
-    saved.push_back(output);
-    context->save_for_backward(std::move(saved));
-    *saved_outputs = {output};
     auto& data = context->saved_data;
     data["states"] = static_cast<int64_t>(states.size());
+    data["arguments"] = static_cast<int64_t>(saved.size());
     data["cell"] = std::string(cell);
     data["direction"] = std::string(direction);
     data["batch_sizes"] = batch_sizes;
     data["is_step"] = is_step;
+    saved.push_back(output);
+    const auto end = results.begin() + cell_named(cell).states + (is_step ? 0 : 1);
+    saved.insert(saved.end(), end, results.end());  // what the cell saves
+    results.erase(end, results.end());
+    context->save_for_backward(std::move(saved));
+    *saved_outputs = {output};
     return results;
   }
 
-  // Results of a layer, or the states after a step.
+  // Results of a layer, or the states after a step; then, if `saves`, what the cell saves.
   static Tensors run(const Tensor& input, TensorList states, TensorList weights,
                      std::string_view cell, std::string_view direction,
-                     const OptionalTensor& batch_sizes, bool is_step) {
+                     const OptionalTensor& batch_sizes, bool saves, bool is_step) {
     if (!is_step)
-      return forward_below_autograd(input, states, weights, cell, direction, batch_sizes);
+      return forward_below_autograd(input, states, weights, cell, direction, batch_sizes, saves);
     // Views that must not be recorded by autograd.
     const at::AutoDispatchBelowADInplaceOrView no_autograd;
     Tensors states_of_layer;
     for (const Tensor& state : states) states_of_layer.push_back(with_time(state, input.dim()));
-    const Tensors results = forward_below_autograd(with_time(input, input.dim()), states_of_layer,
-                                                   weights, cell, direction, batch_sizes);
-    Tensors after;
-    for (size_t i = 1; i < results.size(); ++i)
-      after.push_back(without_time(results[i], input.dim()));
-    return after;
+    Tensors results = forward_below_autograd(with_time(input, input.dim()), states_of_layer,
+                                             weights, cell, direction, batch_sizes, saves);
+    results.erase(results.begin());  // the output, which is the state h
+    for (int i = 0; i < cell_named(cell).states; ++i)
+      results[i] = without_time(results[i], input.dim());
+    return results;
   }
 
   static Tensors backward(Context* context, const Tensors& of_results) {
     const Tensors saved = context->get_saved_variables();
     auto& data = context->saved_data;
-    const size_t states = data["states"].toInt(), tensors = saved.size() - 1;
-    Tensors of_arguments(tensors + 5);  // of `forward`
+    const size_t states = data["states"].toInt(), tensors = data["arguments"].toInt();
+    Tensors of_arguments(tensors + 6);  // of `forward`
     const bool any = std::any_of(of_results.begin(), of_results.end(),
                                  [](const Tensor& grad) { return grad.defined(); });
     if (!any) return of_arguments;
@@ -143,9 +148,9 @@ class LayerNode : public torch::autograd::Function<LayerNode> {
 
     const Tensors gradients = gradients_of(
         grads, as_sequence(saved[0]), states_of_layer,
-        TensorList(saved).slice(1 + states, tensors - 1 - states), as_sequence(saved[tensors]), {},
-        data["cell"].toStringView(), data["direction"].toStringView(),
-        data["batch_sizes"].toOptional<Tensor>(), wanted);
+        TensorList(saved).slice(1 + states, tensors - 1 - states), as_sequence(saved[tensors]),
+        TensorList(saved).slice(tensors + 1), data["cell"].toStringView(),
+        data["direction"].toStringView(), data["batch_sizes"].toOptional<Tensor>(), wanted);
     for (size_t i = 0, next = 0; i < tensors; ++i) {
       if (!wanted.get(i)) continue;
       of_arguments[i] = gradients[next++];
@@ -168,7 +173,7 @@ class LayerNode : public torch::autograd::Function<LayerNode> {
 
 inline Tensors run_with_node(const Tensor& input, TensorList states, TensorList weights,
                              std::string_view cell, std::string_view direction,
-                             const OptionalTensor& batch_sizes, bool is_step) {
+                             const OptionalTensor& batch_sizes, bool saves, bool is_step) {
   const auto require_grad = [](TensorList tensors) {
     return std::any_of(tensors.begin(), tensors.end(),
                        [](const Tensor& tensor) { return tensor.requires_grad(); });
@@ -177,12 +182,13 @@ inline Tensors run_with_node(const Tensor& input, TensorList states, TensorList 
   const bool needs_graph = at::GradMode::is_enabled() && !c10::InferenceMode::is_enabled() &&
                            (input.requires_grad() || require_grad(states) || require_grad(weights));
   if (!needs_graph)
-    return LayerNode::run(input, states, weights, cell, direction, batch_sizes, is_step);
+    return LayerNode::run(input, states, weights, cell, direction, batch_sizes, /*saves=*/false,
+                          is_step);
   // If a hook on saved tensors throws (recomputing a checkpoint ends that way), PyTorch leaves node
   // and outputs holding each other, for ever: here the outputs are detached from the node.
   Tensors saved_outputs;
   try {
-    return LayerNode::apply(input, states, weights, cell, direction, batch_sizes, is_step,
+    return LayerNode::apply(input, states, weights, cell, direction, batch_sizes, saves, is_step,
                             &saved_outputs);
   } catch (...) {
     for (const Tensor& output : saved_outputs) output.detach_();
@@ -192,13 +198,15 @@ inline Tensors run_with_node(const Tensor& input, TensorList states, TensorList 
 
 inline Tensors layer(const Tensor& input, TensorList states, TensorList weights,
                      std::string_view cell, std::string_view direction,
-                     const OptionalTensor& batch_sizes) {
-  return run_with_node(input, states, weights, cell, direction, batch_sizes, /*is_step=*/false);
+                     const OptionalTensor& batch_sizes, bool recompute) {
+  return run_with_node(input, states, weights, cell, direction, batch_sizes,
+                       /*saves=*/!recompute, /*is_step=*/false);
 }
 
 inline Tensors step(const Tensor& input, TensorList states, TensorList weights,
                     std::string_view cell) {
-  return run_with_node(input, states, weights, cell, "forward", std::nullopt, /*is_step=*/true);
+  return run_with_node(input, states, weights, cell, "forward", std::nullopt, /*saves=*/true,
+                       /*is_step=*/true);
 }
 
 }  // namespace rnn_cuda

@@ -31,8 +31,8 @@ inline bool is_half(at::ScalarType type) { return type == at::kHalf || type == a
 
 // Fills in a Recurrence. Keeps alive what it had to copy; checks what it takes against what is
 // already there. In eager code nothing has been checked before (but biases, one by one, in
-// layer.h): every tensor has to pass here before any kernel runs. What is refused, the Python layer
-// then explains in friendlier words.
+// layer.h): every tensor has to pass here before any kernel runs. These checks keep memory safe.
+// What they refuse, rnn_cuda/functional.py says in the words of its arguments.
 //
 // A tensor may hold the features, or the states, of `directions` recurrences, of which this one has
 // number `direction`.
@@ -126,12 +126,25 @@ class RecurrenceBuilder {
     return *this;
   }
 
+  // What units carry before the first step.
+  RecurrenceBuilder& initial_carried(const OptionalTensor& c) {
+    if (c) r_.initial_carried = state(*c, "the carried state");
+    return *this;
+  }
+
+  // Operands that this direction has for itself: (.., V H).
+  RecurrenceBuilder& saved_operand(const Tensor& e) {
+    r_.operand = rows(e, "what was saved", counts_.operands * r_.hidden_size);
+    return *this;
+  }
+
   RecurrenceBuilder& first_addend(const OptionalTensor& a) {
     if (a) r_.first_addend = state(*a, "the first addend", counts_.sums);
     return *this;
   }
 
   const Recurrence& recurrence() const { return r_; }
+  const Counts& counts() const { return counts_; }
   const at::TensorOptions& options() const { return options_; }
   const OptionalTensor& batch_sizes() const { return batch_sizes_; }
   // What it was given, for products by torch.

@@ -77,6 +77,12 @@ def add_at(rows: Tensor, index: _Index, values: Tensor) -> Tensor:
     return rows.index_add(0, index, values)
 
 
+def states_before(rows: Tensor, initial: Tensor | None, neighbours: StepNeighbours) -> Tensor:
+    """The state before each row's step; zero at a sample's first step if it starts from None."""
+    before = add_at(torch.zeros_like(rows), neighbours.current, take(rows, neighbours.previous))
+    return before if initial is None else add_at(before, neighbours.first, initial)
+
+
 def times_previous(
     states: Tensor, start: Tensor | None, m: Tensor, neighbours: StepNeighbours
 ) -> Tensor:

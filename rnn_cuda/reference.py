@@ -12,8 +12,7 @@ Shape legend: T time steps, B batch, I input size, H hidden size, N = sum(batch_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -68,7 +67,7 @@ def run_steps(
     outputs: list[tuple[int, State]] = []
     batch = state[0].shape[0]
     for row, size in time_slices(num_rows, batch, batch_sizes, reverse):
-        new = step(row, size, tuple(part[:size] for part in state))
+        new = step(row, size, state if size == batch else tuple(part[:size] for part in state))
         outputs.append((row, new))
         if size < batch:
             new = tuple(torch.cat([n, part[size:]]) for n, part in zip(new, state, strict=True))
@@ -106,16 +105,19 @@ def run_cell(
     """
     dtype, wide = state[0].dtype, input_sums.dtype
     weight = weight_hh.T
+    if bias_hh is not None and not cell.keeps_sums_apart:
+        input_sums, bias_hh = input_sums + bias_hh, None
 
     def step(row: int, size: int, previous: State) -> State:
-        previous = tuple(part.to(wide) for part in previous)
+        if dtype != wide:
+            previous = tuple(part.to(wide) for part in previous)
         recurrent_sums = previous[0] @ weight
         if bias_hh is not None:
             recurrent_sums = recurrent_sums + bias_hh
         h, *c = cell.step(input_sums[row : row + size], recurrent_sums, previous[-1])
         if projection is not None:
             h = h @ projection.T
-        return tuple(part.to(dtype) for part in (h, *c))
+        return (h, *c) if dtype == wide else tuple(part.to(dtype) for part in (h, *c))
 
     return run_steps(step, state, input_sums.shape[0], batch_sizes, reverse)
 
@@ -144,18 +146,62 @@ def elman_rnn(
     Takes ``input`` of shape ``(T, B, I)``, or ``(N, I)`` with ``batch_sizes``; arguments are not
     checked here.
     """
+    (output,), (h_n,) = run_direction(
+        cell_named(f"elman.{nonlinearity}"),
+        input,
+        [] if h0 is None else [h0],
+        weight_ih,
+        weight_hh,
+        (bias_ih, bias_hh),
+        reverse=reverse,
+        batch_sizes=batch_sizes,
+    )
+    return output, h_n
+
+
+def run_direction(
+    cell: Cell,
+    input: Tensor,
+    states: Sequence[Tensor],
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    biases: Sequence[Tensor | None],
+    *,
+    reverse: bool,
+    batch_sizes: Tensor | None,
+) -> tuple[State, State]:
+    """Run one layer and direction of a cell; return its states as sequences, and the final ones.
+
+    Args:
+        cell: the cell.
+        input: ``(T, B, I)``, or ``(N, I)`` with ``batch_sizes``.
+        states: the initial ones, each ``(B, H)``, or nothing for zeros.
+        weight_ih: ``(G * H, I)``.
+        weight_hh: ``(G * H, H)``.
+        biases: up to two, ``(G * H)`` or None.
+        reverse: whether to run from the last step to the first.
+        batch_sizes: of a packed sequence.
+
+    """
     wide = compute_dtype(input.dtype)
     batch = int(batch_sizes[0]) if batch_sizes is not None else input.shape[1]
-    hidden = weight_hh.shape[0]
-    state = input.new_zeros(batch, hidden) if h0 is None else h0
-    z_input = input.flatten(0, -2).to(wide) @ weight_ih.to(wide).T
-    for bias in (bias_ih, bias_hh):
-        if bias is not None:
-            z_input = z_input + bias.to(wide)
-    options: Any = {"reverse": reverse, "batch_sizes": batch_sizes}
-    cell = cell_named(f"elman.{nonlinearity}")
-    (output,), (h_n,) = run_cell(cell, z_input, (state,), weight_hh.to(wide), **options)
-    return output.view(*input.shape[:-1], hidden), h_n
+    hidden = weight_hh.shape[1]
+    start = tuple(states) or (input.new_zeros(batch, hidden),) * cell.states
+    input_sums = input.flatten(0, -2).to(wide) @ weight_ih.to(wide).T
+    bias_ih, bias_hh = (*(None if b is None else b.to(wide) for b in biases), None, None)[:2]
+    if bias_ih is not None:
+        input_sums = input_sums + bias_ih
+    outputs, final_states = run_cell(
+        cell,
+        input_sums,
+        start,
+        weight_hh.to(wide),
+        bias_hh,
+        reverse=reverse,
+        batch_sizes=batch_sizes,
+    )
+    shape = *input.shape[:-1], hidden
+    return tuple(output.view(shape) for output in outputs), final_states
 
 
 def linear_recurrence(

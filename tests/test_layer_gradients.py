@@ -227,7 +227,7 @@ def test_gradients_of_one_sequence_without_a_batch_equal_the_references():
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (0, [None], "grads: expected those of output and h_n"),
+        (0, [None], "grads: expected those of output and of the final states, 2 in all"),
         (2, [torch.zeros(2, B, H).double()], "the initial state|h0 must have shape"),
         (2, 2 * [torch.zeros(1, B, H).double()], "states: expected h0 or nothing"),
         (3, [torch.zeros(H, I).double()], "weights: expected weight_ih, weight_hh"),

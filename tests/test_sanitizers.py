@@ -201,7 +201,7 @@ DEFECTS = {
     "the gradient of a flat W is cut as that of a wide one": Defect(
         "gradients",
         "none",
-        "gradient_pieces.h",
+        "gradient_scratch.h",
         "input_is_left(«!uses_input_in_place» &&",
         "true",
         "grad_weight_input[",
@@ -210,7 +210,7 @@ DEFECTS = {
         "gradients",
         "address",
         "gradients.cpp",
-        "return x == nullptr ? reinterpret_cast<const Storage*>(at(pieces_.zeros)) : x;",
+        "return x == nullptr ? reinterpret_cast<const Storage*>(at(extra_.zeros)) : x;",
         "return x;",
         "AddressSanitizer",
     ),

@@ -6,6 +6,8 @@
 #include "elman.h"
 #include "gru.h"
 #include "leaky.h"
+#include "linear.h"
+#include "lstm.h"
 
 namespace rnn_cuda {
 
@@ -23,6 +25,14 @@ enum class Epilogue {
   GruBackward,
   LeakyTanh,
   LeakyTanhBackward,
+  Lstm,
+  LstmBackward,
+  LinearForward1,
+  LinearForward3,
+  LinearForward3Exposed,
+  LinearTranspose1,
+  LinearTranspose3,
+  LinearTranspose3Exposed,
 };
 
 // f(the epilogue's type)
@@ -41,6 +51,14 @@ RNN_CUDA_CELL auto with_epilogue(Epilogue epilogue, const F& f) {
     case Epilogue::GruBackward: return f(gru::Backward());
     case Epilogue::LeakyTanh: return f(leaky::Forward<Tanh>());
     case Epilogue::LeakyTanhBackward: return f(leaky::Backward<Tanh>());
+    case Epilogue::Lstm: return f(lstm::Forward());
+    case Epilogue::LstmBackward: return f(lstm::Backward());
+    case Epilogue::LinearForward1: return f(linear::Forward<1, false>());
+    case Epilogue::LinearForward3: return f(linear::Forward<3, false>());
+    case Epilogue::LinearForward3Exposed: return f(linear::Forward<3, true>());
+    case Epilogue::LinearTranspose1: return f(linear::Transpose<1, false>());
+    case Epilogue::LinearTranspose3: return f(linear::Transpose<3, false>());
+    case Epilogue::LinearTranspose3Exposed: return f(linear::Transpose<3, true>());
     case Epilogue::ElmanLinear: break;
   }
   return f(elman::Linear());
@@ -50,6 +68,8 @@ RNN_CUDA_CELL auto with_epilogue(Epilogue epilogue, const F& f) {
 struct Cell {
   std::string_view name;
   Epilogue forward, backward;
+  // What a layer takes and returns besides its sequence: h, and c if that is what a unit carries.
+  int states = 1;
 };
 
 constexpr Cell kCells[] = {
@@ -57,6 +77,21 @@ constexpr Cell kCells[] = {
     {"elman.relu", Epilogue::ElmanRelu, Epilogue::ElmanReluBackward},
     {"elman.sigmoid", Epilogue::ElmanSigmoid, Epilogue::ElmanSigmoidBackward},
     {"elman.identity", Epilogue::ElmanIdentity, Epilogue::ElmanIdentityBackward},
+    {"gru", Epilogue::Gru, Epilogue::GruBackward},
+    {"lstm", Epilogue::Lstm, Epilogue::LstmBackward, /*states=*/2},
+};
+
+// The linearised recurrences (linear.h), by gates without o and by whether there is an exposure.
+struct LinearForm {
+  int gates;
+  bool exposes;
+  Epilogue forward, transpose;
+};
+
+constexpr LinearForm kLinearForms[] = {
+    {1, false, Epilogue::LinearForward1, Epilogue::LinearTranspose1},
+    {3, false, Epilogue::LinearForward3, Epilogue::LinearTranspose3},
+    {3, true, Epilogue::LinearForward3Exposed, Epilogue::LinearTranspose3Exposed},
 };
 
 #ifndef __CUDACC__

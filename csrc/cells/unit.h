@@ -31,9 +31,9 @@ constexpr bool is_simple(const Counts& counts) {
   return counts.sums == 1 && counts.apart == 0 && counts.published == 1 && counts.carried == 0 &&
          counts.constants == 0 && counts.saved == 0;
 }
+// The same for device code, which calls no function of the host.
 template <class Epilogue>
-constexpr bool kIsSimple =
-    is_simple(Epilogue::kCounts);  // for device code, which has no host calls
+constexpr bool kIsSimple = is_simple(Epilogue::kCounts);
 
 // Value is a number, or a vector of the same value of neighbouring units.
 template <class Value, class Epilogue>

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "../recurrence.h"
-#include "gradient_pieces.h"
+#include "gradient_scratch.h"
 #include "row_norm.h"
 
 namespace rnn_cuda::cpu {
@@ -26,12 +26,12 @@ class GradientWorker {
   using R = typename OperandOf<Storage>::of_rows;
 
  public:
-  GradientWorker(const Gradients& g, const Call<Storage>& call, GradientScratch<Storage>& pieces,
+  GradientWorker(const Gradients& g, const Call<Storage>& call, GradientScratch<Storage>& extra,
                  char* scratch, SpinBarrier& barrier, int thread)
       : g_(g),
         r_(g.backward),
         call_(call),
-        pieces_(pieces),
+        extra_(extra),
         scratch_(scratch),
         barrier_(barrier),
         thread_(thread),
@@ -39,11 +39,11 @@ class GradientWorker {
         share_(call.share(thread)),
         first_column_(call.panels().first_column(share_.first_panel)),
         end_column_(std::min(call.panels().first_column(share_.end_panel), r_.hidden_size)),
-        walker_(team_, share_, pieces.buffers(call, scratch, thread)),
-        previous_(own_row_operands(pieces.previous, pieces.previous_size)),
-        input_(own_row_operands(pieces.input, pieces.input_size)),
-        delta_(own_row_operands(pieces.delta, pieces.delta_size)),
-        bias_(at(pieces.bias_at[thread])),
+        walker_(team_, share_, extra.buffers(call, scratch, thread)),
+        previous_(own_row_operands(extra.previous, extra.previous_size)),
+        input_(own_row_operands(extra.input, extra.input_size)),
+        delta_(own_row_operands(extra.delta, extra.delta_size)),
+        bias_(at(extra.bias_at[thread])),
         streams_input_gradient_(std::is_same_v<Storage, T> &&
                                 is_better_streamed(static_cast<const Storage*>(g.grad_input),
                                                    call.schedule().total_rows(), g.input_size)) {}
@@ -51,17 +51,17 @@ class GradientWorker {
   void run() {
     const int threads = call_.plan().threads;
     call_.pack_weights(scratch_, thread_);
-    const int64_t panels = pieces_.input_panels.count();
-    if (pieces_.use_of_input == MatrixUse::Packed)
-      pack<Storage>(columns_of_w(), {g_.input_size}, r_.hidden_size, pieces_.input_panels,
+    const int64_t panels = extra_.input_panels.count();
+    if (extra_.use_of_input == MatrixUse::Packed)
+      pack<Storage>(columns_of_w(), {g_.input_size}, r_.hidden_size, extra_.input_panels,
                     panels * thread_ / threads, panels * (thread_ + 1) / threads,
-                    operands_at(pieces_.packed_input));
-    if (!pieces_.sums_at_once) {
-      weight_hidden().start(at(pieces_.weight_hidden_at[thread_]));
-      weight_input().start(at(pieces_.weight_input_at[thread_]));
+                    operands_at(extra_.packed_input));
+    if (!extra_.sums_at_once) {
+      weight_hidden().start(at(extra_.weight_hidden_at[thread_]));
+      weight_input().start(at(extra_.weight_input_at[thread_]));
     }
     std::fill_n(bias_, call_.panels().padded_columns(), T(0));
-    if (thread_ == 0) std::fill_n(at(pieces_.zeros), pieces_.zeros_size, T(0));
+    if (thread_ == 0) std::fill_n(at(extra_.zeros), extra_.zeros_size, T(0));
     barrier_.wait(threads);
     walker_.run(
         [&](int64_t start, int64_t s) {
@@ -79,10 +79,10 @@ class GradientWorker {
   // The strips of one thread, of those that all threads have.
   Strips<R> own_row_operands(int64_t offset, int64_t size) const {
     return {reinterpret_cast<R*>(scratch_ + offset) + size * thread_,
-            Strips<R>::stride_for(row_operands<R>(pieces_.rows))};
+            Strips<R>::stride_for(row_operands<R>(extra_.rows))};
   }
-  OuterProduct<R>& weight_hidden() { return pieces_.weight_hidden[thread_]; }
-  OuterProduct<R>& weight_input() { return pieces_.weight_input[thread_]; }
+  OuterProduct<R>& weight_hidden() { return extra_.weight_hidden[thread_]; }
+  OuterProduct<R>& weight_input() { return extra_.weight_input[thread_]; }
 
   // dL/dx = W^T delta: the product with W's columns.
   Matrix columns_of_w() const {
@@ -131,8 +131,8 @@ class GradientWorker {
     }
     const int64_t rows = static_cast<int64_t>(places_.size());
     const Strips<T> delta = walker_.buffers().values.from_row(walker_.slot_row(1));
-    for (int64_t row = 0; row < rows; row += pieces_.rows)
-      add_rows(delta.from_row(row), row, std::min(pieces_.rows, rows - row));
+    for (int64_t row = 0; row < rows; row += extra_.rows)
+      add_rows(delta.from_row(row), row, std::min(extra_.rows, rows - row));
     if (g_.grad_input != nullptr) write_input_gradient();
     if (g_.grad_initial != nullptr)
       for (int64_t s = 0; s < steps; ++s)
@@ -143,7 +143,7 @@ class GradientWorker {
 
   // Outer products of `count` rows of delta, from row `row` of the chunk on.
   void add_rows(const Strips<T>& delta, int64_t row, int64_t count) {
-    const bool in_place = pieces_.uses_input_in_place;
+    const bool in_place = extra_.uses_input_in_place;
     Strips<R> left;
     if (g_.grad_weight_hidden != nullptr || (g_.grad_weight_input != nullptr && !in_place))
       left = as_row_operands(delta, count);
@@ -164,7 +164,7 @@ class GradientWorker {
         return input_row(places_[row + i]);
       });
       const Strips<R> own = {left.at(0, first_column_), left.stride};
-      const bool is_swapped = pieces_.input_is_left;
+      const bool is_swapped = extra_.input_is_left;
       add_product(weight_input(), is_swapped ? input_ : left, is_swapped ? own : input_, count,
                   g_.grad_weight_input, g_.input_size, is_swapped,
                   [&](int64_t i, int64_t j, Vec<T> sum) { write_weight_input(i, j, sum); });
@@ -184,7 +184,7 @@ class GradientWorker {
   void add_product(OuterProduct<R>& product, const Strips<R>& left, const Strips<R>& right,
                    int64_t count, void* gradient, int64_t columns, bool is_swapped,
                    const F& write_vector) {
-    if (!pieces_.sums_at_once) return product.add(left, right, row_operands<R>(count));
+    if (!extra_.sums_at_once) return product.add(left, right, row_operands<R>(count));
     if (!is_swapped && count <= OuterProduct<R>::kRowsWritten)
       product.write(left, right, row_operands<R>(count), static_cast<Storage*>(gradient), columns);
     else
@@ -210,10 +210,10 @@ class GradientWorker {
   void add_input_in_place(const Strips<T>& delta, int64_t row, int64_t count) {
     const auto row_at = [&](int64_t i) {
       const Storage* const x = input_row(places_[row + i]);
-      return x == nullptr ? reinterpret_cast<const Storage*>(at(pieces_.zeros)) : x;
+      return x == nullptr ? reinterpret_cast<const Storage*>(at(extra_.zeros)) : x;
     };
     T* const sums = walker_.buffers().sums;
-    if (pieces_.sums_at_once)
+    if (extra_.sums_at_once)
       weight_input().compute_in_place(
           delta, row_at, count, sums,
           [&](int64_t n, int64_t k, Vec<T> sum) { write_weight_input(n, k, sum); });
@@ -290,7 +290,7 @@ class GradientWorker {
     for (int64_t row = first; row < end; row += at_once) {
       const int64_t rows = std::min(at_once, end - row);
       multiply_panel(delta.from_row(row), rows, packed + depth * panels.first_column(p), vectors,
-                     depth, at(pieces_.zeros), 0, buffers.sums, width);
+                     depth, at(extra_.zeros), 0, buffers.sums, width);
       f(row, rows, buffers.sums);
     }
   }
@@ -298,7 +298,7 @@ class GradientWorker {
   void write_input_gradient() {
     const Strips<E> delta = walker_.buffers().states.from_row(walker_.slot_row(1));
     const int64_t chunk_rows = static_cast<int64_t>(places_.size());
-    if (pieces_.use_of_input == MatrixUse::Streamed) {
+    if (extra_.use_of_input == MatrixUse::Streamed) {
       const Range columns = own_columns(g_.input_size);
       for (int64_t row = 0; row < chunk_rows; row += kStreamedRows) {
         const int64_t rows = std::min(kStreamedRows, chunk_rows - row);
@@ -311,14 +311,14 @@ class GradientWorker {
       return;
     }
     // Threads share the rows; but the panels, where these are packed on the way: once is enough.
-    const Panels<T>& panels = pieces_.input_panels;
-    const bool is_packed = pieces_.use_of_input == MatrixUse::Packed;
+    const Panels<T>& panels = extra_.input_panels;
+    const bool is_packed = extra_.use_of_input == MatrixUse::Packed;
     const Range rows = is_packed ? own(chunk_rows) : Range{0, chunk_rows};
     const Range its = is_packed ? Range{0, panels.count()} : own(panels.count());
     for (int64_t p = its.first; p < its.end; ++p)
       multiply(
           delta, rows.first, rows.end, columns_of_w(), g_.input_size, panels, p,
-          operands_at(pieces_.packed_input), !is_packed,
+          operands_at(extra_.packed_input), !is_packed,
           [&](int64_t row, int64_t height, const T* sums) {
             // The next block's rows can come while its products are summed.
             const int64_t prefetched = streams_input_gradient_ ? 0 : height;
@@ -383,7 +383,7 @@ class GradientWorker {
 
   void write_weight_input(int64_t left, int64_t right, Vec<T> sum) const {
     Storage* const grad = static_cast<Storage*>(g_.grad_weight_input);
-    if (!pieces_.input_is_left) {
+    if (!extra_.input_is_left) {
       store_converted(grad + left * g_.input_size + right, sum, g_.input_size - right);
       return;
     }
@@ -411,31 +411,31 @@ class GradientWorker {
         sum += load(at(totals[other]) + offset);
       return sum;
     };
-    if (!pieces_.sums_at_once) {
+    if (!extra_.sums_at_once) {
       part(weight_hidden(), [&](int64_t n, int64_t k, int64_t offset) {
-        write_weight_hidden(n, k, sum_of(pieces_.weight_hidden_at, offset));
+        write_weight_hidden(n, k, sum_of(extra_.weight_hidden_at, offset));
       });
       part(weight_input(), [&](int64_t left, int64_t right, int64_t offset) {
-        write_weight_input(left, right, sum_of(pieces_.weight_input_at, offset));
+        write_weight_input(left, right, sum_of(extra_.weight_input_at, offset));
       });
     }
     if (g_.grad_bias == nullptr || (!complete && thread_ > 0)) return;
     for (int64_t n = first_column_; n < end_column_; n += kLanes<T>)
-      store_converted(static_cast<T*>(g_.grad_bias) + n, sum_of(pieces_.bias_at, n),
+      store_converted(static_cast<T*>(g_.grad_bias) + n, sum_of(extra_.bias_at, n),
                       end_column_ - n);
   }
 
   const Gradients& g_;
   const Recurrence& r_;
   const Call<Storage>& call_;
-  GradientScratch<Storage>& pieces_;
+  GradientScratch<Storage>& extra_;
   char* const scratch_;
   SpinBarrier& barrier_;
   const int thread_;
   const Team<Storage> team_;
   const Share share_;
   const int64_t first_column_, end_column_;  // that this thread computes
-  Walker<Storage> walker_;
+  Walker<Storage, /*kSimpleOnly=*/true> walker_;
   const Strips<R> previous_, input_;  // h_{t-1} and x_t of the rows worked on
   const Strips<R> delta_;             // of those rows, if a row operand is not the value itself
   T* const bias_;
@@ -451,11 +451,11 @@ void run_typed(const Gradients& g, int threads) {
     const Plan plan = Plan::make<T>(g.backward, schedule.total_rows(), g.input_size, threads);
     ScratchLayout layout;
     const Call<Storage> call(g.backward, schedule, plan, /*keeps_states=*/true, layout);
-    GradientScratch<Storage> pieces(g, call, layout);
+    GradientScratch<Storage> extra(g, call, layout);
     const Scratch memory(layout);
     SpinBarrier barrier;
     threads = run_team(plan.threads, [&](int thread) {
-      GradientWorker<Storage>(g, call, pieces, memory.data(), barrier, thread).run();
+      GradientWorker<Storage>(g, call, extra, memory.data(), barrier, thread).run();
     });
     if (threads == plan.threads) return;
   }

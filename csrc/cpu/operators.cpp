@@ -5,7 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "layer.h"
+#include "gradients_by_products.h"
 #include "output_pool.h"
 
 namespace rnn_cuda::cpu {
@@ -32,26 +32,33 @@ Tensor run(const RecurrenceBuilder& builder) {
   return output;
 }
 
+// Output and final states; what the cell saves of each direction, if it is wanted.
 Tensors layer_forward(const Tensor& input, TensorList states, TensorList weights,
                       std::string_view cell, std::string_view direction,
-                      const OptionalTensor& batch_sizes) {
+                      const OptionalTensor& batch_sizes, bool saves) {
   const NoAutograd guard;
   const Layer layer(input, states, weights, cell, direction, batch_sizes);
   const int64_t directions = layer.directions(), hidden = layer.hidden_size();
   // All arguments are checked before anything runs.
   c10::SmallVector<RecurrenceBuilder, 2> builders;
   for (int64_t d = 0; d < directions; ++d) builders.push_back(layer.forward(d));
-  const int64_t batch = builders[0].recurrence().batch;
-  const Tensor output = pooled(builders[0].shape_with(directions * hidden), builders[0].type());
-  const Tensor h_n = at::empty({directions, batch, hidden}, builders[0].options());
+  const RecurrenceBuilder& first = builders[0];
+  const int64_t batch = first.recurrence().batch, values = layer.counts().saved;
+  Tensors results = {pooled(first.shape_with(directions * hidden), first.type())};
+  for (int64_t i = 0; i < layer.states(); ++i)
+    results.push_back(at::empty({directions, batch, hidden}, first.options()));
   for (int64_t d = 0; d < directions; ++d) {
     Recurrence r = builders[d].recurrence();
-    r.output = part_of(output, d, hidden);
+    r.output = part_of(results[0], d, hidden);
     r.output_stride = directions * hidden;
-    r.last = part_of(h_n, d, batch * hidden);
+    r.last = part_of(results[1], d, batch * hidden);
+    if (layer.states() == 2) r.last_carried = part_of(results[2], d, batch * hidden);
+    if (saves && values > 0)
+      r.saved = results.emplace_back(pooled(first.shape_with(values * hidden), first.type()))
+                    .mutable_data_ptr();
     cpu::run(r, threads());
   }
-  return {output, h_n};
+  return results;
 }
 
 // The builder's recurrence is the backward one.
@@ -62,7 +69,7 @@ Gradients gradients_from(RecurrenceBuilder& builder, const Layer& layer, int64_t
   g.input = builder.rows(layer.input(), "input", g.input_size);
   g.weight_input =
       builder.matrix(layer.weight_ih(d), "weight_ih", layer.hidden_size(), g.input_size);
-  if (const OptionalTensor state = layer.state()) g.initial = builder.state(*state, "h0");
+  if (const OptionalTensor state = layer.state(0)) g.initial = builder.state(*state, "h0");
   return g;
 }
 
@@ -79,10 +86,10 @@ DirectionGradients run(const RecurrenceBuilder& builder, Gradients g, const Laye
   };
   const at::ScalarType type = builder.type();
   g.grad_input = allocate(gradients.input, wanted.input, layer.input().sizes(), type);
-  g.grad_initial = allocate(gradients.state, wanted.state, {1, batch, H}, type);
+  g.grad_initial = allocate(gradients.states[0], wanted.states[0], {1, batch, H}, type);
   g.grad_weight_input = allocate(gradients.weight_ih, wanted.weight_ih, {H, g.input_size}, type);
   g.grad_weight_hidden = allocate(gradients.weight_hh, wanted.weight_hh, {H, H}, type);
-  g.grad_bias = allocate(gradients.bias, wanted.bias, {H}, builder.compute_type());
+  g.grad_bias = allocate(gradients.bias_ih, wanted.bias, {H}, builder.compute_type());
   g.adjoint_norm = static_cast<double*>(
       allocate(gradients.norms, wanted.norms, builder.shape_of_norms(), at::kDouble));
   g.backward.output = allocate(gradients.delta, wanted.delta, builder.shape_with(H), type);
@@ -90,34 +97,85 @@ DirectionGradients run(const RecurrenceBuilder& builder, Gradients g, const Laye
   return gradients;
 }
 
+// Of cells with several values of a kind: the backward recurrence, then products.
+DirectionGradients run_then_multiply(const RecurrenceBuilder& builder, const Layer& layer,
+                                     int64_t d, const Tensor& output, const DirectionWanted& wanted,
+                                     const Tensor* other_of_input) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!wanted.norms,
+                              "rnn_cuda: there are no norms of adjoints for this cell yet");
+  Recurrence r = builder.recurrence();
+  const Counts& counts = builder.counts();
+  const auto kept = [&](int values) {
+    return pooled(builder.shape_with(values * r.hidden_size), builder.type());
+  };
+  BackwardResults results;
+  results.delta = kept(counts.published);
+  r.output = results.delta.mutable_data_ptr();
+  if (counts.saved > 0) {
+    results.apart = kept(counts.saved);
+    r.saved = results.apart.mutable_data_ptr();
+  }
+  results.carried = at::empty({1, r.batch, r.hidden_size}, builder.options());
+  r.last_carried = results.carried.mutable_data_ptr();
+  cpu::run(r, threads());
+  return gradients_by_products(builder, results, layer, d, output, wanted, other_of_input);
+}
+
 Tensors layer_gradients(const OptionalTensors& grads, const Tensor& input, TensorList states,
-                        TensorList weights, const Tensor& output, TensorList /*saved*/,
+                        TensorList weights, const Tensor& output, TensorList saved,
                         std::string_view cell, std::string_view direction,
                         const OptionalTensor& batch_sizes, const c10::List<bool>& wanted) {
   const NoAutograd guard;
   const Layer layer(input, states, weights, cell, direction, batch_sizes);
+  const int64_t directions = layer.directions();
+  Tensors recomputed;
+  if (layer.counts().saved > 0 && saved.empty()) {
+    recomputed = layer_forward(input, states, weights, cell, direction, batch_sizes, true);
+    saved = TensorList(recomputed).slice(1 + layer.states());
+  }
   c10::SmallVector<RecurrenceBuilder, 2> builders;
   c10::SmallVector<Gradients, 2> problems;
-  for (int64_t d = 0; d < layer.directions(); ++d) {
-    builders.push_back(layer.backward(d, grads, output));
-    problems.push_back(gradients_from(builders.back(), layer, d));
+  for (int64_t d = 0; d < directions; ++d) {
+    builders.push_back(layer.backward(d, grads, output, saved));
+    if (layer.is_simple())
+      problems.push_back(gradients_from(builders.back(), layer, d));
+    else
+      check_forward_arguments(builders.back(), layer, d);
   }
   DirectionGradients gradients[2];
-  for (int64_t d = 0; d < layer.directions(); ++d) {
+  for (int64_t d = 0; d < directions; ++d) {
     const DirectionWanted its = layer.wanted(d, wanted);
-    if (its.only_delta())
+    if (!its.anything()) continue;
+    if (!layer.is_simple())
+      gradients[d] = run_then_multiply(builders[d], layer, d, output, its,
+                                       d == 1 ? &gradients[0].input : nullptr);
+    else if (its.only_delta())
       gradients[d].delta = run(builders[d]);
-    else if (its.anything())
+    else
       gradients[d] = run(builders[d], problems[d], layer, its);
   }
-  if (layer.directions() == 2 && wanted.get(0)) gradients[0].input.add_(gradients[1].input);
+  if (layer.is_simple() && directions == 2 && wanted.get(0))
+    gradients[0].input.add_(gradients[1].input);
   return layer.results(gradients, wanted);
 }
 
 Tensor linear_recurrence(const Tensor& d, const Tensor& g, const Tensor& m,
-                         const OptionalTensor& y0, bool reverse,
-                         const OptionalTensor& batch_sizes) {
-  return run(linear_recurrence_builder(d, g, m, y0, reverse, batch_sizes));
+                         const OptionalTensor& y0, bool reverse, const OptionalTensor& batch_sizes,
+                         bool transposed) {
+  const NoAutograd guard;
+  const RecurrenceBuilder builder =
+      linear_recurrence_builder(d, g, m, y0, reverse, batch_sizes, transposed);
+  const Counts& counts = builder.counts();
+  if (counts.saved == 0) return run(builder);
+  // What is published is not the result, or not all of it.
+  Recurrence r = builder.recurrence();
+  const Tensor published =
+      pooled(builder.shape_with(counts.published * r.hidden_size), builder.type());
+  const Tensor result = pooled(builder.shape_with(counts.saved * r.hidden_size), builder.type());
+  r.output = published.mutable_data_ptr();
+  r.saved = result.mutable_data_ptr();
+  cpu::run(r, threads());
+  return result;
 }
 
 }  // namespace

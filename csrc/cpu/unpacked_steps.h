@@ -6,9 +6,9 @@
 
 namespace rnn_cuda::cpu {
 
-template <class Storage>
+template <class W>
 class UnpackedSteps {
-  using W = Walker<Storage>;
+  using Storage = typename W::Storage;
   using T = typename W::T;
   using E = typename W::E;
   using Step = typename W::Step;

@@ -67,12 +67,14 @@ struct WalkBuffers {
   int64_t z_slots = 1;
 };
 
-template <class Storage>
+template <class Walker>
 class UnpackedSteps;
 
-template <class Storage>
+// With kSimpleOnly of epilogues for which `is_simple` holds: then no others are compiled.
+template <class Storage_, bool kSimpleOnly = false>
 class Walker {
  public:
+  using Storage = Storage_;
   using T = typename ComputeOf<Storage>::type;
   using E = typename OperandOf<Storage>::type;
 
@@ -92,7 +94,13 @@ class Walker {
         first_unit_(first_column_ / sums_),
         end_unit_(end_column_ / sums_),
         finish_(with_epilogue(r_.epilogue,
-                              [](auto f) -> Finish { return &Walker::finish<decltype(f)>; })),
+                              [](auto epilogue) -> Finish {
+                                using Type = decltype(epilogue);
+                                if constexpr (kSimpleOnly && !kIsSimple<Type>)
+                                  return nullptr;
+                                else
+                                  return &Walker::finish<Type>;
+                              })),
         streams_output_(kStages && r_.output_stride % r_.hidden_size == 0 &&
                         is_better_streamed(static_cast<const Storage*>(r_.output),
                                            team.schedule.total_rows(), r_.hidden_size)),
@@ -135,7 +143,7 @@ class Walker {
   }
 
  private:
-  friend class UnpackedSteps<Storage>;
+  friend class UnpackedSteps<Walker>;
 
   static constexpr bool kStages = std::is_same_v<Storage, E>;
 
@@ -287,7 +295,7 @@ class Walker {
 
   void project_inputs(int64_t start, int64_t steps) {
     if (team_.use_of_input != MatrixUse::Packed)
-      return UnpackedSteps<Storage>(*this).project_inputs(start, steps);
+      return UnpackedSteps<Walker>(*this).project_inputs(start, steps);
     const int64_t chunk_rows = input_row_[steps];
     for (int64_t p = share_.first_panel; p < share_.end_panel; ++p) {
       const int64_t column = team_.input_panels.first_column(p);
@@ -342,8 +350,7 @@ class Walker {
 
   void advance(const Step& step) {
     if (step.rows == 0) return;
-    if (team_.use_of_hidden != MatrixUse::Packed)
-      return UnpackedSteps<Storage>(*this).advance(step);
+    if (team_.use_of_hidden != MatrixUse::Packed) return UnpackedSteps<Walker>(*this).advance(step);
     cut_into_tiles(step.rows, step.multiplied_rows);
     // There and back again: what was used last is still in the caches.
     const int64_t panels = static_cast<int64_t>(panel_tiles_.size()) - 1;

@@ -9,6 +9,7 @@
 #include "products.h"
 #include "runtime.h"
 #include "streamed.h"
+#include "to_device.h"
 
 namespace rnn_cuda {
 namespace cuda {

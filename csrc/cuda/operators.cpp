@@ -7,7 +7,7 @@
 #include <torch/library.h>
 
 #include "execution.h"
-#include "gradients.h"
+#include "gradients_by_products.h"
 #include "runtime.h"
 
 #ifdef RNN_CUDA_EMULATED
@@ -32,7 +32,7 @@ void run_all(Jobs& jobs) {
 
 Tensors layer_forward(const Tensor& input, TensorList states, TensorList weights,
                       std::string_view cell, std::string_view direction,
-                      const OptionalTensor& batch_sizes) {
+                      const OptionalTensor& batch_sizes, bool /*saves*/) {
   const NoAutograd guard;
   const Layer layer(input, states, weights, cell, direction, batch_sizes);
   Jobs jobs;
@@ -41,35 +41,36 @@ Tensors layer_forward(const Tensor& input, TensorList states, TensorList weights
     jobs.back().wants_last = true;
   }
   run_all(jobs);
-  return {joined(jobs.data(), layer.directions(), &Job::output, -1),
-          joined(jobs.data(), layer.directions(), &Job::last, 0)};
+  return {joined(layer.directions(), -1, [&](int64_t d) { return jobs[d].output; }),
+          joined(layer.directions(), 0, [&](int64_t d) { return jobs[d].last; })};
 }
 
 Tensors layer_gradients(const OptionalTensors& grads, const Tensor& input, TensorList states,
-                        TensorList weights, const Tensor& output, TensorList /*saved*/,
+                        TensorList weights, const Tensor& output, TensorList saved,
                         std::string_view cell, std::string_view direction,
                         const OptionalTensor& batch_sizes, const c10::List<bool>& wanted) {
   const NoAutograd guard;
   const Layer layer(input, states, weights, cell, direction, batch_sizes);
   Jobs jobs;
   for (int64_t d = 0; d < layer.directions(); ++d) {
-    jobs.push_back({layer.backward(d, grads, output)});
+    jobs.push_back({layer.backward(d, grads, output, saved)});
     jobs.back().wants_norms = layer.wanted(d, wanted).norms;
     check_forward_arguments(jobs.back().builder, layer, d);
   }
   run_all(jobs);
   DirectionGradients gradients[2];
   for (int64_t d = 0; d < layer.directions(); ++d)
-    gradients[d] = gradients_of(jobs[d], layer, d, output, layer.wanted(d, wanted),
-                                d == 1 ? &gradients[0].input : nullptr);
+    gradients[d] = gradients_by_products(jobs[d].builder, {jobs[d].output, {}, {}, jobs[d].norms},
+                                         layer, d, output, layer.wanted(d, wanted),
+                                         d == 1 ? &gradients[0].input : nullptr);
   return layer.results(gradients, wanted);
 }
 
 Tensor linear_recurrence(const Tensor& d, const Tensor& g, const Tensor& m,
-                         const OptionalTensor& y0, bool reverse,
-                         const OptionalTensor& batch_sizes) {
+                         const OptionalTensor& y0, bool reverse, const OptionalTensor& batch_sizes,
+                         bool transposed) {
   const NoAutograd guard;
-  Job job{linear_recurrence_builder(d, g, m, y0, reverse, batch_sizes)};
+  Job job{linear_recurrence_builder(d, g, m, y0, reverse, batch_sizes, transposed)};
   run({&job});
   return job.output;
 }

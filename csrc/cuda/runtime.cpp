@@ -1,7 +1,6 @@
 #include "runtime.h"
 
 #include <ATen/Context.h>
-#include <ATen/ops/empty.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <map>
@@ -40,16 +39,6 @@ DeviceFigures figures_of(c10::Device device) {
   TORCH_CHECK(code == 0, "rnn_cuda: asking ", device,
               " for its figures failed: ", error_string(code));
   return known[device.index()] = figures;
-}
-
-at::Tensor to_device(const at::Tensor& tensor, c10::Device device) {
-  if (kEmulated) return tensor;
-  // From pinned memory, or the copy would wait. torch's allocator keeps that memory until the copy
-  // is done; in a captured graph, as long as the graph.
-  const at::Tensor pinned =
-      at::empty(tensor.sizes(), tensor.options().pinned_memory(true)).copy_(tensor);
-  return at::empty(tensor.sizes(), tensor.options().device(device))
-      .copy_(pinned, /*non_blocking=*/true);
 }
 
 }  // namespace cuda

@@ -31,8 +31,5 @@ void check_launch(int code, const Plan& plan);
 // Figures of that device, which must be the current one; asked once.
 DeviceFigures figures_of(c10::Device device);
 
-// A small CPU tensor on the device, without waiting for the device.
-at::Tensor to_device(const at::Tensor& tensor, c10::Device device);
-
 }  // namespace cuda
 }  // namespace rnn_cuda

@@ -116,6 +116,10 @@ class Cell(ABC):
     """The gate that lets the new in, where that is not the keeping one."""
     has_cell_state: ClassVar[bool] = False
     """Whether the state is ``(h, c)``."""
+    saved_values: ClassVar[int] = 0
+    """How many values of a unit the native forward pass saves for its backward pass."""
+    keeps_sums_apart: ClassVar[bool] = False
+    """Whether `gates` takes the two sums for more than their total."""
     is_linear_recurrence: ClassVar[bool] = False
     """Whether the linearised step is ``y_t = d_t (g_t + U y_{t-1})``, with d_t read off h_t.
 
@@ -128,9 +132,18 @@ class Cell(ABC):
         """G, the blocks of H rows in the weights."""
         return max(1, len(self.gate_names))
 
+    @property
+    def states(self) -> int:
+        """What a layer carries: h, and c if the cell has it."""
+        return 2 if self.has_cell_state else 1
+
     @abstractmethod
     def gates(self, input_sums: Tensor, recurrent_sums: Tensor) -> tuple[Tensor, ...]:
         """Return the activations, in the order of `gate_names`, and what else `linearise` needs."""
+
+    def kept_share(self, gates: tuple[Tensor, ...]) -> Tensor:
+        """Return dv_t/dv_{t-1} where the gates are held, of a cell that carries c: a gate."""
+        raise NotImplementedError
 
     @abstractmethod
     def carry(self, gates: tuple[Tensor, ...], carried: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ class GRU(Cell):
 
     gate_names: ClassVar[tuple[str, ...]] = ("reset", "update", "new")
     keeping_gate: ClassVar[str | None] = "update"
+    saved_values: ClassVar[int] = 5
+    keeps_sums_apart: ClassVar[bool] = True
 
     def gates(self, input_sums: Tensor, recurrent_sums: Tensor) -> Gates:
         """Return r, z, n and what r multiplies in n."""

@@ -34,11 +34,16 @@ class LSTM(Cell):
     keeping_gate: ClassVar[str | None] = "forget"
     admitting_gate: ClassVar[str | None] = "input"
     has_cell_state: ClassVar[bool] = True
+    saved_values: ClassVar[int] = 6
 
     def gates(self, input_sums: Tensor, recurrent_sums: Tensor) -> Gates:
         """Return i, f, g, o."""
         i, f, g, o = (input_sums + recurrent_sums).chunk(4, dim=-1)
         return Gates(i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid())
+
+    def kept_share(self, gates: tuple[Tensor, ...]) -> Tensor:
+        """Return f."""
+        return gates[1]
 
     def carry(self, gates: tuple[Tensor, ...], carried: Tensor) -> Tensor:
         """Return c_t."""

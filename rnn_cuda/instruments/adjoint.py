@@ -18,7 +18,7 @@ from rnn_cuda.cells import Cell, Linearisation, Weights
 from rnn_cuda.cells.elman import activation_derivative
 from rnn_cuda.functional import linear_recurrence
 from rnn_cuda.linear_algebra import normalised, row_norms
-from rnn_cuda.neighbours import StepNeighbours, add_at, rows_of, take
+from rnn_cuda.neighbours import StepNeighbours, add_at, rows_of, states_before
 from rnn_cuda.operators.layer_gradients import adjoint_from_delta
 from rnn_cuda.reference import time_slices
 from rnn_cuda.trajectory import WIDE
@@ -415,12 +415,6 @@ def _native_sweep(
     hidden = rows_of(adjoint_from_delta(direct, None, delta, weight_hh, neighbours))
     grad_input = rows_of(delta) @ weight_ih if wanted.input else None
     return Adjoints(hidden, row_norms(hidden), input=grad_input)
-
-
-def states_before(rows: Tensor, initial: Tensor | None, neighbours: StepNeighbours) -> Tensor:
-    """The state before each row's step."""
-    before = add_at(torch.zeros_like(rows), neighbours.current, take(rows, neighbours.previous))
-    return before if initial is None else add_at(before, neighbours.first, initial)
 
 
 def _arriving(final: Tensor | None, like: Tensor, batch: int) -> Tensor:

@@ -14,14 +14,20 @@ class DirectionOfLayer(NamedTuple):
 
     number: int
     reverse: bool
-    h0: Tensor | None
+    states: list[Tensor]
+    """The initial ones, ``(B, H)``; empty for zeros."""
     weight_ih: Tensor
     weight_hh: Tensor
     biases: list[Tensor]
 
+    @property
+    def h0(self) -> Tensor | None:
+        """The first of `states`."""
+        return self.states[0] if self.states else None
+
     def columns(self, sequence: Tensor) -> Tensor:
         """Return its features of a sequence of all directions', ``(.., D * H)``."""
-        hidden = self.weight_hh.shape[0]
+        hidden = self.weight_hh.shape[1]
         if sequence.shape[-1] == hidden:
             return sequence
         return sequence.narrow(-1, self.number * hidden, hidden)
@@ -35,10 +41,9 @@ def directions_of(
     per_direction = len(weights) // count
     for d in range(count):
         weight_ih, weight_hh, *biases = weights[d * per_direction : (d + 1) * per_direction]
-        h0 = states[0].select(0, d) if states else None
-        yield DirectionOfLayer(
-            d, direction == "reverse" or d == 1, h0, weight_ih, weight_hh, biases
-        )
+        reverse = direction == "reverse" or d == 1
+        own_states = [state.select(0, d) for state in states]
+        yield DirectionOfLayer(d, reverse, own_states, weight_ih, weight_hh, biases)
 
 
 def known_batch(

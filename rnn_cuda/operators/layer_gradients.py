@@ -3,10 +3,11 @@
     layer_gradients(grads, input, states, weights, output, saved, cell, direction, batch_sizes,
                     wanted) -> [...]
 
-``grads`` are those of output and h_n, or None. ``wanted`` goes through input, states and weights,
+``grads`` are those of output and of the final states, or None; ``saved`` is what `layer_forward`
+saved, or empty: then it is computed again. ``wanted`` goes through input, states and weights,
 whose gradients it asks for; then the norms over H of the adjoints dL/dh_t, (D, T, B) or (D, N) in
-float64; then delta_t = dL/dz_t, shaped as output. What is not wanted is left out. ``saved`` is
-empty for an Elman layer. For the rest, and the shape legend, see ``layer_forward.py``.
+float64; then delta_t, the adjoint of the sums U h_{t-1} + b, (.., D * G * H). What is not wanted is
+left out. For the rest, and the shape legend, see ``layer_forward.py``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from rnn_cuda.cells.elman import activation_derivative
+from rnn_cuda.cells import cell_named
 from rnn_cuda.linear_algebra import row_norms
 from rnn_cuda.neighbours import StepNeighbours, add_at, outer_with_previous, rows_of, take
 from rnn_cuda.operators.directions import DirectionOfLayer, directions_of, known_batch
@@ -29,6 +30,7 @@ from rnn_cuda.operators.function import (
     plain_eager_mode,
     tangent_of,
 )
+from rnn_cuda.operators.gated_layer import gradients_of_layer
 from rnn_cuda.reference import compute_dtype
 
 
@@ -109,6 +111,10 @@ def gradients_by_parts(
     """
     directions = list(directions_of(states, weights, direction))
     *wanted_gradients, wants_norms, wants_delta = wanted
+    if not cell_named(cell).is_linear_recurrence:
+        return gradients_of_layer(
+            grads, input, states, weights, output, cell, direction, batch_sizes, wanted, batch
+        )
     if wants_delta and not wants_norms and not any(wanted_gradients):
         return [_delta(grads, directions, output, cell, batch_sizes, batch)]
     (delta,) = torch.ops.rnn_cuda.layer_gradients(
@@ -163,7 +169,7 @@ def _delta(
             last = StepNeighbours.of(output, its.reverse, batch_sizes, grad_h_n.shape[1]).last
             direct = add_at(rows_of(direct), last, grad_h_n.select(0, its.number)).view(h.shape)
         delta = torch.ops.rnn_cuda.linear_recurrence(
-            activation_derivative(h, cell.removeprefix("elman.")),
+            cell_named(cell).derivative(h),
             direct,
             its.weight_hh.mT,
             None,
@@ -235,7 +241,10 @@ def fake(
     if wants_norms:
         directions = 2 if direction == "both" else 1
         results.append(input.new_empty(directions, *input.shape[:-1], dtype=torch.float64))
-    return [*results, output.new_empty(output.shape)] if wants_delta else results
+    if not wants_delta:
+        return results
+    deltas = cell_named(cell).blocks * output.shape[-1]
+    return [*results, output.new_empty(*output.shape[:-1], deltas)]
 
 
 def flops(
@@ -253,17 +262,18 @@ def flops(
 ) -> int:
     """Two per multiply-add of a matrix product, as torch counts them."""
     rows = math.prod(output.shape[:-1])
-    batch = known_batch(input, [grads[1], *states], batch_sizes)
+    batch = known_batch(input, [*grads[1:], *states], batch_sizes)
     if batch is None:
         batch = int(batch_sizes[0])  # pyright: ignore[reportOptionalSubscript]
     with_previous = rows if states else rows - batch
     wants_input, *wants_rest = wanted[:-2]
-    wants_state = wants_rest.pop(0) if states else False
+    wants_state = any(wants_rest[: len(states)])
+    del wants_rest[: len(states)]
     total = 0
     for its in directions_of(states, weights, direction):
-        hidden, features = its.weight_ih.shape
         wants_ih, wants_hh = wants_rest[:2]
         del wants_rest[: 2 + len(its.biases)]
         recurrent = rows + wants_state * batch + wants_hh * with_previous
-        total += 2 * hidden * (recurrent * hidden + (wants_input + wants_ih) * rows * features)
+        total += 2 * recurrent * its.weight_hh.numel()
+        total += 2 * (wants_input + wants_ih) * rows * its.weight_ih.numel()
     return total

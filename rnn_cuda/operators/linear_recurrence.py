@@ -1,11 +1,16 @@
-"""The operator ``linear_recurrence``: P2, ``y_t = d_t * (g_t + M y_{t-1})``.
+"""The operator ``linear_recurrence``: P2, the linearised step of a cell along time.
+
+    linear_recurrence(d, g, m, y0, reverse, batch_sizes, transposed=False) -> y
 
 Shape legend: T time steps, B batch, H hidden size, N = sum(batch_sizes) packed rows. Sequences are
-(T, B, H), or (N, H) with batch_sizes.
+(T, B, features), or (N, features) with batch_sizes. With H features d and g are those of an Elman
+cell, ``y_t = d_t * (g_t + M y_{t-1})``; with more, those of a cell whose units carry a value of
+their own: see ``linearised.py``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +26,7 @@ from rnn_cuda.neighbours import (
     times_previous,
 )
 from rnn_cuda.operators.function import OperatorFunction, differentiable_again
+from rnn_cuda.operators.linearised import LinearisedRecurrence
 from rnn_cuda.operators.vmap import call_in_turn, check_size, fold, unfold
 
 
@@ -36,10 +42,18 @@ class LinearRecurrence(OperatorFunction):
         """See `OperatorFunction.flat`."""
         return (d, g, m, y0), options
 
+    @classmethod
+    def differentiable(cls, *args: Any, **node_options: Any) -> Any:
+        """Run the operator with the node of an Elman cell, or of others."""
+        d, _, m, *_ = args
+        if d.shape[-1] != m.shape[-1]:
+            return LinearisedRecurrence.differentiable(*args)
+        return super().differentiable(*args, **node_options)
+
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Save what the rules below need."""
-        d, g, m, y0, (ctx.reverse, ctx.batch_sizes), _ = inputs
+        d, g, m, y0, (ctx.reverse, ctx.batch_sizes, *_), _ = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(d, g, m, y0, output)
         ctx.save_for_forward(d, g, m, y0, output)
@@ -107,6 +121,7 @@ def fake(
     y0: Tensor | None,
     reverse: bool,
     batch_sizes: Tensor | None,
+    transposed: bool = False,
 ) -> Tensor:
     """Return results without data."""
     return g.new_empty(g.shape)
@@ -115,15 +130,15 @@ def fake(
 def vmap_rule(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Tensor, int]:
     """Map over V by one call where it shares M, else by V."""
     size, operator = check_size(info), torch.ops.rnn_cuda.linear_recurrence
-    d, g, m, y0, reverse, batch_sizes = args
+    d, g, m, y0, reverse, batch_sizes, *transposed = args
     if in_dims[2] is not None:
         return call_in_turn(operator, size, in_dims, args), 0
     y0 = None if y0 is None else fold(y0, in_dims[3], size)
     batch_sizes = None if batch_sizes is None else batch_sizes * size
     folded = fold(d, in_dims[0], size), fold(g, in_dims[1], size)
-    return unfold(operator(*folded, m, y0, reverse, batch_sizes), size), 0
+    return unfold(operator(*folded, m, y0, reverse, batch_sizes, *transposed), size), 0
 
 
-def flops(d: Any, g: Tensor, *_: Any, **__: Any) -> int:
+def flops(d: Tensor, g: Any, m: Tensor, *_: Any, **__: Any) -> int:
     """Two per multiply-add of a matrix product, as torch counts them."""
-    return 2 * g.numel() * g.shape[-1]
+    return 2 * math.prod(d.shape[:-1]) * m.numel()

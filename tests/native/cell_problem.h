@@ -9,8 +9,8 @@ using rnn_cuda::Counts;
 
 // One unit in one step, in double. Written from the formulas of the field, not from csrc/cells/.
 struct JudgedUnit {
-  double sums[3], apart, operands[5], constant, carried;
-  double published[3], saved[5];
+  double sums[4], apart, operands[8], constant, carried;
+  double published[4], saved[6];
 
   void apply(Epilogue epilogue) {
     const auto sigmoid = [](double z) { return 1 / (1 + std::exp(-z)); };
@@ -25,7 +25,8 @@ struct JudgedUnit {
         return;
       }
       case Epilogue::GruBackward: {
-        const auto [r, z, n, q, before] = operands;
+        const double r = operands[0], z = operands[1], n = operands[2], q = operands[3];
+        const double before = operands[4];
         const double dh = sums[0] + carried;
         const double dn = dh * (1 - z), dz = dh * (before - n), before_tanh = dn * (1 - n * n);
         published[0] = before_tanh * q * r * (1 - r);
@@ -45,17 +46,72 @@ struct JudgedUnit {
         carried = dh * (1 - constant);
         return;
       }
+      case Epilogue::Lstm: {
+        const double i = sigmoid(sums[0]), f = sigmoid(sums[1]), g = std::tanh(sums[2]);
+        const double o = sigmoid(sums[3]), before = carried;
+        carried = f * before + i * g;
+        published[0] = o * std::tanh(carried);
+        const double all[] = {i, f, g, o, before, std::tanh(carried)};
+        std::copy_n(all, 6, saved);
+        return;
+      }
+      case Epilogue::LstmBackward: {
+        const auto [i, f, g, o, before, tanh_c] = operands;
+        const double dh = sums[0], dc = carried + dh * o * (1 - tanh_c * tanh_c);
+        published[0] = dc * g * i * (1 - i);
+        published[1] = dc * before * f * (1 - f);
+        published[2] = dc * i * (1 - g * g);
+        published[3] = dh * tanh_c * o * (1 - o);
+        carried = dc * f;
+        return;
+      }
+      case Epilogue::LinearForward1: return linear(1, false);
+      case Epilogue::LinearForward3: return linear(3, false);
+      case Epilogue::LinearForward3Exposed: return linear(3, true);
+      case Epilogue::LinearTranspose1: return linear_transpose(1, false);
+      case Epilogue::LinearTranspose3: return linear_transpose(3, false);
+      case Epilogue::LinearTranspose3Exposed: return linear_transpose(3, true);
       default: std::abort();
     }
+  }
+
+ private:
+  void linear(int gates, bool exposes) {
+    const double* const rest = operands + gates;
+    double v = rest[0] * carried + rest[exposes ? 3 : 1];
+    for (int g = 0; g < gates; ++g) v += operands[g] * sums[g];
+    carried = saved[0] = published[0] = v;
+    if (exposes) published[0] = rest[1] * v + rest[2] * sums[gates] + rest[4];
+  }
+
+  void linear_transpose(int gates, bool exposes) {
+    const double* const rest = operands + gates;
+    const double of_y = exposes ? sums[0] : sums[0] + carried;
+    const double of_v = exposes ? carried + rest[1] * of_y + rest[3] : of_y;
+    for (int g = 0; g < gates; ++g) published[g] = operands[g] * of_v;
+    if (exposes) published[gates] = rest[2] * of_y;
+    saved[0] = of_y, saved[1] = of_v, carried = rest[0] * of_v;
   }
 };
 
 template <class S>
 struct CellProblem {
-  static constexpr Epilogue kEpilogues[] = {Epilogue::Gru, Epilogue::GruBackward,
-                                            Epilogue::LeakyTanh, Epilogue::LeakyTanhBackward};
+  static constexpr Epilogue kEpilogues[] = {
+      Epilogue::Gru,
+      Epilogue::GruBackward,
+      Epilogue::Lstm,
+      Epilogue::LstmBackward,
+      Epilogue::LeakyTanh,
+      Epilogue::LeakyTanhBackward,
+      Epilogue::LinearForward1,
+      Epilogue::LinearForward3,
+      Epilogue::LinearForward3Exposed,
+      Epilogue::LinearTranspose1,
+      Epilogue::LinearTranspose3,
+      Epilogue::LinearTranspose3Exposed,
+  };
 
-  const Epilogue epilogue = kEpilogues[uniform(0, 3)];
+  const Epilogue epilogue = kEpilogues[uniform(0, std::size(kEpilogues) - 1)];
   const Counts counts = rnn_cuda::counts_of(epilogue);
   const Shape shape;
   // A backward recurrence has an addend and no input; a forward one the other way round.

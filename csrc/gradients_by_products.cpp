@@ -1,16 +1,13 @@
-#include "gradients.h"
+#include "gradients_by_products.h"
 
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <c10/core/DeviceGuard.h>
 
-#include <algorithm>
-
-#include "runtime.h"
+#include "to_device.h"
 
 namespace rnn_cuda {
-namespace cuda {
 namespace {
 
 // Row numbers of neighbours in time: current[i] comes right after previous[i] in the direction of
@@ -67,41 +64,57 @@ class Neighbours {
 void check_forward_arguments(RecurrenceBuilder& backward, const Layer& layer, int64_t d) {
   const int64_t features = layer.input().size(-1);
   backward.rows(layer.input(), "input", features);
-  backward.matrix(layer.weight_ih(d), "weight_ih", layer.hidden_size(), features);
-  if (const OptionalTensor state = layer.state()) backward.state(*state, "h0");
+  backward.matrix(layer.weight_ih(d), "weight_ih", layer.counts().sums * layer.hidden_size(),
+                  features);
+  for (int64_t i = 0; i < layer.states(); ++i)
+    if (const OptionalTensor state = layer.state(i)) backward.state(*state, "an initial state");
 }
 
-DirectionGradients gradients_of(const Job& backward, const Layer& layer, int64_t d,
-                                const Tensor& output, const DirectionWanted& wanted,
-                                const Tensor* other_of_input) {
-  const RecurrenceBuilder& builder = backward.builder;
-  const c10::DeviceGuard guard(builder.options().device());
-  const int64_t rows = builder.total_rows(), hidden = layer.hidden_size();
-  const Tensor delta = backward.output.view({rows, hidden});
-  const Tensor states = output.narrow(-1, d * hidden, hidden).reshape({rows, hidden});
+DirectionGradients gradients_by_products(const RecurrenceBuilder& backward,
+                                         const BackwardResults& results, const Layer& layer,
+                                         int64_t d, const Tensor& output,
+                                         const DirectionWanted& wanted,
+                                         const Tensor* other_of_input) {
+  const c10::DeviceGuard guard(backward.options().device());
+  const int64_t rows = backward.total_rows(), hidden = layer.hidden_size();
+  const Counts& counts = layer.counts();
+  const Tensor delta = results.delta.view({rows, counts.sums * hidden});
+  Tensor delta_input = delta;  // as W x sees it
+  if (counts.apart > 0)
+    delta_input = at::cat({delta.narrow(-1, 0, (counts.sums - counts.apart) * hidden),
+                           results.apart.view({rows, counts.apart * hidden})},
+                          -1);
   const Tensor input = layer.input().reshape({rows, layer.input().size(-1)});
-  const Neighbours neighbours(builder, layer.is_reverse(d));
+  const Neighbours neighbours(backward, layer.is_reverse(d));
 
   DirectionGradients gradients;
   if (wanted.input && other_of_input != nullptr) {
     gradients.input = *other_of_input;
-    gradients.input.view(input.sizes()).addmm_(delta, layer.weight_ih(d));
+    gradients.input.view(input.sizes()).addmm_(delta_input, layer.weight_ih(d));
   } else if (wanted.input) {
-    gradients.input = at::mm(delta, layer.weight_ih(d)).view(layer.input().sizes());
+    gradients.input = at::mm(delta_input, layer.weight_ih(d)).view(layer.input().sizes());
   }
-  if (wanted.state)
-    gradients.state = at::mm(neighbours.first(delta), layer.weight_hh(d)).unsqueeze(0);
-  if (wanted.weight_ih) gradients.weight_ih = at::mm(delta.t(), input);
+  if (wanted.states[0]) {
+    Tensor& state = gradients.states[0];
+    state = at::mm(neighbours.first(delta), layer.weight_hh(d)).unsqueeze(0);
+    if (counts.carried > 0 && layer.states() == 1) state.add_(results.carried);
+  }
+  if (wanted.states[1]) gradients.states[1] = results.carried;
+  if (wanted.weight_ih) gradients.weight_ih = at::mm(delta_input.t(), input);
   if (wanted.weight_hh) {
+    const Tensor states = output.narrow(-1, d * hidden, hidden).reshape({rows, hidden});
     gradients.weight_hh = at::mm(neighbours.current(delta).t(), neighbours.previous(states));
-    if (const OptionalTensor state = layer.state())
+    if (const OptionalTensor state = layer.state(0))
       gradients.weight_hh.addmm_(neighbours.first(delta).t(), state->select(0, d));
   }
-  if (wanted.bias) gradients.bias = delta.sum({0}, /*keepdim=*/false, builder.compute_type());
-  if (wanted.norms) gradients.norms = backward.norms;
-  if (wanted.delta) gradients.delta = backward.output;
+  const auto sum = [&](const Tensor& deltas) {
+    return deltas.sum({0}, /*keepdim=*/false, backward.compute_type());
+  };
+  if (wanted.bias) gradients.bias_ih = sum(delta_input);
+  if (wanted.bias && counts.apart > 0) gradients.bias_hh = sum(delta);
+  if (wanted.norms) gradients.norms = results.norms;
+  if (wanted.delta) gradients.delta = results.delta;
   return gradients;
 }
 
-}  // namespace cuda
 }  // namespace rnn_cuda

@@ -1,0 +1,54 @@
+// The LSTM cell as in torch, with i, f, g, o the gates, c' = c_{t-1} and z = W x + b + U h_{t-1}:
+//
+//   i, f, o = sigmoid(z)    g = tanh(z)    c = f c' + i g    h = o tanh(c)
+#pragma once
+
+#include "nonlinearities.h"
+
+namespace rnn_cuda::lstm {
+
+// p = h; the sums are those of i, f, g, o. What is carried is c. Saved are the gates, c' and
+// tanh(c).
+struct Forward {
+  static constexpr Counts kCounts = {/*sums=*/4,    /*apart=*/0, /*published=*/1,
+                                     /*carried=*/1, 0,           /*constants=*/0,
+                                     /*saved=*/6};
+
+  template <class Math, class Unit>
+  static RNN_CUDA_CELL void apply(Unit& unit) {
+    const auto i = Math::sigmoid(unit.sums[0]), f = Math::sigmoid(unit.sums[1]);
+    const auto g = Math::tanh(unit.sums[2]), o = Math::sigmoid(unit.sums[3]);
+    const auto previous = unit.carried[0];
+    const auto c = f * previous + i * g;
+    const auto tanh_c = Math::tanh(c);
+    unit.published[0] = o * tanh_c;
+    unit.carried[0] = c;
+    unit.saved[0] = i, unit.saved[1] = f, unit.saved[2] = g, unit.saved[3] = o;
+    unit.saved[4] = previous, unit.saved[5] = tanh_c;
+  }
+};
+
+// Against time, with M = U^T and a_t = dL/dh_t: the sum is the total adjoint of h_t. What is
+// carried is dL/dc_t but for what c_t does through h_t. p are the deltas; the operands are what the
+// forward pass saved.
+struct Backward {
+  static constexpr Counts kCounts = {/*sums=*/1,     /*apart=*/0,     /*published=*/4,
+                                     /*carried=*/1,
+                                     /*operands=*/6, /*constants=*/0, /*saved=*/0};
+
+  template <class Math, class Unit>
+  static RNN_CUDA_CELL void apply(Unit& unit) {
+    const typename Math::Number one = 1;
+    const auto i = unit.operands[0], f = unit.operands[1], g = unit.operands[2];
+    const auto o = unit.operands[3], previous = unit.operands[4], tanh_c = unit.operands[5];
+    const auto of_h = unit.sums[0];
+    const auto of_c = unit.carried[0] + of_h * o * (one - tanh_c * tanh_c);
+    unit.published[0] = of_c * g * (i * (one - i));
+    unit.published[1] = of_c * previous * (f * (one - f));
+    unit.published[2] = of_c * i * (one - g * g);
+    unit.published[3] = of_h * tanh_c * (o * (one - o));
+    unit.carried[0] = of_c * f;
+  }
+};
+
+}  // namespace rnn_cuda::lstm

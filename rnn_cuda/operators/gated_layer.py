@@ -1,0 +1,197 @@
+"""Derivatives of a layer by the linear recurrence of its cell, to be differentiated further.
+
+For cells whose units carry a value of their own; arguments are those of the operators, and so is
+the shape legend: see ``layer_forward.py``, ``layer_gradients.py`` and ``linearised.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rnn_cuda.cells import Linearisation, cell_named
+from rnn_cuda.neighbours import StepNeighbours, add_at, rows_of, states_before, take
+from rnn_cuda.operators.directions import DirectionOfLayer, directions_of
+from rnn_cuda.operators.linearised import Coefficients, parts_of
+from rnn_cuda.reference import compute_dtype
+
+
+class _LinearisedDirection:
+    """A direction of a layer, linearised where the forward pass went; in compute precision.
+
+    Everything is in rows.
+    """
+
+    def __init__(
+        self,
+        cell: str,
+        its: DirectionOfLayer,
+        input: Tensor,
+        output: Tensor,
+        batch_sizes: Tensor | None,
+        batch: int | None,
+    ) -> None:
+        kind, h = cell_named(cell), its.columns(output)
+        self._dtype, self._shape = h.dtype, h.shape[:-1]
+        self._reverse, self._batch_sizes = its.reverse, batch_sizes
+        self.neighbours = StepNeighbours.of(h, its.reverse, batch_sizes, batch)
+        wide = compute_dtype(h.dtype)
+        self.x, self.weight_ih, self.weight_hh = (
+            tensor.to(wide) for tensor in (rows_of(input), its.weight_ih, its.weight_hh)
+        )
+        bias_ih, bias_hh = (*(bias.to(wide) for bias in its.biases), 0, 0)[:2]
+        starts = [state.to(wide) for state in its.states] or [None, None]
+        after = rows_of(h).to(wide)
+        before = states_before(after, starts[0], self.neighbours)
+        self.h_before = before
+        gates = kind.gates(
+            self.x @ self.weight_ih.mT + bias_ih, before @ self.weight_hh.mT + bias_hh
+        )
+        if kind.has_cell_state:
+            after = self._carried(
+                kind.kept_share(gates), kind.carry(gates, torch.zeros_like(after)), starts[1]
+            )
+            before = states_before(after, starts[1], self.neighbours)
+        linearisation = kind.linearise(gates, before, after)
+        self.coefficients = _coefficients(linearisation)
+        self.input_coefficients = _coefficients(linearisation.for_input())
+
+    def _carried(self, keep: Tensor, new: Tensor, start: Tensor | None) -> Tensor:
+        """Return every ``c_t = keep c_{t-1} + new``: a linear recurrence without a product."""
+        nothing = Coefficients(torch.zeros_like(keep), keep)
+        zeros = keep.new_zeros(keep.shape[-1], keep.shape[-1])
+        return self._run(nothing, new, zeros, start, transposed=False)
+
+    def _run(
+        self,
+        coefficients: Coefficients,
+        drive: Tensor,
+        m: Tensor,
+        start: Tensor | None,
+        *,
+        transposed: bool,
+    ) -> Tensor:
+        def sequence(rows: Tensor) -> Tensor:
+            return rows.to(self._dtype).view(*self._shape, rows.shape[-1])
+
+        result = torch.ops.rnn_cuda.linear_recurrence(
+            *(sequence(coefficients.joined()), sequence(drive), m.to(self._dtype)),
+            *(None if start is None else start.to(self._dtype), self._reverse != transposed),
+            *(self._batch_sizes, transposed),
+        )
+        return rows_of(result).to(drive.dtype)
+
+    def tangents(self, drive: Tensor, start: Tensor | None) -> Tensor:
+        """Return the tangents [h, c], given what drives them and those of the initial state."""
+        return self._run(self.coefficients, drive, self.weight_hh, start, transposed=False)
+
+    def adjoints(self, direct: Tensor) -> Tensor:
+        """Return the total adjoints of [h, c], given the direct ones."""
+        return self._run(self.coefficients, direct, self.weight_hh, None, transposed=True)
+
+
+def _coefficients(linearisation: Linearisation) -> Coefficients:
+    gain, keep, exposure, output_gain, _ = linearisation
+    assert isinstance(keep, Tensor)
+    return Coefficients(gain.flatten(-2), keep, exposure, output_gain)
+
+
+def tangents_of_layer(
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    output: Tensor,
+    cell: str,
+    direction: str,
+    batch_sizes: Tensor | None,
+    batch: int,
+    tangents: Sequence[Tensor | None],
+) -> list[Tensor]:
+    """Return the tangents of output and final states, given those of all tensors, in order."""
+    d_input, *rest = tangents
+    d_states, d_weights = rest[: len(states)], rest[len(states) :]
+    outputs, final_states = [], []
+    for its in directions_of(states, weights, direction):
+        at = _LinearisedDirection(cell, its, input, output, batch_sizes, batch)
+        count = 2 + len(its.biases)
+        d_ih, d_hh, *d_biases = d_weights[its.number * count : (its.number + 1) * count]
+        d_bias_ih, d_bias_hh = (*d_biases, None, None)[:2]
+        from_input = from_state = at.x.new_zeros(len(at.x), len(at.weight_hh))
+        if d_input is not None:
+            from_input = from_input + rows_of(d_input) @ at.weight_ih.mT
+        if d_ih is not None:
+            from_input = from_input + at.x @ d_ih.mT
+        if d_bias_ih is not None:
+            from_input = from_input + d_bias_ih
+        if d_hh is not None:
+            from_state = from_state + at.h_before @ d_hh.mT
+        if d_bias_hh is not None:
+            from_state = from_state + d_bias_hh
+        drive = at.input_coefficients.drive(from_input) + at.coefficients.drive(from_state)
+        start = None
+        if any(d is not None for d in d_states):
+            pairs = zip(its.states, d_states, strict=True)
+            start = torch.cat(
+                [torch.zeros_like(s) if d is None else d.select(0, its.number) for s, d in pairs],
+                -1,
+            )
+        both = at.tangents(drive, start).to(output.dtype)
+        tangent, _ = parts_of(both, at.h_before.shape[-1])
+        outputs.append(tangent.reshape(*output.shape[:-1], tangent.shape[-1]))
+        final_states.append(take(both, at.neighbours.last).chunk(cell_named(cell).states, -1))
+    return [torch.cat(outputs, -1), *map(torch.stack, zip(*final_states, strict=True))]
+
+
+def gradients_of_layer(
+    grads: Sequence[Tensor | None],
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    output: Tensor,
+    cell: str,
+    direction: str,
+    batch_sizes: Tensor | None,
+    wanted: Sequence[bool],
+    batch: int | None,
+) -> list[Tensor]:
+    """Return the gradients that are wanted, in the order of ``wanted``.
+
+    Raises:
+        NotImplementedError: norms of adjoints, or delta, are wanted.
+
+    """
+    *wanted_gradients, wants_norms, wants_delta = wanted
+    if wants_norms or wants_delta:
+        raise NotImplementedError(f"norms and delta: there are none for the cell {cell} yet")
+    grad_output, *grad_final = grads
+    grad_input, grad_states, grad_weights = None, [], []
+    for its in directions_of(states, weights, direction):
+        at = _LinearisedDirection(cell, its, input, output, batch_sizes, batch)
+        direct = [torch.zeros_like(at.h_before) for _ in grad_final]
+        if grad_output is not None:
+            direct[0] = rows_of(its.columns(grad_output)).to(direct[0].dtype)
+        for i, grad in enumerate(grad_final):
+            if grad is not None:
+                final = grad.select(0, its.number).to(direct[i].dtype)
+                direct[i] = add_at(direct[i], at.neighbours.last, final)
+        adjoints = at.adjoints(torch.cat(direct, -1))
+        delta, delta_input = (
+            at.coefficients.deltas(adjoints),
+            at.input_coefficients.deltas(adjoints),
+        )
+        more = delta_input @ at.weight_ih
+        grad_input = more if grad_input is None else grad_input + more
+        first, hidden = at.neighbours.first, at.h_before.shape[-1]
+        of_h0 = take(delta, first) @ at.weight_hh
+        of_v0 = take(at.coefficients.keep * parts_of(adjoints, hidden)[1], first)
+        grad_states.append([of_h0, of_v0] if len(grad_final) == 2 else [of_h0 + of_v0])
+        grad_weights += [delta_input.mT @ at.x, delta.mT @ at.h_before]
+        grad_weights += [delta_input.sum(0), delta.sum(0)][: len(its.biases)]
+    assert grad_input is not None
+    gradients = [grad_input.view(input.shape)]
+    if states:
+        gradients += map(torch.stack, zip(*grad_states, strict=True))
+    pairs = zip([*gradients, *grad_weights], wanted_gradients, strict=True)
+    return [gradient.to(input.dtype) for gradient, is_wanted in pairs if is_wanted]

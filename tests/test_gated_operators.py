@@ -1,0 +1,269 @@
+"""The operators with cells of several gates, against torch's layers in float64."""
+
+import collections
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rnn_cuda import backend, reference
+
+pytestmark = pytest.mark.skipif(
+    backend.requested() in ("reference", "emulated"), reason="only the CPU kernel has these cells"
+)
+
+backend.use_native("cpu", torch.float32)  # loads the operators
+
+T, B, I, H = 6, 4, 3, 5
+LAYERS = {"gru": nn.GRU, "lstm": nn.LSTM}
+CASES = {
+    "dense": {},
+    "both_directions": {"bidirectional": True},
+    "packed": {"batch_sizes": torch.tensor([4, 4, 3, 1, 1])},
+    "packed_both": {"batch_sizes": torch.tensor([4, 2, 2, 1]), "bidirectional": True},
+    "no_state": {"with_state": False},
+    "no_bias": {"bias": False, "bidirectional": True},
+    "one_sample": {"batch": 1, "hidden": 1, "inputs": 1},
+    "several_panels": {"batch": 7, "hidden": 37, "inputs": 70},
+}
+
+
+class Layer:
+    """One of torch's layers, and the operators' arguments that say the same."""
+
+    def __init__(self, cell, dtype=torch.float64, requires_grad=True, **case):
+        torch.manual_seed(0)
+        self.cell, self.batch_sizes = cell, case.get("batch_sizes")
+        hidden, inputs, batch = case.get("hidden", H), case.get("inputs", I), case.get("batch", B)
+        self.directions = 2 if case.get("bidirectional") else 1
+        options = {"bias": case.get("bias", True), "bidirectional": self.directions == 2}
+        self.module = LAYERS[cell](inputs, hidden, dtype=dtype, **options)
+        self.weights = [weight.detach() for weight in self.module.parameters()]
+        rows = (T, batch) if self.batch_sizes is None else (int(self.batch_sizes.sum()),)
+        kinds = 2 if cell == "lstm" else 1
+        shape = (self.directions, batch, hidden)
+        self.input = torch.randn(*rows, inputs, dtype=dtype)
+        self.states = [torch.randn(shape, dtype=dtype) for _ in range(kinds)]
+        self.states = self.states if case.get("with_state", True) else []
+        for tensor in (self.input, *self.states, *self.weights):
+            tensor.requires_grad_(requires_grad)
+        self.tensors = [self.input, *self.states, *self.weights]
+        self.direction = "both" if self.directions == 2 else "forward"
+
+    def arguments(self, tensors=None):
+        tensors = self.tensors if tensors is None else list(tensors)
+        count = 1 + len(self.states)
+        lists = tensors[0], tensors[1:count], tensors[count:]
+        return (*lists, self.cell, self.direction, self.batch_sizes)
+
+    def ours(self, *tensors, operator="layer", **options):
+        return getattr(torch.ops.rnn_cuda, operator)(*self.arguments(tensors or None), **options)
+
+    def torchs(self, *tensors):
+        input, states, weights, *_ = self.arguments(tensors or None)
+        x = input if self.batch_sizes is None else PackedSequence(input, self.batch_sizes)
+        state = tuple(states) if len(states) == 2 else states[0] if states else None
+        names = [name for name, _ in self.module.named_parameters()]
+        named = dict(zip(names, weights, strict=True))
+        output, final = torch.func.functional_call(self.module, named, (x, state))
+        output = output if self.batch_sizes is None else output.data
+        return [output, *(final if isinstance(final, tuple) else (final,))]
+
+    def gradients(self, results, tensors=None, retain_graph=True):
+        grads = [torch.linspace(-1, 1, r.numel(), dtype=r.dtype).view(r.shape) for r in results]
+        return torch.autograd.grad(
+            results, tensors or self.tensors, grads, allow_unused=True, retain_graph=retain_graph
+        )
+
+
+def close(ours, theirs, rtol=1e-11):
+    for ours_, theirs_ in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(ours_, theirs_, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("cell", LAYERS)
+def test_values_and_gradients_are_torchs(cell, case):
+    layer = Layer(cell, **CASES[case])
+    results, expected = layer.ours(), layer.torchs()
+    close(results, expected)
+    gradients, expected = layer.gradients(results), layer.gradients(expected)
+    close(gradients, expected)
+    recomputed = layer.gradients(layer.ours(recompute=True))
+    assert all(map(torch.equal, recomputed, gradients))
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_a_final_state_alone_and_an_output_alone_have_gradients(cell):
+    layer = Layer(cell)
+    results, expected = layer.ours(), layer.torchs()
+    for ours, theirs in zip(results, expected, strict=True):
+        close(layer.gradients([ours]), layer.gradients([theirs]))
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_errors_in_narrow_types_are_of_the_size_of_torchs(cell, dtype):
+    layer = Layer(cell, dtype, bidirectional=True, hidden=32)
+    exact = Layer(cell, bidirectional=True, hidden=32)
+    tensors = [tensor.detach().double().requires_grad_() for tensor in layer.tensors]
+
+    def errors(results):
+        expected = exact.torchs(*tensors)
+        pairs = zip(
+            (*results, *layer.gradients(results)),
+            (*expected, *exact.gradients(expected, tensors)),
+            strict=True,
+        )
+        return [((r.double() - e).norm() / e.norm()).item() for r, e in pairs]
+
+    for ours, theirs in zip(errors(layer.ours()), errors(layer.torchs()), strict=True):
+        # Three: the kernel adds up products one after the other, torch in blocks.
+        assert ours < 3 * theirs + torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_a_step_is_a_layer_of_one_step(cell):
+    layer = Layer(cell)
+    states = [state[0] for state in layer.states]
+    after = torch.ops.rnn_cuda.step(layer.input[0], states, layer.weights, cell)
+    tensors = (layer.input[:1], *layer.tensors[1:])
+    _, *expected = layer.ours(*tensors)
+    assert all(torch.equal(a, e[0]) for a, e in zip(after, expected, strict=True))
+    gradients, expected = layer.gradients(after), layer.gradients([e[0] for e in expected])
+    assert all(map(torch.equal, gradients, expected))
+
+
+@pytest.mark.parametrize("case", ["dense", "packed_both", "no_state", "no_bias"])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_derivatives_of_higher_order_and_in_forward_mode(cell, case):
+    small = {"hidden": 2, "inputs": 2, **CASES[case]}
+    layer = Layer(cell, **small)
+    tensors = tuple(tensor.detach().requires_grad_() for tensor in layer.tensors)
+
+    def call(*tensors):
+        return tuple(layer.ours(*tensors, operator="layer_forward", saves=True))[
+            : 2 + (cell == "lstm")
+        ]
+
+    torch.autograd.gradcheck(call, tensors, check_forward_ad=True, check_batched_grad=True)
+    torch.autograd.gradgradcheck(call, tensors, check_fwd_over_rev=True, check_rev_over_rev=True)
+    torch.autograd.gradgradcheck(lambda *t: tuple(layer.ours(*t)), tensors)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_a_hessian_vector_product_takes_as_many_calls_at_any_length(cell):
+    def calls(steps):
+        layer = Layer(cell)
+        x = layer.input.detach().repeat(steps, 1, 1).requires_grad_()
+        counts = collections.Counter()
+
+        class Count(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                counts[func.name()] += 1
+                return func(*args, **(kwargs or {}))
+
+        with Count():
+            loss = layer.ours(x, *layer.tensors[1:])[0].square().sum()
+            (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+            torch.autograd.grad(grad.square().sum(), [x, *layer.weights])
+        return counts
+
+    counts = calls(1)
+    assert counts["rnn_cuda::linear_recurrence"] == (2 if cell == "gru" else 4)
+    assert calls(20) == counts
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_vmap_gives_what_a_loop_gives(cell):
+    layer = Layer(cell, requires_grad=False)
+    for mapped in range(len(layer.tensors)):
+        dims = [None] * len(layer.tensors)
+        dims[mapped] = 0
+        tensors = list(layer.tensors)
+        tensors[mapped] = torch.stack([tensors[mapped], 2 * tensors[mapped]])
+
+        def loss(*tensors):
+            results = layer.ours(*tensors, operator="layer_forward", saves=True)
+            return sum(result.square().sum() for result in results[: 2 + (cell == "lstm")])
+
+        every = tuple(range(len(tensors)))
+        found = torch.func.vmap(torch.func.grad(loss, every), tuple(dims))(*tensors)
+        for i in range(2):
+            each = [t if dim is None else t[i] for t, dim in zip(tensors, dims, strict=True)]
+            close([f[i] for f in found], torch.func.grad(loss, every)(*each))
+
+
+@pytest.mark.parametrize("case", ["dense", "packed", "both_directions"])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_operators_keep_pytorchs_rules(cell, case):
+    layer = Layer(cell, **CASES[case])
+    operators = torch.ops.rnn_cuda
+    for saves in (False, True):
+        arguments = (*layer.arguments(), saves)
+        torch.library.opcheck(operators.layer_forward.default, arguments)
+    results = [result.detach() for result in layer.ours(operator="layer_forward", saves=True)]
+    kinds = 2 if cell == "lstm" else 1
+    grads = [torch.ones_like(result) for result in results[: 1 + kinds]]
+    input, states, weights, *options = layer.arguments([t.detach() for t in layer.tensors])
+    wanted = [True] * len(layer.tensors) + [False, False]
+    arguments = (grads, input, states, weights, results[0], results[1 + kinds :], *options, wanted)
+    torch.library.opcheck(operators.layer_gradients.default, arguments)
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_compiled_code_gives_the_same(cell):
+    layer = Layer(cell, bidirectional=True)
+
+    @torch.compile(fullgraph=True)
+    def call(*tensors):
+        return layer.ours(*tensors, operator="layer_forward", saves=True)[: 2 + (cell == "lstm")]
+
+    results = call(*layer.tensors)
+    close(results, layer.torchs(), rtol=1e-12)
+    gradients = layer.gradients(results, retain_graph=False)
+    close(gradients, layer.gradients(layer.torchs()))
+
+
+@pytest.mark.parametrize("cell", LAYERS)
+def test_the_reference_loop_is_torchs(cell):
+    layer = Layer(cell, **CASES["packed"])
+    input, states, (weight_ih, weight_hh, *biases), *_ = layer.arguments()
+    (output, *_), final = reference.run_direction(
+        *(reference.cell_named(cell), input, [state[0] for state in states]),
+        *(weight_ih, weight_hh, biases),
+        reverse=False,
+        batch_sizes=layer.batch_sizes,
+    )
+    close([output, *(state.unsqueeze(0) for state in final)], layer.torchs())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, s, w: (x, s[:0], w[:3]), "weights: expected both biases or none"),
+        (lambda x, s, w: (x, [s[0], s[0]], w), "states: expected 1 tensors or nothing, got 2"),
+        (lambda x, s, w: (x, s, [w[0], w[1].T.contiguous(), *w[2:]]), r"weight_hh .*\(3 H, H\)"),
+        (lambda x, s, w: (x, s, [w[0][:5], *w[1:]]), "weight_ih must have shape"),
+        (lambda x, s, w: (x, s, [*w[:3], w[3][:5]]), "a bias must be"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    layer = Layer("gru", requires_grad=False)
+    arguments = change(layer.input, layer.states, layer.weights)
+    with pytest.raises(Exception, match=message):
+        torch.ops.rnn_cuda.layer(*arguments, "gru", "forward", None)
+
+
+def test_norms_of_adjoints_are_refused_for_gated_cells():
+    layer = Layer("lstm", requires_grad=False)
+    results = layer.ours(operator="layer_forward", saves=True)
+    grads = [torch.ones_like(result) for result in results[:3]]
+    input, states, weights, *options = layer.arguments()
+    wanted = [False] * len(layer.tensors) + [True, False]
+    with pytest.raises(NotImplementedError, match="norms"):
+        torch.ops.rnn_cuda.layer_gradients(
+            grads, input, states, weights, results[0], results[3:], *options, wanted
+        )
