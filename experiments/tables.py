@@ -194,7 +194,14 @@ def power(exponent: float | None) -> str:
 
 
 def _is_telling(row: Row) -> bool:
-    """Return whether the gradient at the first step comes from later ones."""
+    """Return whether the first step's gradient, over the last one's, says how far it comes.
+
+    Not where the first step has a loss of its own, or nothing arrives at the last step: there a
+    task scores samples of many lengths.
+    """
+    profiles = row.profiles("initial")
+    if profiles and not any(profile[-1] for profile in profiles):
+        return False
     settings = row.records[0].config.get("task", {})
     task = TASKS.get(settings.get("name"))
     return task is None or not task.has_loss_at_first_step(settings)
