@@ -82,7 +82,7 @@ DEFECTS = {
         "recurrence",
         "none",
         "recurrence.cpp",
-        "if («threads == plan.threads») {",
+        "if («threads == division.threads») {",
         "true",
         "output[",
     ),

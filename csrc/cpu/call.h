@@ -36,20 +36,20 @@ class Call {
 
   // Adds its pieces to `layout`; later pieces are the caller's own. `is_rerun` call of the same,
   // as the first `needs_rerun`.
-  Call(const Recurrence& r, const Schedule& schedule, const Plan& plan, bool keeps_states,
+  Call(const Recurrence& r, const Schedule& schedule, const Division& division, bool keeps_states,
        ScratchLayout& layout, bool is_rerun = false)
       : r_(r),
         counts_(counts_of(r.epilogue)),
         schedule_(schedule),
-        plan_(plan),
-        panels_(plan.template panels<T>(r)),
+        division_(division),
+        panels_(division.template panels<T>(r)),
         own_input_panels_(own_panels_of_input()),
         input_panels_(own_input_panels_ ? *own_input_panels_ : panels_),
         keeps_states_(keeps_states),
-        steps_per_chunk_(std::clamp<int64_t>(kRowsPerChunk / plan.rows, 1, r.time_steps)),
-        use_of_hidden_(plan.template use_of_hidden<Storage>(r)),
+        steps_per_chunk_(std::clamp<int64_t>(kRowsPerChunk / division.rows, 1, r.time_steps)),
+        use_of_hidden_(division.template use_of_hidden<Storage>(r)),
         looks_at_sums_(leaves_out_zeros() && use_of_hidden_ == MatrixUse::Streamed &&
-                       Plan::products(r) > 0 && !is_rerun),
+                       Division::products(r) > 0 && !is_rerun),
         looks_first_(leaves_out_zeros() && !looks_at_sums_),
         projects_input_(counts_.apart > 0 ||
                         (may_project() && (is_dotted() || (r.time_steps > 1 && r.input_size > 0 &&
@@ -57,8 +57,8 @@ class Call {
         use_of_input_(choose_use_of_input()) {
     const int64_t units = padded_to_vectors<T>(r.hidden_size);
     const int64_t padded = panels_.padded_columns(), states = counts_.published * units;
-    const int64_t rows = plan.rows * steps_per_chunk_;
-    const int teams = plan.cut_hidden ? 1 : plan.threads;  // that have states of their own
+    const int64_t rows = division.rows * steps_per_chunk_;
+    const int teams = division.cut_hidden ? 1 : division.threads;  // that have states of their own
     hidden_ = layout.add<E>(
         use_of_hidden_ == MatrixUse::Packed ? padded * operands<E>(published_columns<T>(r)) : 0);
     input_ = layout.add<E>(use_of_input_ == MatrixUse::Packed
@@ -68,42 +68,42 @@ class Call {
                                     ? r.hidden_size * padded_to_vectors<T>(r.input_size)
                                     : 0);
     bias_ = layout.add<T>(input_panels_.padded_columns());
-    state_rows_ = keeps_states ? rows + plan.rows : 2 * plan.rows;
+    state_rows_ = keeps_states ? rows + division.rows : 2 * division.rows;
     states_size_ = Strips<E>::size_for(state_rows_, states);
     states_ = layout.add<E>(states_size_ * teams);
     values_size_ = kHasValues && keeps_states ? Strips<T>::size_for(state_rows_, states) : 0;
     values_ = layout.add<T>(values_size_ * teams);
-    carried_size_ = counts_.carried * plan.rows * units;
+    carried_size_ = counts_.carried * division.rows * units;
     carried_ = layout.add<T>(carried_size_ * teams);
     inputs_size_ = Strips<E>::size_for(rows, r.input_size);
     inputs_ = layout.add<E>(inputs_size_ * teams);
     projected_size_ = projects_input_ ? rows * input_panels_.padded_columns() : 0;
     projected_ = layout.add<T>(projected_size_ * teams);
     block_size_ = use_of_hidden_ == MatrixUse::StreamedInBlocks
-                      ? kBlockDepth * plan.panel_vectors * kLanes<T>
+                      ? kBlockDepth * division.panel_vectors * kLanes<T>
                       : 0;
-    blocks_ = layout.add<E>(block_size_ * plan.threads);
+    blocks_ = layout.add<E>(block_size_ * division.threads);
     sums_size_ = std::max<int64_t>(
-        std::max<int64_t>(plan.rows, kMaxTileRows) * plan.panel_vectors * kLanes<T>,
+        std::max<int64_t>(division.rows, kMaxTileRows) * division.panel_vectors * kLanes<T>,
         kSumsBytes / static_cast<int64_t>(sizeof(T)));
-    sums_ = layout.add<T>(sums_size_ * plan.threads);
+    sums_ = layout.add<T>(sums_size_ * division.threads);
   }
 
   // Where M is read but once or twice, looking at it first would take as long again. It is taken to
   // be finite, and if it is not, its products are not either: then the call must be made again.
   bool needs_rerun() const { return looks_at_sums_ && found_infinite_; }
 
-  int64_t chunk_rows() const { return plan_.rows * steps_per_chunk_; }
+  int64_t chunk_rows() const { return division_.rows * steps_per_chunk_; }
   // Whether all steps are one chunk, small enough to be worked on at once.
   bool is_single_chunk() const {
     return steps_per_chunk_ == r_.time_steps && chunk_rows() <= kRowsPerChunk;
   }
   MatrixUse use_of_hidden() const { return use_of_hidden_; }
-  const Plan& plan() const { return plan_; }
+  const Division& division() const { return division_; }
   const Schedule& schedule() const { return schedule_; }
   const Panels<T>& panels() const { return panels_; }
   Share share(int thread) const {
-    return plan_.share(r_.batch, panels_.count(), schedule_.packed(), thread);
+    return division_.share(r_.batch, panels_.count(), schedule_.packed(), thread);
   }
 
   // Packs this thread's part of what all threads read; to be followed by a wait, and then by `team`
@@ -115,12 +115,13 @@ class Call {
       const bool transposed = r_.weight_hidden.transposed;
       const int64_t rows = transposed ? depth : columns;
       if (!is_finite<Storage>(r_.weight_hidden, transposed ? columns : depth,
-                              rows * thread / plan_.threads, rows * (thread + 1) / plan_.threads))
+                              rows * thread / division_.threads,
+                              rows * (thread + 1) / division_.threads))
         found_infinite_.store(true, std::memory_order_relaxed);
     }
     const int width = counts_.sums + counts_.apart;  // columns of a unit in W x
-    const int64_t first = panels_.count() * thread / plan_.threads;
-    const int64_t end = panels_.count() * (thread + 1) / plan_.threads;
+    const int64_t first = panels_.count() * thread / division_.threads;
+    const int64_t end = panels_.count() * (thread + 1) / division_.threads;
     if (use_of_hidden_ == MatrixUse::Packed)
       pack<Storage>(r_.weight_hidden, {r_.hidden_size, counts_.sums}, r_.hidden_size, panels_,
                     first, end, at<E>(scratch, hidden_), counts_.published);
@@ -145,7 +146,7 @@ class Call {
     return {r_,
             counts_,
             schedule_,
-            plan_,
+            division_,
             panels_,
             input_panels_,
             steps_per_chunk_,
@@ -163,7 +164,7 @@ class Call {
   }
 
   WalkBuffers<Storage> buffers(char* scratch, int thread) const {
-    const int team = plan_.cut_hidden ? 0 : thread;
+    const int team = division_.cut_hidden ? 0 : thread;
     const Strips<E> states = {at<E>(scratch, states_) + states_size_ * team,
                               Strips<E>::stride_for(state_rows_)};
     Strips<T> values;
@@ -192,7 +193,7 @@ class Call {
   // Each unit's columns of W x + b: those of M, and behind them what stays apart.
   std::optional<Panels<T>> own_panels_of_input() const {
     if (counts_.apart == 0) return std::nullopt;
-    return Panels<T>(r_.hidden_size, 1, plan_.cut_hidden ? plan_.threads : 1,
+    return Panels<T>(r_.hidden_size, 1, division_.cut_hidden ? division_.threads : 1,
                      counts_.sums + counts_.apart);
   }
 
@@ -202,7 +203,7 @@ class Call {
     const int64_t bytes = counts_.sums * r_.hidden_size *
                           (counts_.published * r_.hidden_size + r_.input_size) *
                           static_cast<int64_t>(sizeof(Storage));
-    return plan_.rows >= kFusedRows && bytes <= kFusedWeightBytes;
+    return division_.rows >= kFusedRows && bytes <= kFusedWeightBytes;
   }
 
   // The projection begins with the bias, and knows no addend.
@@ -233,7 +234,7 @@ class Call {
   const Recurrence& r_;
   const Counts counts_;
   const Schedule& schedule_;
-  const Plan plan_;
+  const Division division_;
   const Panels<T> panels_;
   const std::optional<Panels<T>> own_input_panels_;  // where they differ
   const Panels<T>& input_panels_;

@@ -22,15 +22,15 @@ struct GradientScratch {
   GradientScratch(const Gradients& g, const Call<Storage>& call, ScratchLayout& layout)
       : rows(std::min(call.chunk_rows(), kRowsPerChunk)),
         sums_at_once(call.is_single_chunk() &&
-                     (call.plan().threads == 1 || call.plan().cut_hidden)),
+                     (call.division().threads == 1 || call.division().cut_hidden)),
         use_of_input(choose_use_of_input(g, call)),
-        input_panels(g.grad_input == nullptr ? 0 : g.input_size, call.plan().panel_vectors),
+        input_panels(g.grad_input == nullptr ? 0 : g.input_size, call.division().panel_vectors),
         uses_input_in_place(is_flat(g.backward.hidden_size, g.input_size)),
         // Columns of strips are padded to whole vectors: let the longer side be along them.
         input_is_left(!uses_input_in_place &&
                       g.input_size * padded_to_vectors<T>(g.backward.hidden_size) <
                           g.backward.hidden_size * padded_to_vectors<T>(g.input_size)) {
-    const int threads = call.plan().threads;
+    const int threads = call.division().threads;
     const int64_t hidden = g.backward.hidden_size;
     packed_input = layout.add<E>(use_of_input == MatrixUse::Packed
                                      ? input_panels.padded_columns() * operands<E>(hidden)
@@ -60,10 +60,11 @@ struct GradientScratch {
       weight_input_at.push_back(layout.add<T>(sums_at_once ? 0 : input_product.size()));
       bias_at.push_back(layout.add<T>(call.panels().padded_columns()));
     }
-    const bool cut = call.plan().cut_hidden;
+    const bool cut = call.division().cut_hidden;
     z_slots = cut ? 2 : 1;
-    z_size =
-        g.adjoint_norm == nullptr ? 0 : z_slots * call.plan().rows * call.panels().padded_columns();
+    z_size = g.adjoint_norm == nullptr
+                 ? 0
+                 : z_slots * call.division().rows * call.panels().padded_columns();
     z = layout.add<T>(z_size * (cut ? 1 : threads));
   }
 
@@ -81,7 +82,8 @@ struct GradientScratch {
   WalkBuffers<Storage> buffers(const Call<Storage>& call, char* scratch, int thread) const {
     WalkBuffers<Storage> buffers = call.buffers(scratch, thread);
     if (z_size == 0) return buffers;
-    buffers.z = reinterpret_cast<T*>(scratch + z) + (call.plan().cut_hidden ? 0 : z_size * thread);
+    buffers.z =
+        reinterpret_cast<T*>(scratch + z) + (call.division().cut_hidden ? 0 : z_size * thread);
     buffers.z_slots = z_slots;
     return buffers;
   }

@@ -49,7 +49,7 @@ class GradientWorker {
                                                    call.schedule().total_rows(), g.input_size)) {}
 
   void run() {
-    const int threads = call_.plan().threads;
+    const int threads = call_.division().threads;
     call_.pack_weights(scratch_, thread_);
     const int64_t panels = extra_.input_panels.count();
     if (extra_.use_of_input == MatrixUse::Packed)
@@ -395,12 +395,12 @@ class GradientWorker {
   // The sums of all threads: each adds up, over the threads, a part of the elements. Where the
   // hidden dimension is cut, a thread's own part is complete.
   void write_sums() {
-    const bool complete = call_.plan().cut_hidden;
+    const bool complete = call_.division().cut_hidden;
     const int first_of = complete ? thread_ : 0;
-    const int end_of = complete ? thread_ + 1 : call_.plan().threads;
+    const int end_of = complete ? thread_ + 1 : call_.division().threads;
     const auto part = [&](const OuterProduct<R>& product, const auto& f) {
       const int64_t left = product.end_left() - product.first_left();
-      const int64_t pieces = complete ? 1 : call_.plan().threads;
+      const int64_t pieces = complete ? 1 : call_.division().threads;
       const int64_t piece = complete ? 0 : thread_;
       product.for_each(product.first_left() + left * piece / pieces,
                        product.first_left() + left * (piece + 1) / pieces, f);
@@ -448,16 +448,17 @@ void run_typed(const Gradients& g, int threads) {
   using T = typename ComputeOf<Storage>::type;
   const Schedule schedule(g.backward);
   for (;;) {
-    const Plan plan = Plan::make<T>(g.backward, schedule.total_rows(), g.input_size, threads);
+    const Division division =
+        Division::make<T>(g.backward, schedule.total_rows(), g.input_size, threads);
     ScratchLayout layout;
-    const Call<Storage> call(g.backward, schedule, plan, /*keeps_states=*/true, layout);
+    const Call<Storage> call(g.backward, schedule, division, /*keeps_states=*/true, layout);
     GradientScratch<Storage> extra(g, call, layout);
     const Scratch memory(layout);
     SpinBarrier barrier;
-    threads = run_team(plan.threads, [&](int thread) {
+    threads = run_team(division.threads, [&](int thread) {
       GradientWorker<Storage>(g, call, extra, memory.data(), barrier, thread).run();
     });
-    if (threads == plan.threads) return;
+    if (threads == division.threads) return;
   }
 }
 

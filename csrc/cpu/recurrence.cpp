@@ -17,20 +17,20 @@ void run_typed(const Recurrence& r, int threads) {
   using T = typename ComputeOf<Storage>::type;
   const Schedule schedule(r);
   for (bool is_rerun = false;;) {
-    const Plan plan = Plan::make<T>(r, schedule.total_rows(), r.input_size, threads);
+    const Division division = Division::make<T>(r, schedule.total_rows(), r.input_size, threads);
     ScratchLayout layout;
-    const Call<Storage> call(r, schedule, plan, /*keeps_states=*/false, layout, is_rerun);
+    const Call<Storage> call(r, schedule, division, /*keeps_states=*/false, layout, is_rerun);
     const Scratch memory(layout);
     char* const scratch = memory.data();
     SpinBarrier barrier;
-    threads = run_team(plan.threads, [&](int thread) {
+    threads = run_team(division.threads, [&](int thread) {
       call.pack_weights(scratch, thread);
-      barrier.wait(plan.threads);
+      barrier.wait(division.threads);
       const Team<Storage> team = call.team(scratch, barrier);
       Walker<Storage>(team, call.share(thread), call.buffers(scratch, thread))
           .run([](int64_t, int64_t) {}, [](int64_t, int64_t) {});
     });
-    if (threads == plan.threads) {
+    if (threads == division.threads) {
       if (!call.needs_rerun()) return;
       is_rerun = true;
     }

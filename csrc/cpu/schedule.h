@@ -77,7 +77,7 @@ enum class MatrixUse {
 };
 
 // How the work is cut over threads; a pure function of the problem and the number of threads.
-struct Plan {
+struct Division {
   // Multiply-adds under which a thread costs more than it brings, and a barrier than it saves.
   static constexpr int64_t kWorkPerThread = 1 << 16;
   static constexpr int64_t kWorkPerBarrier = 1 << 14;
@@ -90,7 +90,7 @@ struct Plan {
   int64_t rows;  // samples of a share, at most
 
   template <class T>
-  static Plan make(const Recurrence& r, int64_t total_rows, int64_t input_size, int threads) {
+  static Division make(const Recurrence& r, int64_t total_rows, int64_t input_size, int threads) {
     const Counts counts = counts_of(r.epilogue);
     const int64_t depth = counts.published * r.hidden_size, columns = counts.sums * r.hidden_size;
     const int64_t work = total_rows * columns * (depth + input_size);

@@ -28,7 +28,7 @@ struct Team {
   const Recurrence& recurrence;
   Counts counts;
   const Schedule& schedule;
-  const Plan& plan;
+  const Division& division;
   const Panels<T>& panels;        // of the sums
   const Panels<T>& input_panels;  // of W x + b: the same, but for what stays apart
   int64_t steps_per_chunk;
@@ -46,7 +46,7 @@ struct Team {
   SpinBarrier& barrier;
 
   // Between steps: where the batch is cut, nobody waits.
-  void wait_for_state() const { barrier.wait(plan.cut_hidden ? plan.threads : 1); }
+  void wait_for_state() const { barrier.wait(division.cut_hidden ? division.threads : 1); }
 };
 
 // The memory of a walk. Where the hidden dimension is cut, `states`, `inputs` and `projected` are
@@ -139,7 +139,7 @@ class Walker {
   int64_t slot_row(int64_t slot) const { return slot_row_[slot]; }
   // What the epilogue was applied to, at the step-th visited step.
   T* z(int64_t step, int64_t row) const {
-    return buffers_.z + (step % buffers_.z_slots * team_.plan.rows + row) * ld_;
+    return buffers_.z + (step % buffers_.z_slots * team_.division.rows + row) * ld_;
   }
 
  private:
@@ -227,7 +227,7 @@ class Walker {
     input_row_.assign(1, 0);
     for (int64_t s = 0; s < steps; ++s) input_row_.push_back(input_row_[s] + rows(s));
     if (!team_.keeps_states) {
-      for (int64_t s = 0; s <= steps; ++s) slot_row_[s] = (start + s) % 2 * team_.plan.rows;
+      for (int64_t s = 0; s <= steps; ++s) slot_row_[s] = (start + s) % 2 * team_.division.rows;
       return;
     }
     const int64_t last_slot = slot_row_[team_.steps_per_chunk];
@@ -268,7 +268,7 @@ class Walker {
 
   // What the share's i-th sample carries, of all units.
   T* carried(int64_t value, int64_t i) const {
-    return buffers_.carried + (value * team_.plan.rows + i) * padded_units_;
+    return buffers_.carried + (value * team_.division.rows + i) * padded_units_;
   }
 
   void set_state(int64_t row, int64_t column, Vec<T> v) const {

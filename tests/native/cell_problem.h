@@ -56,7 +56,8 @@ struct JudgedUnit {
         return;
       }
       case Epilogue::LstmBackward: {
-        const auto [i, f, g, o, before, tanh_c] = operands;
+        const double i = operands[0], f = operands[1], g = operands[2], o = operands[3];
+        const double before = operands[4], tanh_c = operands[5];
         const double dh = sums[0], dc = carried + dh * o * (1 - tanh_c * tanh_c);
         published[0] = dc * g * i * (1 - i);
         published[1] = dc * before * f * (1 - f);
@@ -80,8 +81,9 @@ struct JudgedUnit {
     const double* const rest = operands + gates;
     double v = rest[0] * carried + rest[exposes ? 3 : 1];
     for (int g = 0; g < gates; ++g) v += operands[g] * sums[g];
-    carried = saved[0] = published[0] = v;
+    carried = published[0] = v;
     if (exposes) published[0] = rest[1] * v + rest[2] * sums[gates] + rest[4];
+    saved[0] = published[0], saved[1] = v;
   }
 
   void linear_transpose(int gates, bool exposes) {
