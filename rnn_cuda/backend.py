@@ -106,6 +106,11 @@ def _decide(override: str | None, device_type: str, dtype: torch.dtype) -> bool:
     return choice != "reference" and problem is None
 
 
+def takes_gated_cells(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether the kernels for these tensors take cells with several sums: those of CPUs do."""
+    return device_type == "cpu" and use_native(device_type, dtype) and not _is_emulated
+
+
 # torch.compile calls this while it traces, instead of tracing into the build; its guard on the
 # override traces again when the backend changes. The public spelling of this mark,
 # torch.compiler.assume_constant_result, imports all of Dynamo, which takes seconds.

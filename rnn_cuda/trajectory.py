@@ -18,11 +18,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from rnn_cuda import reference
+from rnn_cuda import backend, reference
 from rnn_cuda.arguments import check_bool, check_int, check_tensor, type_name
 from rnn_cuda.cells import Cell, Linearisation, Weights, cell_of, recurrent_matrix
 from rnn_cuda.functional import elman_rnn, linear_recurrence
 from rnn_cuda.modules import FusedRNN
+from rnn_cuda.neighbours import rows_of
+from rnn_cuda.operators.linearised import KERNEL_FORMS, Coefficients, carried_states, parts_of
 from rnn_cuda.residual import AntisymmetricRNN, LeakyRNN
 
 Recurrent: TypeAlias = FusedRNN | LeakyRNN | AntisymmetricRNN | nn.RNN | nn.GRU | nn.LSTM
@@ -49,6 +51,8 @@ class Trajectory:
         if cell.is_linear_recurrence:
             arguments: Any = (x, *state, *weights[:4])
             outputs = elman_rnn(*arguments, nonlinearity=cell.nonlinearity)[:1]
+        elif cell.operator_name is not None and self._runs_natively(x):
+            outputs = self._native_states(x, state)
         else:
             rows, _ = reference.run_cell(
                 cell,
@@ -60,6 +64,27 @@ class Trajectory:
             )
             outputs = [part.view(*x.shape[:2], -1) for part in rows]
         self.states = torch.cat([torch.cat(state, dim=-1).unsqueeze(0), torch.cat(outputs, dim=-1)])
+
+    def _runs_natively(self, like: Tensor) -> bool:
+        """Whether the native recurrences run the linearised steps of this gated cell."""
+        exposes = self.cell.has_cell_state
+        return (
+            self._weights.projection is None
+            and (self.cell.blocks - exposes, exposes) in KERNEL_FORMS
+            and backend.takes_gated_cells(like.device.type, like.dtype)
+        )
+
+    def _native_states(self, x: Tensor, state: tuple[Tensor, ...]) -> list[Tensor]:
+        weights = [weight for weight in self._weights if weight is not None]
+        starts = [part.unsqueeze(0) for part in state]
+        arguments: Any = (x, starts, weights, self.cell.operator_name, "forward", None)
+        h, *_ = torch.ops.rnn_cuda.layer(*arguments)
+        if not self.cell.has_cell_state:
+            return [h]
+        h_before = torch.cat([state[0].unsqueeze(0), h[:-1]])
+        gates = self.cell.gates(self._input_sums, self._weights.recurrent_sums(h_before))
+        new = self.cell.carry(gates, torch.zeros_like(h))
+        return [h, carried_states(self.cell.kept_share(gates), new, state[1], False, None)]
 
     @property
     def length(self) -> int:
@@ -104,6 +129,13 @@ class Trajectory:
         return self.linearisation.steps(lambda part: part.unsqueeze(2).unbind())  # (B, 1, ..)
 
     @cached_property
+    def _coefficients(self) -> Tensor | None:
+        """The native recurrence's d, ``(T, B, ..)``, where it runs this gated cell."""
+        if not self._runs_natively(self.states):
+            return None
+        return Coefficients.of_cell(self.linearisation).joined()
+
+    @cached_property
     def _derivative(self) -> Tensor:
         """Of a linear recurrence, ``(T, B, H)``."""
         return self.cell.derivative(self.output)
@@ -116,6 +148,13 @@ class Trajectory:
             return linear_recurrence(d, none, self._weights.hh, block.flatten(0, 1))[-1].view_as(
                 block
             )
+        if self._coefficients is not None:
+            d = self._for_each_row(self._coefficients, block, start, stop)
+            nothing = d.new_zeros(self.size).expand(*d.shape[:-1], -1)
+            tangents = torch.ops.rnn_cuda.linear_recurrence(
+                d, nothing, self._weights.hh, block.flatten(0, 1), False, None
+            )
+            return tangents[-1].view_as(block)
         hidden, carried = self._parts(block)
         for step in self._steps[start:stop]:
             sums = (hidden @ self._weights.hh.mT).unflatten(-1, (self.cell.blocks, -1))
@@ -127,6 +166,20 @@ class Trajectory:
         """Return ``J_{i+1}^T ... J_stop^T v`` for i = start .. stop - 1: ``(i, B, K, S)``."""
         if self.cell.is_linear_recurrence:
             return (self._deltas(block, start, stop) @ self._weights.hh).view(-1, *block.shape)
+        if self._coefficients is not None:
+            d = self._for_each_row(self._coefficients, block, start, stop)
+            direct = d.new_zeros(*d.shape[:-1], self.size)
+            direct[-1] = block.flatten(0, 1)
+            adjoints = torch.ops.rnn_cuda.linear_recurrence(
+                d, direct, self._weights.hh, None, True, None, True
+            )
+            adjoints, size = rows_of(adjoints), self._sizes[-1]
+            c = Coefficients.of(d, size, self.cell.has_cell_state)
+            hidden = c.deltas(adjoints) @ self._weights.hh
+            carried = c.keep * parts_of(adjoints, size)[1]
+            if not self.cell.has_cell_state:
+                hidden = hidden + carried
+            return self._joined(hidden, carried).view(-1, *block.shape)
         pulled = []
         hidden, carried = self._parts(block)
         for step in reversed(self._steps[start:stop]):

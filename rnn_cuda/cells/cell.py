@@ -108,6 +108,8 @@ class Weights(NamedTuple):
 class Cell(ABC):
     """One recurrent cell. Everything that runs, initialises or measures a layer asks its cell."""
 
+    operator_name: ClassVar[str | None] = None
+    """What the operators call it, if there is a kernel for it."""
     gate_names: ClassVar[tuple[str, ...]] = ()
     """In the order of the weights' blocks; empty if the one block is no gate."""
     keeping_gate: ClassVar[str | None] = None

@@ -32,6 +32,7 @@ class Gates(NamedTuple):
 class GRU(Cell):
     """The cell; its unit carries h."""
 
+    operator_name: ClassVar[str | None] = "gru"
     gate_names: ClassVar[tuple[str, ...]] = ("reset", "update", "new")
     keeping_gate: ClassVar[str | None] = "update"
     saved_values: ClassVar[int] = 5

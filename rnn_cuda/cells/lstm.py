@@ -30,6 +30,7 @@ class Gates(NamedTuple):
 class LSTM(Cell):
     """The cell; its unit carries c."""
 
+    operator_name: ClassVar[str | None] = "lstm"
     gate_names: ClassVar[tuple[str, ...]] = Gates._fields
     keeping_gate: ClassVar[str | None] = "forget"
     admitting_gate: ClassVar[str | None] = "input"

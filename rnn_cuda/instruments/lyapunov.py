@@ -66,9 +66,11 @@ def lyapunov_exponents(
         TypeError, ValueError: an argument does not fit; the message says which, what was expected
             and what was given.
 
-    Cost: a forward pass of the layer with K tangents per sample, in one native call per segment for
-    a FusedRNN and nn.RNN, and a QR decomposition of B matrices (S, K) per segment. Memory: the
-    trajectory, and K * S numbers per sample and step of a segment, at most 32 MiB or one step.
+    Cost: a forward pass of the layer with K tangents per sample, in one native call per segment
+    (but for an LSTM with projections, and on CUDA for gated and leaky layers), and a QR
+    decomposition of B matrices (S, K) per segment. Memory: the trajectory, and for the tangents and
+    the coefficients of their steps up to 5 K S numbers per sample and step of a segment, which is
+    one step or has tangents of at most 32 MiB.
 
     """
     trajectory, warmup = prepare(module, input, hx, count, warmup, layer, reverse)

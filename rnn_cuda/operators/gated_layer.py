@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rnn_cuda.cells import Linearisation, cell_named
+from rnn_cuda.cells import cell_named
 from rnn_cuda.neighbours import StepNeighbours, add_at, rows_of, states_before, take
 from rnn_cuda.operators.directions import DirectionOfLayer, directions_of
-from rnn_cuda.operators.linearised import Coefficients, parts_of
+from rnn_cuda.operators.linearised import Coefficients, carried_states, parts_of
 from rnn_cuda.reference import compute_dtype
 
 
@@ -50,52 +50,37 @@ class _LinearisedDirection:
             self.x @ self.weight_ih.mT + bias_ih, before @ self.weight_hh.mT + bias_hh
         )
         if kind.has_cell_state:
-            after = self._carried(
-                kind.kept_share(gates), kind.carry(gates, torch.zeros_like(after)), starts[1]
-            )
+            keep, new = kind.kept_share(gates), kind.carry(gates, torch.zeros_like(after))
+            start = its.states[1] if its.states else None
+            sequences = self._sequence(keep), self._sequence(new)
+            after = rows_of(carried_states(*sequences, start, its.reverse, batch_sizes)).to(wide)
             before = states_before(after, starts[1], self.neighbours)
         linearisation = kind.linearise(gates, before, after)
-        self.coefficients = _coefficients(linearisation)
-        self.input_coefficients = _coefficients(linearisation.for_input())
+        self.coefficients = Coefficients.of_cell(linearisation)
+        self.input_coefficients = Coefficients.of_cell(linearisation.for_input())
 
-    def _carried(self, keep: Tensor, new: Tensor, start: Tensor | None) -> Tensor:
-        """Return every ``c_t = keep c_{t-1} + new``: a linear recurrence without a product."""
-        nothing = Coefficients(torch.zeros_like(keep), keep)
-        zeros = keep.new_zeros(keep.shape[-1], keep.shape[-1])
-        return self._run(nothing, new, zeros, start, transposed=False)
+    def _sequence(self, rows: Tensor) -> Tensor:
+        return rows.to(self._dtype).view(*self._shape, rows.shape[-1])
 
-    def _run(
-        self,
-        coefficients: Coefficients,
-        drive: Tensor,
-        m: Tensor,
-        start: Tensor | None,
-        *,
-        transposed: bool,
-    ) -> Tensor:
-        def sequence(rows: Tensor) -> Tensor:
-            return rows.to(self._dtype).view(*self._shape, rows.shape[-1])
-
+    def _run(self, drive: Tensor, start: Tensor | None, *, transposed: bool) -> Tensor:
         result = torch.ops.rnn_cuda.linear_recurrence(
-            *(sequence(coefficients.joined()), sequence(drive), m.to(self._dtype)),
-            *(None if start is None else start.to(self._dtype), self._reverse != transposed),
-            *(self._batch_sizes, transposed),
+            self._sequence(self.coefficients.joined()),
+            self._sequence(drive),
+            self.weight_hh.to(self._dtype),
+            None if start is None else start.to(self._dtype),
+            self._reverse != transposed,
+            self._batch_sizes,
+            transposed,
         )
         return rows_of(result).to(drive.dtype)
 
     def tangents(self, drive: Tensor, start: Tensor | None) -> Tensor:
         """Return the tangents [h, c], given what drives them and those of the initial state."""
-        return self._run(self.coefficients, drive, self.weight_hh, start, transposed=False)
+        return self._run(drive, start, transposed=False)
 
     def adjoints(self, direct: Tensor) -> Tensor:
         """Return the total adjoints of [h, c], given the direct ones."""
-        return self._run(self.coefficients, direct, self.weight_hh, None, transposed=True)
-
-
-def _coefficients(linearisation: Linearisation) -> Coefficients:
-    gain, keep, exposure, output_gain, _ = linearisation
-    assert isinstance(keep, Tensor)
-    return Coefficients(gain.flatten(-2), keep, exposure, output_gain)
+        return self._run(direct, None, transposed=True)
 
 
 def tangents_of_layer(

@@ -23,8 +23,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rnn_cuda.cells import Linearisation
 from rnn_cuda.neighbours import StepNeighbours, outer_with_previous, rows_of, states_before, take
 from rnn_cuda.operators.function import OperatorFunction, differentiable_again
+
+KERNEL_FORMS = {(1, False), (3, False), (3, True)}
+"""G, and whether there is an exposure: as in ``kLinearForms`` of ``csrc/cells/cells.h``."""
 
 
 def parts_of(both: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
@@ -34,13 +38,37 @@ def parts_of(both: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
     return both[..., :hidden], both[..., hidden:]
 
 
+def carried_states(
+    keep: Tensor, new: Tensor, start: Tensor | None, reverse: bool, batch_sizes: Tensor | None
+) -> Tensor:
+    """Return every ``c_t = keep_t c_{t-1} + new_t``, a sequence.
+
+    It is the recurrence with M = 0. Units stand for samples here, so that M is a single zero.
+    """
+    d = torch.stack([torch.zeros_like(keep), keep], dim=-1).flatten(-3, -2)
+    g = new.flatten(-2).unsqueeze(-1)
+    c = torch.ops.rnn_cuda.linear_recurrence(
+        *(d, g, keep.new_zeros(1, 1), None if start is None else start.reshape(-1, 1)),
+        *(reverse, None if batch_sizes is None else batch_sizes * keep.shape[-1]),
+    )
+    return c.view(new.shape)
+
+
 class Coefficients(NamedTuple):
-    """The parts of d, or what belongs to them, in rows."""
+    """The parts of d, or what belongs to them; in rows, but for `of_cell` and `joined`."""
 
     gain: Tensor
     keep: Tensor
     exposure: Tensor | None = None
     output_gain: Tensor | None = None
+
+    @classmethod
+    def of_cell(cls, linearisation: Linearisation) -> Coefficients:
+        """Those of a cell's steps."""
+        gain, keep, exposure, output_gain, _ = linearisation
+        if not isinstance(keep, Tensor):
+            keep = torch.full_like(gain[..., 0, :], keep)
+        return cls(gain.flatten(-2), keep, exposure, output_gain)
 
     @classmethod
     def of(cls, d: Tensor, hidden: int, exposes: bool) -> Coefficients:
@@ -50,7 +78,7 @@ class Coefficients(NamedTuple):
         return cls(*rows.split([rows.shape[-1] - others * hidden, *[hidden] * others], dim=-1))
 
     def joined(self) -> Tensor:
-        """Return d, in rows."""
+        """Return d."""
         return torch.cat([part for part in self if part is not None], dim=-1)
 
     def drive(self, sums: Tensor) -> Tensor:
