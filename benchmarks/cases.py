@@ -6,8 +6,8 @@ A ratio is `BASELINE`'s time over another's, so above 1 is faster than the basel
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 Shape = tuple[int, int, int, int]
@@ -42,24 +42,23 @@ class Case:
     packed: bool = False
     tf32: bool = False
     """Whether float32 products may round to TF32 on a GPU, on all sides alike."""
+    input_scale: float = 1.0
+    weight_scale: float = 1.0
+    bias_scale: float = 1.0
     contestants: tuple[str, ...] = (BASELINE, OURS)
     baseline: str = BASELINE
+    ours: str = OURS
+    """The contestant whose speed is in question."""
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Case:
+        """Return the case with these fields."""
+        return cls(**{**values, "contestants": tuple(values["contestants"])})
 
     @property
     def shape(self) -> Shape:
         """Return ``(T, B, I, H)``."""
         return self.T, self.B, self.I, self.H
-
-    @property
-    def shape_text(self) -> str:
-        """Return the four sizes, by commas."""
-        return ", ".join(map(str, self.shape))
-
-    @property
-    def ours(self) -> str:
-        """Return the contestant whose speed is in question."""
-        mine = [n for n in self.contestants if n.startswith(OURS) and n != self.baseline]
-        return OURS if OURS in mine or not mine else mine[0]
 
     @property
     def directions(self) -> int:
@@ -69,34 +68,13 @@ class Case:
     @property
     def wants_input_gradient(self) -> bool:
         """Whether the gradient of the input is part of the work."""
-        return self.mode == "train" and self.I >= INPUT_GRADIENT_FROM
+        asked = self.I >= INPUT_GRADIENT_FROM or self.suite == "accuracy"
+        return self.mode == "train" and asked
 
     @property
     def is_plain(self) -> bool:
         """Whether this is one layer and direction over a dense (T, B, I) sequence."""
         return not (self.num_layers > 1 or self.bidirectional or self.batch_first or self.packed)
-
-    def operations(self, tokens: int | None = None) -> tuple[int, int]:
-        """Return floating-point operations of the products of a forward pass or training step.
-
-        The first number is of products that wait for the step before, the second of all others.
-        ``tokens`` is the number of (sample, step) pairs, T * B if not given.
-        """
-        tokens = self.T * self.B if tokens is None else tokens
-        recurrent = others = 0
-        for layer in range(self.num_layers):
-            features = self.I if layer == 0 else self.directions * self.H
-            of_state, of_input = (
-                2 * tokens * self.directions * self.H * n for n in (self.H, features)
-            )
-            recurrent += of_state
-            others += of_input
-            if self.mode == "train":
-                recurrent += of_state  # delta, against time
-                others += of_state + of_input  # dU, dW
-                if layer > 0 or self.wants_input_gradient:
-                    others += of_input  # dx
-        return recurrent, others
 
     @property
     def label(self) -> str:
@@ -108,24 +86,38 @@ class Case:
             self.nonlinearity if self.nonlinearity != "tanh" else "",
             "tf32" if self.tf32 else self.dtype if self.dtype != "float32" else "",
             "batch_first" if self.batch_first else "",
+            *(
+                f"{part} x {scale:g}"
+                for part in ("input", "weight", "bias")
+                if (scale := getattr(self, f"{part}_scale")) != 1
+            ),
         ]
         return ", ".join(filter(None, words))
 
     @property
     def name(self) -> str:
         """Everything that tells this case from others, in a line."""
-        return " ".join(filter(None, [self.suite, f"({self.shape_text})", self.mode, self.label]))
+        return f"{self.suite} {self.shape} {self.mode} {self.label}".strip()
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        return asdict(self)
+    def operations(self, tokens: int | None = None) -> tuple[int, int]:
+        """Return floating-point operations of the products of a forward pass or training step.
 
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Case:
-        """Return the case that :meth:`as_json` describes."""
-        known = {field.name for field in fields(cls)}
-        values = {name: value for name, value in values.items() if name in known}
-        return cls(**{**values, "contestants": tuple(values["contestants"])})
+        The first number is of products that wait for the step before, the second of all others.
+        ``tokens`` is the number of (sample, step) pairs, T * B if not given.
+        """
+        tokens = self.T * self.B if tokens is None else tokens
+        recurrent = others = 0
+        for layer in range(self.num_layers):
+            features = self.I if layer == 0 else self.directions * self.H
+            with_U, with_W = (2 * tokens * self.directions * self.H * n for n in (self.H, features))
+            recurrent += with_U
+            others += with_W
+            if self.mode == "train":
+                recurrent += with_U  # delta, against time
+                others += with_U + with_W  # dU, dW
+                if layer > 0 or self.wants_input_gradient:
+                    others += with_W  # dx
+        return recurrent, others
 
 
 # ---- targets -------------------------------------------------------------------------------------
@@ -163,13 +155,7 @@ def target_of(case: Case, threads: int | None) -> float | None:
     return targets[case.mode == "train"] if targets else None
 
 
-# ---- suites on a CPU -----------------------------------------------------------------------------
-
-# Everyone who computes an Elman RNN from start to end, and the gated cells that users compare with.
-EVERYONE = (
-    *(BASELINE, OURS, "torch_lstm", "torch_gru", "rnn_cell_loop", "compiled_loop"),
-    *("jax", "onnxruntime", "keras"),
-)
+# ---- shapes from every corner -------------------------------------------------------------------
 
 # Corners, odd sizes and primes within T 1..4096, B 1..256, I 1..1024, H 1..2048; each of at most
 # 1e11 operations and 2 GiB (a test holds it to that).
@@ -199,53 +185,7 @@ GRID_SHAPES: tuple[Shape, ...] = (
     *((2048, 32, 1, 32), (4096, 256, 1, 8), (4096, 8, 1, 64), (1500, 4, 80, 333)),
 )
 
-VARIANT_SHAPES: tuple[Shape, ...] = ((150, 32, 2, 128), (256, 32, 64, 128), (256, 32, 256, 512))
-VARIANTS: tuple[dict[str, Any], ...] = (
-    {},
-    # The dense sequence beside it, to see whether a packed one costs what its tokens cost.
-    {"packed": True, "contestants": (BASELINE, OURS, "fused_rnn_dense")},
-    {"bidirectional": True},
-    {"num_layers": 2},
-    {"num_layers": 2, "bidirectional": True},
-    {"batch_first": True},
-    {"nonlinearity": "relu"},
-    # torch.nn.RNN has no such nonlinearity: the unit is this module's own tanh.
-    *(
-        {"nonlinearity": f, "contestants": ("fused_rnn_tanh", OURS), "baseline": "fused_rnn_tanh"}
-        for f in ("sigmoid", "identity")
-    ),
-    *({"dtype": dtype} for dtype in ("bfloat16", "float16", "float64")),
-)
-OVERHEAD_SHAPES: tuple[Shape, ...] = (
-    *((1, 1, 1, 1), (1, 1, 10, 20), (1, 1, 64, 64), (1, 1, 128, 128)),
-    *((2, 1, 8, 8), (4, 4, 8, 16), (10, 1, 4, 8)),
-)
-CELL_SHAPES: tuple[Shape, ...] = (
-    *((20, 1, 1, 1), (20, 1, 10, 64), (20, 16, 32, 128), (20, 64, 64, 256), (20, 128, 28, 128)),
-    *((20, 5, 3, 509), (20, 1, 256, 1024), (20, 1, 64, 2048)),
-)
-# Shorter for wide states, whose steps take milliseconds.
-SCALING_SHAPES: tuple[Shape, ...] = tuple(
-    (256 if H < 1024 else 64, B, 64, H)
-    for B in (1, 32)
-    for H in (16, 32, 64, 128, 256, 512, 1024, 2048)
-)
-MEMORY_SHAPES: tuple[Shape, ...] = tuple((T, 64, 10, 128) for T in (256, 512, 1024, 2048, 4096))
-CELLS = ("rnn_cell_loop", "fused_rnn_cell_loop")
-
-# ---- shapes on a GPU -----------------------------------------------------------------------------
-
-SMALL: tuple[Shape, ...] = (
-    *((28, 128, 28, 128), (784, 64, 1, 128), (150, 32, 2, 128), (1000, 20, 10, 128)),
-    *((2048, 8, 64, 64), (512, 1, 64, 256), (512, 64, 256, 256)),
-)
-PERSISTENT: tuple[Shape, ...] = ((512, 32, 512, 512), (1024, 16, 768, 768), (512, 64, 1024, 1024))
-MIDDLE: tuple[Shape, ...] = (*PERSISTENT, (333, 11, 37, 197), (500, 9, 300, 500))
-LARGE: tuple[Shape, ...] = ((256, 32, 2048, 2048), (256, 64, 4096, 4096))
-PACKED: tuple[Shape, ...] = ((512, 64, 256, 256), (512, 32, 512, 512))
-FLASHRNN: tuple[Shape, ...] = tuple((1024, 16, H, H) for H in (64, 128, 256, 512, 1024))
-
-# Corners, odd sizes and primes; the dtypes take turns.
+# The same on a GPU.
 GPU_GRID_SHAPES: tuple[Shape, ...] = (
     # one and two steps, where only the launch counts
     *((1, 1, 1, 1), (1, 1, 128, 128), (1, 64, 256, 512), (1, 256, 1024, 1024), (2, 7, 3, 509)),
@@ -266,105 +206,143 @@ GPU_GRID_SHAPES: tuple[Shape, ...] = (
     *((200, 20, 300, 300), (400, 48, 1, 200), (300, 9, 640, 640), (1500, 4, 80, 333)),
     *((2048, 32, 1, 32), (4096, 8, 1, 64), (128, 16, 1536, 1536)),
 )
-GPU_GRID_DTYPES = ("float32", "bfloat16", "float32", "float16")
 
 # ---- suites --------------------------------------------------------------------------------------
 
+TITLES = {
+    "table": "The nine shapes that targets are set for",
+    "grid": "Shapes from every corner, none of them to be slower than torch.nn.RNN",
+    "variants": "Packed, directions, layers, nonlinearities, dtypes, batch_first",
+    "scaling": "Time per step against H",
+    "overhead": "Single steps and tiny shapes: what a call costs",
+    "cell": "Loops over cells, step by step",
+    "hvp": "A Hessian-vector product through 1000 steps",
+    "memory": "Peak memory of a training step against T",
+    "accuracy": "Errors of values and gradients against float64",
+    "small": "Fits one multiprocessor",
+    "middle": "Beyond cuDNN's small persistent kernel, and odd sizes",
+    "fp16": "The float16 sizes for which cuDNN has a persistent kernel",
+    "large": "A matrix U that one multiprocessor cannot hold by far",
+    "gpu_packed": "Packed, lengths uniform in 1..T",
+    "stacked": "Two directions, two layers",
+    "gpu_grid": "Anything at all",
+    "flashrnn": "FlashRNN's own benchmark, its input product counted",
+    "tf32": "Float32 rounded to TF32, both sides",
+}
 
-@dataclass(frozen=True)
-class Suite:
-    """Cases of one kind: shapes, what is special about them, and what is done."""
 
-    title: str
-    parts: Sequence[tuple[Sequence[Shape], dict[str, Any]]]
-    modes: tuple[str, ...] = ("forward", "train")
+def _each(
+    shapes: Iterable[Shape],
+    *variants: dict[str, Any],
+    modes: Iterable[str] = ("forward", "train"),
+) -> list[Case]:
+    """Return a case for every shape in every variant and mode."""
+    return [
+        Case("", *shape, mode, **variant)
+        for variant in variants or [{}]
+        for shape in shapes
+        for mode in modes
+    ]
 
-    def cases(self, name: str) -> Iterator[Case]:
-        """Return the cases."""
-        for shapes, options in self.parts:
-            for shape in shapes:
-                for mode in self.modes:
-                    yield Case(name, *shape, mode, **options)
 
+# Everyone who computes an Elman RNN from start to end, and the gated cells that users compare with.
+EVERYONE = (
+    *(BASELINE, OURS, "torch_lstm", "torch_gru", "rnn_cell_loop", "compiled_loop"),
+    *("jax", "onnxruntime", "keras"),
+)
+# The compiled loop takes more than a minute to compile for each point.
+NOT_COMPILED = tuple(name for name in EVERYONE if name != "compiled_loop")
+CELLS = ("rnn_cell_loop", "fused_rnn_cell_loop")
 
-def _in(shapes: Sequence[Shape], *dtypes: str, **options: Any) -> list[Any]:
-    return [(shapes, {"dtype": dtype, **options}) for dtype in dtypes]
-
+VARIANT_SHAPES: tuple[Shape, ...] = ((150, 32, 2, 128), (256, 32, 64, 128), (256, 32, 256, 512))
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    # The dense sequence beside it, to see whether a packed one costs what its tokens cost.
+    {"packed": True, "contestants": (BASELINE, OURS, "fused_rnn_dense")},
+    {"bidirectional": True},
+    {"num_layers": 2},
+    {"num_layers": 2, "bidirectional": True},
+    {"batch_first": True},
+    {"nonlinearity": "relu"},
+    # torch.nn.RNN has no such nonlinearity: the unit is this module's own tanh.
+    *(
+        {"nonlinearity": f, "contestants": ("fused_rnn_tanh", OURS), "baseline": "fused_rnn_tanh"}
+        for f in ("sigmoid", "identity")
+    ),
+    *({"dtype": dtype} for dtype in ("bfloat16", "float16", "float64")),
+)
+# Shorter for wide states, whose steps take milliseconds.
+SCALING_SHAPES: list[Shape] = [
+    (256 if H < 1024 else 64, B, 64, H) for B in (1, 32) for H in (2**i for i in range(4, 12))
+]
+OVERHEAD_SHAPES: tuple[Shape, ...] = (
+    *((1, 1, 1, 1), (1, 1, 10, 20), (1, 1, 64, 64), (1, 1, 128, 128)),
+    *((2, 1, 8, 8), (4, 4, 8, 16), (10, 1, 4, 8)),
+)
+CELL_SHAPES: tuple[Shape, ...] = (
+    *((20, 1, 1, 1), (20, 1, 10, 64), (20, 16, 32, 128), (20, 64, 64, 256), (20, 128, 28, 128)),
+    *((20, 5, 3, 509), (20, 1, 256, 1024), (20, 1, 64, 2048)),
+)
+MEMORY_SHAPES: list[Shape] = [(T, 64, 10, 128) for T in (256, 512, 1024, 2048, 4096)]
+ADVERSARIAL: tuple[dict[str, Any], ...] = (
+    {"weight_scale": 20.0},
+    # Without biases the states themselves are denormal.
+    {"input_scale": 1e-40, "bias_scale": 0.0},
+    {"input_scale": 1e-40},
+    {"input_scale": 1e30},
+    {"input_scale": 1e30, "nonlinearity": "relu"},
+    {"input_scale": 0.0, "bias_scale": 0.0},
+    {"weight_scale": 0.0, "bias_scale": 0.0},
+)
 
 _CPU = {
-    "table": Suite(
-        "The nine shapes that targets are set for", [(TABLE_SHAPES, {"contestants": EVERYONE})]
+    "table": _each(TABLE_SHAPES, {"contestants": EVERYONE}),
+    "grid": _each(GRID_SHAPES),
+    "variants": _each(VARIANT_SHAPES, *VARIANTS),
+    "scaling": _each(SCALING_SHAPES, {"contestants": NOT_COMPILED}),
+    "overhead": _each(OVERHEAD_SHAPES, {"contestants": (BASELINE, OURS, "elman_rnn", "operator")}),
+    "cell": _each(CELL_SHAPES, {"contestants": CELLS, "baseline": CELLS[0], "ours": CELLS[1]}),
+    "hvp": _each(
+        [(1000, 20, 10, 128)], {"contestants": (BASELINE, OURS, "rnn_cell_loop")}, modes=["hvp"]
     ),
-    "grid": Suite(
-        "Shapes from every corner, none of them to be slower than torch.nn.RNN", [(GRID_SHAPES, {})]
+    "memory": _each(
+        MEMORY_SHAPES, {"contestants": (OURS, BASELINE, "torch_lstm")}, modes=["train"]
     ),
-    "variants": Suite(
-        "Packed, directions, layers, nonlinearities, dtypes, batch_first",
-        [(VARIANT_SHAPES, options) for options in VARIANTS],
-    ),
-    "scaling": Suite(
-        "Time per step against H",
-        # The compiled loop takes more than a minute to compile for each point.
-        [(SCALING_SHAPES, {"contestants": tuple(n for n in EVERYONE if n != "compiled_loop")})],
-    ),
-    "overhead": Suite(
-        "Single steps and tiny shapes: what a call costs",
-        [(OVERHEAD_SHAPES, {"contestants": (BASELINE, OURS, "elman_rnn", "operator")})],
-    ),
-    "cell": Suite(
-        "Loops over cells, step by step",
-        [(CELL_SHAPES, {"contestants": CELLS, "baseline": CELLS[0]})],
-    ),
-    "hvp": Suite(
-        "A Hessian-vector product through 1000 steps",
-        [([(1000, 20, 10, 128)], {"contestants": (BASELINE, OURS, "rnn_cell_loop")})],
-        modes=("hvp",),
-    ),
-    "memory": Suite(
-        "Peak memory of a training step against T",
-        [(MEMORY_SHAPES, {"contestants": (OURS, BASELINE, "torch_lstm")})],
-        modes=("train",),
-    ),
+    "accuracy": [
+        *_each([*TABLE_SHAPES, (4096, 16, 8, 64)], modes=["train"]),
+        *_each([(100, 16, 8, 64)], *ADVERSARIAL, modes=["train"]),
+    ],
 }
+
+F32, BF16, F16 = ({"dtype": dtype} for dtype in ("float32", "bfloat16", "float16"))
+STACKED, PACKED = {"num_layers": 2, "bidirectional": True}, {"packed": True}
+ONE_SM: tuple[Shape, ...] = (
+    *((28, 128, 28, 128), (784, 64, 1, 128), (150, 32, 2, 128), (1000, 20, 10, 128)),
+    *((2048, 8, 64, 64), (512, 1, 64, 256), (512, 64, 256, 256)),
+)
+PERSISTENT: tuple[Shape, ...] = ((512, 32, 512, 512), (1024, 16, 768, 768), (512, 64, 1024, 1024))
+
 _GPU = {
-    "small": Suite("Fits one multiprocessor", _in(SMALL, "float32", "bfloat16", "float16")),
-    "middle": Suite(
-        "Beyond cuDNN's small persistent kernel, and odd sizes", _in(MIDDLE, "float32", "bfloat16")
+    "small": _each(ONE_SM, F32, BF16, F16),
+    "middle": _each([*PERSISTENT, (333, 11, 37, 197), (500, 9, 300, 500)], F32, BF16),
+    "fp16": _each(PERSISTENT, F16),
+    "large": _each([(256, 32, 2048, 2048), (256, 64, 4096, 4096)], BF16),
+    "gpu_packed": _each([(512, 64, 256, 256), (512, 32, 512, 512)], PACKED, {**PACKED, **BF16}),
+    "stacked": _each([(256, 32, 256, 512)], STACKED, {**STACKED, **BF16}),
+    # The dtypes take turns.
+    "gpu_grid": [
+        case
+        for i, shape in enumerate(GPU_GRID_SHAPES)
+        for case in _each([shape], (F32, BF16, F32, F16)[i % 4])
+    ],
+    "flashrnn": _each(
+        [(1024, 16, H, H) for H in (64, 128, 256, 512, 1024)],
+        {**BF16, "contestants": (BASELINE, OURS, "flashrnn")},
     ),
-    "fp16": Suite(
-        "The float16 sizes for which cuDNN has a persistent kernel", _in(PERSISTENT, "float16")
-    ),
-    "large": Suite("A matrix U that one multiprocessor cannot hold by far", _in(LARGE, "bfloat16")),
-    "gpu_packed": Suite(
-        "Packed, lengths uniform in 1..T", _in(PACKED, "float32", "bfloat16", packed=True)
-    ),
-    "stacked": Suite(
-        "Two directions, two layers",
-        _in([(256, 32, 256, 512)], "float32", "bfloat16", num_layers=2, bidirectional=True),
-    ),
-    "gpu_grid": Suite(
-        "Anything at all",
-        [
-            ([shape], {"dtype": GPU_GRID_DTYPES[index % len(GPU_GRID_DTYPES)]})
-            for index, shape in enumerate(GPU_GRID_SHAPES)
-        ],
-    ),
-    "flashrnn": Suite(
-        "FlashRNN's own benchmark, its input product counted",
-        _in(FLASHRNN, "bfloat16", contestants=(BASELINE, OURS, "flashrnn")),
-    ),
-    "tf32": Suite(
-        "Float32 rounded to TF32, both sides",
-        [(((512, 64, 256, 256), *PERSISTENT), {"tf32": True})],
-    ),
+    "tf32": _each([(512, 64, 256, 256), *PERSISTENT], {"tf32": True}),
 }
-_ALL = {**_CPU, **_GPU}
-
-SUITES = {"cpu": [*_CPU, "accuracy"], "cuda": list(_GPU)}
-"""By default, in the order of the tables. ``accuracy`` has cases of its own: `quality`."""
-
-TITLES = {name: suite.title for name, suite in _ALL.items()}
-TITLES["accuracy"] = "Errors of values and gradients against float64"
+SUITES = {"cpu": list(_CPU), "cuda": list(_GPU)}
+"""By default, in the order of the tables."""
 
 # A GPU may be lent for minutes: one case of each regime first, training before forward.
 _FIRST_LOOK = (
@@ -376,33 +354,19 @@ _FIRST_LOOK = (
 
 
 def cases_of(suites: Iterable[str], *, quick: bool = False) -> list[Case]:
-    """Return the cases of some suites, with ``quick`` a few tiny ones in their place.
+    """Return the cases of some suites, with ``quick`` a tiny one of each kind in their place.
 
     Those of a GPU come in the order of their weight, for there may not be time for all.
     """
-    cases = [case for name in suites if name in _ALL for case in _ALL[name].cases(name)]
+    cases = [replace(case, suite=name) for name in suites for case in (_CPU | _GPU)[name]]
     if quick:
-        return _tiny(cases)
+        tiny = [replace(c, T=min(c.T, 6), B=min(c.B, 3), H=min(c.H, 8)) for c in cases]
+        kinds = {(case.suite, case.mode, case.label): case for case in tiny}
+        return list(kinds.values())
 
-    def weight(case: Case) -> tuple[int, int]:
-        if case.suite not in SUITES["cuda"]:
-            return 0, 0
+    def weight(case: Case) -> tuple[int, bool]:
         key = case.suite, case.shape, case.dtype
-        place = _FIRST_LOOK.index(key) if key in _FIRST_LOOK else len(_FIRST_LOOK)
-        return place, case.mode == "forward" and place < len(_FIRST_LOOK)
+        is_first = case.suite in _GPU and key in _FIRST_LOOK
+        return (_FIRST_LOOK.index(key), case.mode == "forward") if is_first else (99, False)
 
     return sorted(cases, key=weight)
-
-
-def _tiny(cases: list[Case]) -> list[Case]:
-    """Return one of each kind; two sizes where there is but one kind, so that a table has rows."""
-    kinds: dict[Any, list[Case]] = {}
-    for case in cases:
-        sizes = {"T": min(case.T, 6), "B": min(case.B, 3), "H": min(case.H, 8)}
-        if case.suite == "memory":
-            sizes = {"T": 32, "B": 8, "H": 64}
-        tiny = replace(case, **sizes)
-        several = kinds.setdefault((case.suite, case.mode, case.label), [])
-        if tiny not in several and len(several) < (2 if case.suite in ("table", "grid") else 1):
-            several.append(tiny)
-    return [case for several in kinds.values() for case in several]

@@ -11,23 +11,23 @@ vectors take turns; printed are the median of the ratios of their times, and the
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import functools
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.cases import Shape
 from benchmarks.tables import Table, duration, number, spread_of
-from benchmarks.timing import median_of
+from benchmarks.timing import median_of, seconds_by_clock
 from rnn_cuda import FusedRNN, instruments
 
 KINDS = {"FusedRNN": FusedRNN, "nn.RNN": nn.RNN, "nn.GRU": nn.GRU, "nn.LSTM": nn.LSTM}
 
-# ---- recording -----------------------------------------------------------------------------------
-
-SHAPES = ((784, 64, 1, 128), (1000, 20, 10, 128), (256, 32, 256, 512))  # T, B, I, H
+SHAPES: tuple[Shape, ...] = ((784, 64, 1, 128), (1000, 20, 10, 128), (256, 32, 256, 512))
 WAYS = ("plain", "norms", "vectors")
 
 
@@ -42,35 +42,26 @@ def backward_seconds(module: nn.Module, x_TBI: Tensor, way: str) -> float:
         return time.perf_counter() - start
 
 
-def recording_rounds(module: nn.Module, x_TBI: Tensor, rounds: int) -> Iterator[dict[str, float]]:
-    """Yield the seconds of each way, round by round."""
-    for way in WAYS:
-        backward_seconds(module, x_TBI, way)
-    for index in range(rounds):
-        shift = index % len(WAYS)  # nobody always runs behind the same other
-        yield {way: backward_seconds(module, x_TBI, way) for way in WAYS[shift:] + WAYS[:shift]}
-
-
-def recording_table(
-    shapes: tuple[tuple[int, int, int, int], ...] = SHAPES, rounds: int = 9
-) -> Table:
+def recording_table(shapes: tuple[Shape, ...] = SHAPES, rounds: int = 9) -> Table:
     """Return what recording adds, for every kind of layer; FusedRNN gets five times the rounds."""
     rows = []
     for name, kind in KINDS.items():
         for T, B, I, H in shapes:
             torch.manual_seed(0)
-            several = rounds * (5 if kind is FusedRNN else 1)
-            times = list(recording_rounds(kind(I, H), torch.randn(T, B, I), several))
-            ratios = [median_of([t[way] / t["plain"] for t in times]) for way in WAYS[1:]]
-            plain = duration(median_of([t["plain"] for t in times])["median"])
-            rows.append((name, f"{T}, {B}, {I}, {H}", plain, *map(spread_of, ratios)))
+            module, x_TBI = kind(I, H), torch.randn(T, B, I)
+            times: dict[str, list[float]] = {way: [] for way in WAYS}
+            for index in range(1 + rounds * (5 if kind is FusedRNN else 1)):
+                shift = index % len(WAYS)  # nobody always runs behind the same other
+                for way in WAYS[shift:] + WAYS[:shift]:
+                    times[way].append(backward_seconds(module, x_TBI, way))
+            plain, *recorded = (times[way][1:] for way in WAYS)  # the first round is not counted
+            ratios = ([a / b for a, b in zip(way, plain, strict=True)] for way in recorded)
+            cells = duration(median_of(plain)["median"]), *map(spread_of, map(median_of, ratios))
+            rows.append((name, f"{T}, {B}, {I}, {H}", *cells))
     title = "Time of a backward pass over that of one without recording"
     return Table(title, ("module", "T, B, I, H", *WAYS), rows)
 
 
-# ---- functions -----------------------------------------------------------------------------------
-
-LENGTH, WIDTH = 2000, 256
 FUNCTIONS: dict[str, Callable[[nn.Module, Tensor], object]] = {
     "10 Lyapunov exponents": lambda m, x: instruments.lyapunov_exponents(m, x, 10),
     "norm of dh_T/dh_t at every lag, 16 probes": lambda m, x: instruments.jacobian_norm(
@@ -87,36 +78,20 @@ FUNCTIONS: dict[str, Callable[[nn.Module, Tensor], object]] = {
 
 def function_table() -> Table:
     """Return the seconds of each function on each kind of layer."""
-
-    def seconds(function: Callable[[nn.Module, Tensor], object], kind: type[nn.Module]) -> float:
-        torch.manual_seed(0)
-        module, x_TBI = kind(8, WIDTH), torch.randn(LENGTH, 1, 8)
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            function(module, x_TBI)
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    rows = [
-        (name, *(number(seconds(function, kind)) for kind in KINDS.values()))
-        for name, function in FUNCTIONS.items()
-    ]
-    title = f"Seconds, T = {LENGTH}, B = 1, H = {WIDTH}"
-    return Table(title, ("", *KINDS), rows)
-
-
-def main() -> None:
-    """Print the tables."""
-    tables = {"recording": recording_table, "functions": function_table}
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.instruments")
-    parser.add_argument("which", nargs="*", choices=tables, default=list(tables))
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    for name in options.which:
-        print(f"{tables[name]().text()}\n", flush=True)
+    rows = []
+    for name, function in FUNCTIONS.items():
+        cells = []
+        for kind in KINDS.values():
+            torch.manual_seed(0)
+            module, x_TBI = kind(8, 256), torch.randn(2000, 1, 8)
+            once = functools.partial(function, module, x_TBI)
+            cells.append(number(min(seconds_by_clock(once, 1) for _ in range(3))))
+        rows.append((name, *cells))
+    return Table("Seconds, T = 2000, B = 1, H = 256", ("", *KINDS), rows)
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    tables = {"recording": recording_table, "functions": function_table}
+    for chosen in sys.argv[1:] or tables:
+        print(f"{tables[chosen]()}\n", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ from benchmarks.timing import (
 )
 
 PLAN_FIELDS = ("residency", "arithmetic", "fuse_input", "blocks", "columns", "engine_columns")
-PLAN_FIELDS += ("row_warps", "depth_split", "total_us")
-"""Of `rnn_cuda.cuda_plan.Plan`: what decides how a recurrence runs, and the time on paper."""
+PLAN_FIELDS += ("row_warps", "depth_split")
+"""Of `rnn_cuda.cuda_plan.Plan`: what decides how a recurrence runs."""
 
 
 def measure(
@@ -54,89 +55,73 @@ def measure(
     Raises:
         RuntimeError: the device is lost for this process.
     """
+    names = {*names, case.baseline}
+    taking_part = {name: contestants[name] for name in case.contestants if name in names}
+    result: dict[str, Any] = {"case": asdict(case)}
     try:
         with tf32_allowed(case.tf32):
-            return _measure(case, set(names), seconds, device, contestants)
+            return result | _measured(case, taking_part, seconds, device)
     except Exception as error:
-        return {"case": case.as_json(), "failed": _failure(error, device)}
+        return result | {"failed": _failure(error, device)}
 
 
-def _measure(
-    case: Case,
-    names: set[str],
-    seconds: float,
-    device: str,
-    contestants: Mapping[str, Contestant],
+def _measured(
+    case: Case, contestants: Mapping[str, Contestant], seconds: float, device: str
 ) -> dict[str, Any]:
     torch.manual_seed(0)
     problem = Problem(case, device)
-    wanted = [name for name in case.contestants if name in names or name == case.baseline]
-    skipped: dict[str, str | None] = {}
     works: dict[str, Work] = {}
 
-    def admit(name: str, ready: dict[str, Work], prepare: Callable[[], Work]) -> None:
-        """Add what is prepared if its numbers are those expected; else note why not."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # other packages' compilers have much to say
-                work = prepare()
-                tensors = work.as_tensors(work.run())
-            if contestants[name].same_numbers and (words := problem.disagreement(tensors)):
-                skipped[name] = f"computes something else: {words}"
-            else:
-                ready[name] = work
-        except Exception as error:  # a contestant that fails is a result like any other
-            skipped[name] = _failure(error, device)
+    def timed(prepare: Mapping[str, Callable[[], Work]], why_not: Mapping[str, str | None]) -> Any:
+        """Time those whose numbers are those expected; say of the others why they are not."""
+        entries: dict[str, Any] = {name: {"skipped": why_not.get(name)} for name in contestants}
+        ready, errors = {}, {}
+        for name in prepare:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # other packages' compilers have much to say
+                    work = prepare[name]()
+                    tensors = work.as_tensors(work.run())
+                if contestants[name].same_numbers and (words := problem.disagreement(tensors)):
+                    entries[name] = {"skipped": f"computes something else: {words}"}
+                else:
+                    ready[name] = work
+                    # How exact they are is of interest where everything is float32.
+                    is_exact = case.suite == "accuracy" and contestants[name].same_numbers
+                    found = problem.errors_of(tensors) if is_exact else []
+                    errors[name] = dict(zip(problem.names(), found, strict=False))
+            except Exception as error:  # a contestant that fails is a result like any other
+                entries[name] = {"skipped": _failure(error, device)}
+        works.update(ready)
+        if not ready:
+            return entries
+        clock = seconds_by_events if device == "cuda" else seconds_by_clock
+        samples = interleave(ready, seconds, clock)
+        for name, summary in summarise(samples, case.baseline).items():
+            entries[name] = {**summary, "errors": errors[name]}
+        if case.ours in samples and "flashrnn" in samples:  # for which there is a target too
+            pairs = zip(samples["flashrnn"], samples[case.ours], strict=True)
+            entries[case.ours]["over_flashrnn"] = median_of([their / our for their, our in pairs])
+        return entries
 
-    def timed(ready: Mapping[str, Work]) -> dict[str, Any]:
-        outcome = _timed(case, ready, seconds, device)
-        return {name: outcome.get(name, {"skipped": skipped.get(name)}) for name in wanted}
-
-    for name in wanted:
-        contestant = contestants[name]
-        skipped[name] = contestant.missing(device) or contestant.refuses(case)
-        if skipped[name] is None:
-            admit(name, works, lambda c=contestant: c.prepare(problem))
-    if device == "cpu":
-        problem.forget_expected()
     watch = LoadWatch()
-    result: dict[str, Any] = {
-        "case": case.as_json(),
-        "tokens": problem.tokens,
-        "contestants": timed(works),
-        "load": watch.read(),
+    why_not = {name: c.missing(device) or c.refuses(case) for name, c in contestants.items()}
+    prepare = {
+        name: lambda c=contestants[name]: c.prepare(problem)
+        for name, reason in why_not.items()
+        if reason is None
     }
-    if device == "cpu":
-        threads = torch.get_num_threads()
-        result["threads"] = threads
-        counted = case.dtype == "float32" and case.mode != "hvp"
-        rate = multiply_add_rate() if counted else None
-        if rate is not None:
-            result["at_peak"] = sum(case.operations(problem.tokens)) / (rate * threads)
+    result: dict[str, Any] = {"contestants": timed(prepare, why_not), "load": watch.read()}
+    result["tokens"] = problem.tokens
+    if device == "cuda":
+        replays = {name: lambda work=work: captured(work) for name, work in works.items()}
+        result |= {"graphed": timed(replays, {}), "plans": plans_of(case)}
+        gc.collect()  # a graph's memory goes back with it
         return result
-    replays: dict[str, Work] = {}
-    for name, work in works.items():
-        admit(name, replays, lambda w=work: captured(w))
-    result |= {"graphed": timed(replays), "plans": plans_of(case)}
-    gc.collect()  # a graph's memory goes back with it
+    result["threads"] = torch.get_num_threads()
+    if case.dtype == "float32" and case.mode != "hvp" and (rate := multiply_add_rate()):
+        result["at_peak"] = sum(case.operations(problem.tokens)) / (rate * result["threads"])
     return result
-
-
-def _timed(
-    case: Case, works: Mapping[str, Work], seconds: float, device: str
-) -> dict[str, dict[str, Any]]:
-    if not works:
-        return {}
-    clock = seconds_by_events if device == "cuda" else seconds_by_clock
-    samples, repeats = interleave(works, seconds, clock)
-    outcome: dict[str, dict[str, Any]] = {
-        name: {**summary, "rounds": len(samples[name]), "repeats": repeats[name]}
-        for name, summary in summarise(samples, case.baseline).items()
-    }
-    if case.ours in samples and "flashrnn" in samples:  # for which there is a target too
-        pairs = zip(samples["flashrnn"], samples[case.ours], strict=True)
-        outcome[case.ours]["over_flashrnn"] = median_of([theirs / own for theirs, own in pairs])
-    return outcome
 
 
 def _failure(error: Exception, device: str) -> str:
@@ -172,6 +157,6 @@ def plans_of(case: Case, card: str = "cuda") -> dict[str, dict[str, Any]] | str:
             )
         except (RuntimeError, ValueError) as error:
             return f"no plan: {str(error).partition(chr(10))[0][:200]}"
-        plans[name] = {field: getattr(chosen, field) for field in PLAN_FIELDS}
+        plans[name] = {field: getattr(chosen, field) for field in (*PLAN_FIELDS, "total_us")}
         plans[name]["batch_tiles"] = chosen.geometry["batch_tiles"]
     return plans

@@ -36,10 +36,7 @@ million states that comes out on the other side of it by rounding is seen in the
 
 
 class Problem:
-    """Weights, input and cotangent of a case, the same for each contestant and in every process.
-
-    They are drawn where they are used, so two kinds of devices have different ones.
-    """
+    """Weights, input and cotangent of a case, the same for each contestant and in every process."""
 
     def __init__(self, case: Case, device: str = "cpu") -> None:
         self.case = case
@@ -59,31 +56,24 @@ class Problem:
         for layer in range(case.num_layers):
             features = case.I if layer == 0 else case.directions * case.H
             for suffix in ["", "_reverse"][: case.directions]:
-                self.weights[f"weight_ih_l{layer}{suffix}"] = uniform(case.H, features)
-                self.weights[f"weight_hh_l{layer}{suffix}"] = uniform(case.H, case.H)
-                self.weights[f"bias_ih_l{layer}{suffix}"] = uniform(case.H)
-                self.weights[f"bias_hh_l{layer}{suffix}"] = uniform(case.H)
+                sizes = {"weight_ih": (case.H, features), "weight_hh": (case.H, case.H)}
+                for name, size in {**sizes, "bias_ih": (case.H,), "bias_hh": (case.H,)}.items():
+                    scale = case.bias_scale if name.startswith("bias") else case.weight_scale
+                    self.weights[f"{name}_l{layer}{suffix}"] = scale * uniform(*size)
 
-        self.lengths = torch.full((case.B,), case.T)
+        lead = (case.B, case.T) if case.batch_first else (case.T, case.B)
+        self.tokens = case.T * case.B  # (sample, time step) pairs
+        self.x: Any = case.input_scale * normal(*lead, case.I)  # a PackedSequence if packed
         if case.packed:
             drawn = torch.randint(1, case.T + 1, (case.B,), generator=generator, device=device)
-            self.lengths = drawn.cpu()  # where packing wants them
-            self.lengths[0] = case.T
-        lead = (case.B, case.T) if case.batch_first else (case.T, case.B)
-        self.x: Any = normal(*lead, case.I)  # a PackedSequence if packed
-        if case.packed:
-            self.x = pack_padded_sequence(self.x, self.lengths, enforce_sorted=False)
-        rows = self.x.data.shape[:1] if case.packed else lead
+            lengths = drawn.cpu()  # where packing wants them
+            lengths[0] = case.T
+            self.tokens = int(lengths.sum())
+            self.x = pack_padded_sequence(self.x, lengths, enforce_sorted=False)
+        rows = [self.tokens] if case.packed else lead
         self.dy = normal(*rows, case.directions * case.H)
         # What the Hessian is multiplied by.
-        self.direction = (
-            [normal(*w.shape) for w in self.weights.values()] if case.mode == "hvp" else []
-        )
-
-    @property
-    def tokens(self) -> int:
-        """Return the number of (sample, time step) pairs."""
-        return int(self.lengths.sum())
+        self.direction = [normal(*w.shape) for w in self.weights.values() if case.mode == "hvp"]
 
     @cached_property
     def expected(self) -> list[Tensor]:
@@ -92,26 +82,29 @@ class Problem:
         For a nonlinearity that it does not have, those of the reference, a Python loop.
         """
         if self._torch_computes_it:
-            return self._work_in(torch.float64, nn.RNN)
+            return self._results_of(nn.RNN, torch.float64)
         from rnn_cuda import backend
 
         with backend.use("reference"):
-            return self._work_in(torch.float64, FusedRNN)
+            return self._results_of(FusedRNN, torch.float64)
 
     @cached_property
     def torch_errors(self) -> list[float]:
         """Errors of torch.nn.RNN in the case's dtype; zeros where it does not compute it."""
         if not self._torch_computes_it:
             return [0.0] * len(self.expected)
-        results = self._work_in(self.dtype, nn.RNN)
-        return [relative_error(a, b) for a, b in zip(results, self.expected, strict=True)]
+        return self.errors_of(self._results_of(nn.RNN, self.dtype))
 
     @property
     def _torch_computes_it(self) -> bool:
         return self.case.nonlinearity in ("tanh", "relu")
 
-    def _work_in(self, dtype: torch.dtype, kind: Callable[..., nn.Module]) -> list[Tensor]:
+    def _results_of(self, kind: Callable[..., nn.Module], dtype: torch.dtype) -> list[Tensor]:
         return module_work(self, module_of(self, kind).to(dtype), dtype)()
+
+    def errors_of(self, results: Sequence[Tensor]) -> list[float]:
+        """Return the norm-wise relative error of each result."""
+        return [relative_error(a, b) for a, b in zip(results, self.expected, strict=True)]
 
     def disagreement(self, results: Sequence[Tensor]) -> str | None:
         """Return how these results differ from those expected, or None.
@@ -130,10 +123,6 @@ class Problem:
                 return f"{name} differs by {error:.1e} of its norm, allowed {allowed:.1e}"
         return None
 
-    def forget_expected(self) -> None:
-        """Free the numbers that results were compared with."""
-        self.__dict__.pop("expected", None)
-
     def _tolerance(self, name: str) -> float:
         tolerance = TOLERANCE["tf32" if self.case.tf32 else self.case.dtype]
         jumps = self.case.nonlinearity == "relu" and name != "output"
@@ -141,12 +130,9 @@ class Problem:
 
     def names(self) -> list[str]:
         """Return a name for each entry of a result list."""
-        names = {
-            "forward": ["output"],
-            "train": ["output", *self.weights],
-            "hvp": list(self.weights),
-        }[self.case.mode]
-        return [*names, "input"] if self.case.wants_input_gradient else names
+        names = ["output"] if self.case.mode != "hvp" else []
+        names += self.weights if self.case.mode != "forward" else []
+        return [*names, *(["input"] if self.case.wants_input_gradient else [])]
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -170,17 +156,15 @@ def tf32_allowed(allowed: bool) -> Iterator[None]:
     """
     # Not the newer `fp32_precision`: set next to the older switches, which torch itself still
     # reads here and there, it makes torch raise. The older ones set both.
-    switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    products, layers = torch.backends.cuda.matmul, torch.backends.cudnn
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that they will go one day
-        before = [switch.allow_tf32 for switch in switches]
-        for switch in switches:
-            switch.allow_tf32 = allowed
+        before = products.allow_tf32, layers.allow_tf32
+        products.allow_tf32 = layers.allow_tf32 = allowed
         try:
             yield
         finally:
-            for switch, value in zip(switches, before, strict=True):
-                switch.allow_tf32 = value
+            products.allow_tf32, layers.allow_tf32 = before
 
 
 # ---- torch modules -------------------------------------------------------------------------------
@@ -197,14 +181,9 @@ def module_of(problem: Problem, kind: Callable[..., nn.Module], **options: Any) 
 
 def layer_options(problem: Problem) -> dict[str, Any]:
     """Return what any recurrent layer of torch takes."""
-    case = problem.case
-    return {
-        "num_layers": case.num_layers,
-        "bidirectional": case.bidirectional,
-        "batch_first": case.batch_first,
-        "dtype": problem.dtype,
-        "device": problem.device,
-    }
+    names = ("num_layers", "bidirectional", "batch_first")
+    options = {name: getattr(problem.case, name) for name in names}
+    return {**options, "dtype": problem.dtype, "device": problem.device}
 
 
 def module_work(

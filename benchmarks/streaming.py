@@ -8,7 +8,6 @@ next call reads. Both models have the same weights. On one thread; medians in tu
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
 import torch
@@ -24,31 +23,19 @@ WRITTEN = 50
 """In a call that is timed."""
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each line (%(default)s)")
-    seconds = parser.parse_args().seconds
-    torch.set_num_threads(1)
-    rows = [row_of(H, B, seconds) for H in (128, 512) for B in (1, 64)]
-    columns = ("H", "B", "fused_rnn", "rnn", "ratio")
-    print(Table("Characters a second", columns, rows).text())
-
-
 def row_of(hidden_size: int, batch_size: int, seconds: float) -> tuple[str, ...]:
     """Return sizes, characters a second of both, and our speed over torch's, as text."""
-    models = {core: _model(core, hidden_size) for core in ("fused_rnn", "rnn")}
+    models = {}
+    for core in ("fused_rnn", "rnn"):
+        choice = build_core({"core": core, "hidden_size": hidden_size})
+        layer = choice.build(CHARACTERS, hidden_size)
+        models[core] = SequenceModel(layer, CHARACTERS, "every").eval()
     models["rnn"].load_state_dict(models["fused_rnn"].state_dict())
     works = {core: Work(_writing(model, batch_size)) for core, model in models.items()}
-    summary = summarise(interleave(works, seconds)[0], baseline="rnn")
+    summary = summarise(interleave(works, seconds), baseline="rnn")
     rates = [batch_size * WRITTEN / summary[core]["seconds"]["median"] for core in works]
     ratio = spread_of(summary["fused_rnn"]["ratio"])
     return str(hidden_size), str(batch_size), *(f"{rate:.0f}" for rate in rates), ratio
-
-
-def _model(core: str, hidden_size: int) -> SequenceModel:
-    layer = build_core({"core": core, "hidden_size": hidden_size}).build(CHARACTERS, hidden_size)
-    return SequenceModel(layer, CHARACTERS, "every").eval()
 
 
 def _writing(model: SequenceModel, batch_size: int) -> Callable[[], torch.Tensor]:
@@ -67,4 +54,6 @@ def _writing(model: SequenceModel, batch_size: int) -> Callable[[], torch.Tensor
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    lines = [row_of(H, B, seconds=5.0) for H in (128, 512) for B in (1, 64)]
+    print(Table("Characters a second", ("H", "B", "fused_rnn", "rnn", "ratio"), lines))

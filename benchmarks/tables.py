@@ -1,51 +1,113 @@
-"""Results as tables, in plain text and in Markdown."""
+"""The file of results, and what is made of it: tables, gates, a page, a figure.
+
+    python -m benchmarks.tables FOLDER     # results.md and the figure, from FOLDER/results.json
+
+A file is one JSON object, written whole or not at all:
+
+    complete, quick            false while a run goes on; tiny sizes
+    command, device, suites    what was asked for
+    machine, contestants       where, who, and ``backend``: what FusedRNN ran on
+    timings, unmeasured        one entry for each case and number of threads; names of the others
+    stages, floor              of a run on a GPU: `benchmarks.gpu`
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib.util
+import json
+import os
+import statistics
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import BASELINE, OURS, SUITES, TITLES, Case, target_of
 from benchmarks.quality import memory_unit
-from benchmarks.timing import geometric_mean
 
 Results = Mapping[str, Any]
 Timing = Mapping[str, Any]
 
+FILE, PAGE = "results.json", "results.md"
+
+BUSY_CORES = 0.1
+"""More than this many cores used by others on average, and a measurement is called disturbed."""
+
+
+def empty_results(**fields: Any) -> dict[str, Any]:
+    """Return the results of a run that has measured nothing yet."""
+    return {"complete": False, **fields, "timings": [], "unmeasured": []}
+
+
+def save(results: Results, folder: Path) -> None:
+    """Write the results into a folder: strict JSON, six digits, a line for each measurement."""
+    rounded = json.loads(
+        json.dumps(results),
+        parse_float=lambda digits: float(f"{float(digits):.6g}"),
+        parse_constant=lambda _: None,  # an infinity or not a number
+    )
+    fields = []
+    for key, value in rounded.items():
+        lines = value if isinstance(value, list) and any(isinstance(v, dict) for v in value) else []
+        text = "[\n" + ",\n".join(map(json.dumps, lines)) + "\n]" if lines else json.dumps(value)
+        fields.append(f"{json.dumps(key)}: {text}")
+    temporary = folder / f".{FILE}.{os.getpid()}"
+    temporary.write_text("{\n" + ",\n".join(fields) + "\n}\n", encoding="utf-8")
+    os.replace(temporary, folder / FILE)
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """Read the results in a folder."""
+    return json.loads((folder / FILE).read_text(encoding="utf-8"))
+
+
+# ---- text ----------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text."""
+    """Cells as text; prints as Markdown."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
 
-    def text(self, width: int = 150) -> str:
-        """Return plain text, its lines cut to the width."""
-        rows = [self.columns, *self.rows]
-        sizes = [max(len(row[i]) for row in rows) for i in range(len(self.columns))]
-        lines = [
-            "  ".join(cell.ljust(size) for cell, size in zip(row, sizes, strict=True)).rstrip()
-            for row in rows
-        ]
-        lines.insert(1, "-" * max(map(len, lines)))
-        lines = [line if len(line) <= width else f"{line[: width - 3]}..." for line in lines]
-        return "\n".join([self.title, *lines, *filter(None, [self.note])])
-
-    def markdown(self) -> str:
-        """Return a section of a page."""
-        rows = [self.columns, ["---"] * len(self.columns), *self.rows]
-        lines = [f"| {' | '.join(map(escaped, row))} |" for row in rows]
-        note = [escaped(self.note), ""] if self.note else []
-        return "\n".join([f"## {self.title}", "", *lines, "", *note])
+    def __str__(self) -> str:
+        rows = [[cell.replace("|", "/") for cell in row] for row in (self.columns, *self.rows)]
+        widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+        widths[-1] = 3  # the last cell of a row may be long
+        rows.insert(1, ["-" * width for width in widths])
+        lines = [" | ".join(map(str.ljust, row, widths)) for row in rows]
+        text = "\n".join(f"| {line} |" for line in lines)
+        return "\n\n".join(filter(None, [f"## {self.title}", text, self.note]))
 
 
-def escaped(text: str) -> str:
-    """Return text in which Markdown sees no table and no emphasis."""
-    return text.replace("|", "\\|").replace("*", "\\*").replace("\n", " ")
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a number with this many significant digits, "-" for None."""
+    if value is None:
+        return "-"
+    if 0 < abs(value) < 0.1:
+        return f"{value:.{digits - 1}g}"
+    before_point = len(str(int(abs(value)))) if abs(value) < float("inf") else digits
+    return f"{value:.{max(0, digits - before_point)}f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time with its unit, "-" for None."""
+    if seconds is None:
+        return "-"
+    unit, factor = ("s", 1) if seconds >= 1 else ("ms", 1e3) if seconds >= 1e-3 else ("us", 1e6)
+    return f"{number(seconds * factor)} {unit}"
+
+
+def spread_of(summary: Mapping[str, float] | None) -> str:
+    """Return a median and its interval; results before 2026-11-29 have quartiles in its place."""
+    if not summary:
+        return "-"
+    low, high = (summary.get(a, summary.get(b)) for a, b in (("low", "q1"), ("high", "q3")))
+    return f"{number(summary['median'])} ({number(low)} to {number(high)})"
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -56,7 +118,7 @@ def timings_of(results: Results, *suites: str) -> list[tuple[Case, Timing]]:
     pairs = [(Case.from_json(t["case"]), t) for t in results["timings"] if "failed" not in t]
     pairs = [(case, t) for case, t in pairs if not suites or case.suite in suites]
     order = {case: index for index, (case, _) in reversed(list(enumerate(pairs)))}
-    return sorted(pairs, key=lambda pair: (order[pair[0]], pair[1].get("threads") or 0))
+    return sorted(pairs, key=lambda pair: (order[pair[0]], pair[1].get("threads", 0)))
 
 
 def seconds_of(timing: Timing, name: str, launch: str = "contestants") -> float | None:
@@ -76,177 +138,120 @@ def over_floor(results: Results, case: Case, timing: Timing) -> float | None:
     return ours / floor["seconds"] if floor and ours else None
 
 
-def _over_best(timings: Sequence[tuple[Case, Timing]], case: Case, timing: Timing) -> float | None:
-    """Return the ratio to the baseline at the number of threads at which that is fastest."""
-    ours = seconds_of(timing, case.ours)
-    units = [seconds_of(t, case.baseline) for other, t in timings if other == case]
-    known = [seconds for seconds in units if seconds]
-    return min(known) / ours if ours and len(known) > 1 else None
+def errors_in(timing: Timing) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the errors of FusedRNN and torch.nn.RNN, by name of the result."""
+    found = [timing["contestants"].get(name, {}).get("errors", {}) for name in (OURS, BASELINE)]
+    ours, torchs = ({q: float("inf") if e is None else e for q, e in f.items()} for f in found)
+    return ours, torchs
 
 
-def _token_cost(case: Case, timing: Timing) -> float | None:
-    """Return the time of a step of a sample over that of the dense sequence."""
-    packed, dense = seconds_of(timing, OURS), seconds_of(timing, "fused_rnn_dense")
-    if packed is None or dense is None:
-        return None
-    return (packed / timing["tokens"]) / (dense / (case.T * case.B))
-
-
-# ---- cells ---------------------------------------------------------------------------------------
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Return a number with this many significant digits, "-" for None."""
-    if value is None:
-        return "-"
-    if 0 < abs(value) < 0.1:
-        return f"{value:.{digits - 1}g}"
-    decimals = 0
-    while decimals < digits - 1 and abs(value) < 10 ** (digits - 1 - decimals):
-        decimals += 1
-    return f"{value:.{decimals}f}"
-
-
-def duration(seconds: float | None) -> str:
-    """Return a time with its unit, "-" for None."""
-    if seconds is None:
-        return "-"
-    for unit, factor in (("s", 1.0), ("ms", 1e3)):
-        if seconds * factor >= 1:
-            return f"{number(seconds * factor)} {unit}"
-    return f"{number(seconds * 1e6)} us"
-
-
-def spread_of(summary: Mapping[str, float] | None) -> str:
-    """Return a median and its interval; results before 2026-11-29 have quartiles in its place."""
-    if not summary:
-        return "-"
-    low, high = (summary.get(a, summary.get(b)) for a, b in (("low", "q1"), ("high", "q3")))
-    return f"{number(summary['median'])} ({number(low)} to {number(high)})"
-
-
-def _plan_cells(case: Case, timing: Timing) -> tuple[str, str]:
-    """Return the plans of all passes in a word or two, such as ``cluster 8``, and their time."""
-    plans = timing.get("plans")
-    if not isinstance(plans, Mapping):
-        return "-", "-"
-    words = []
-    for plan in plans.values():
-        several = plan["residency"] in ("cluster", "grid")
-        words.append(f"{plan['residency']} {plan['blocks']}" if several else plan["residency"])
-    seconds = 1e-6 * case.num_layers * sum(plan["total_us"] for plan in plans.values())
-    return " / ".join(dict.fromkeys(words)), duration(seconds)
+def with_threads(case: Case, timing: Timing) -> str:
+    """Return the name of a case and the number of threads, if that was chosen."""
+    return f"{case.name} {timing.get('threads', '')}".strip()
 
 
 # ---- times ---------------------------------------------------------------------------------------
 
 
-def speed_table(results: Results, suite: str) -> Table:
-    """Return everything that is known of the times of a suite; columns without a number go."""
-    timings = timings_of(results, suite)
+def suite_table(results: Results, suite: str) -> Table:
+    """Return everything that is known of a suite; columns without a value go."""
     titles = {name: about["title"] for name, about in results["contestants"].items()}
-    rows: list[dict[str, str]] = []
-    for case, timing in timings:
-        ours, peak = seconds_of(timing, case.ours), timing.get("at_peak")
-        plan, planned = _plan_cells(case, timing)
-        others = [n for n in case.contestants if n not in (case.ours, case.baseline)]
-        rows.append(
-            {
-                "T, B, I, H": case.shape_text,
-                "": case.label,
-                "mode": case.mode,
-                "threads": str(timing.get("threads") or "-"),
-                titles[case.baseline]: duration(seconds_of(timing, case.baseline)),
-                titles[case.ours]: duration(ours),
-                "a step": duration(ours and ours / case.T),
-                "ratio": spread_of(timing["contestants"].get(case.ours, {}).get("ratio")),
-                "target": number(target_of(case, timing.get("threads"))),
-                "over torch's best": number(_over_best(timings, case, timing)),
-                "share of peak": number(peak / ours if ours and peak else None),
-                "cost of a token": number(_token_cost(case, timing)),
-                "in graphs": number(ratio_of(timing, case.ours, "graphed")),
-                "time / floor": number(over_floor(results, case, timing)),
-                "plan": plan,
-                "planned": planned,
-                **{f"{titles[name]}'s ratio": number(ratio_of(timing, name)) for name in others},
-            }
-        )
+    cells_of = {"memory": _memory_cells, "accuracy": _error_cells}.get(suite, _speed_cells)
+    rows = [
+        {
+            "T, B, I, H": ", ".join(map(str, case.shape)),
+            "": case.label,
+            "mode": case.mode,
+            "threads": str(timing.get("threads", "-")),
+            **cells_of(results, case, timing, titles),
+        }
+        for case, timing in timings_of(results, suite)
+    ]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     columns = [c for c in columns if any(row.get(c, "-") not in ("-", "") for row in rows)]
-    return Table(TITLES[suite], columns, [[row.get(c, "-") for c in columns] for row in rows])
+    cells = [[row.get(c, "-") for c in columns] for row in rows]
+    return Table(TITLES[suite], columns, cells, _NOTES.get(suite, ""))
+
+
+def _speed_cells(
+    results: Results, case: Case, timing: Timing, titles: Mapping[str, str]
+) -> dict[str, str]:
+    ours, peak = seconds_of(timing, case.ours), timing.get("at_peak")
+    dense = seconds_of(timing, "fused_rnn_dense")
+    dense_tokens = case.T * case.B / timing["tokens"]
+    others = [n for n in case.contestants if n not in (case.ours, case.baseline)]
+    return {
+        titles[case.baseline]: duration(seconds_of(timing, case.baseline)),
+        titles[case.ours]: duration(ours),
+        "a step": duration(ours and ours / case.T),
+        "ratio": spread_of(timing["contestants"].get(case.ours, {}).get("ratio")),
+        "target": number(target_of(case, timing.get("threads"))),
+        "share of peak": number(peak / ours if ours and peak else None),
+        "cost of a token": number(ours / dense * dense_tokens if ours and dense else None),
+        "in graphs": number(ratio_of(timing, case.ours, "graphed")),
+        "time / floor": number(over_floor(results, case, timing)),
+        **_plan_cells(case, timing.get("plans")),
+        **{f"{titles[name]}'s ratio": number(ratio_of(timing, name)) for name in others},
+    }
+
+
+def _memory_cells(
+    results: Results, case: Case, timing: Timing, titles: Mapping[str, str]
+) -> dict[str, str]:
+    peaks = {name: entry.get("bytes") for name, entry in timing["contestants"].items()}
+    return {
+        titles[name]: f"{number(peak / 2**20)} ({number(peak / memory_unit(case))})"
+        for name, peak in peaks.items()
+        if peak is not None
+    }
+
+
+def _error_cells(
+    results: Results, case: Case, timing: Timing, titles: Mapping[str, str]
+) -> dict[str, str]:
+    ours, torchs = errors_in(timing)
+    return {name: f"{ours[name]:.1e} / {torchs[name]:.1e}" for name in ours}
+
+
+_NOTES = {
+    "memory": "MiB by which the resident size of a fresh process grows at its peak, and in "
+    "brackets in sequences of states, 4 T B H bytes.",
+    "accuracy": "FusedRNN / torch.nn.RNN, float32, |difference| / |exact| over the whole tensor: "
+    "of the output, then of gradients. inf: not finite, or not zero where the exact answer is.",
+}
+
+
+def _plan_cells(case: Case, plans: Any) -> dict[str, str]:
+    """Return the plans of all passes in a word or two, such as ``cluster 8``, and their time."""
+    if not isinstance(plans, Mapping):
+        return {}
+    words = [
+        f"{p['residency']} {p['blocks']}"
+        if p["residency"] in ("cluster", "grid")
+        else p["residency"]
+        for p in plans.values()
+    ]
+    seconds = 1e-6 * case.num_layers * sum(plan["total_us"] for plan in plans.values())
+    return {"plan": " / ".join(dict.fromkeys(words)), "planned": duration(seconds)}
 
 
 def summary_table(results: Results) -> Table:
     """Return a line for each suite, mode and number of threads."""
-    groups: dict[tuple[str, str, str], list[tuple[float, Case]]] = {}
+    groups: dict[tuple[str, str, str], dict[Case, float]] = {}
     for case, timing in timings_of(results):
-        ratio = ratio_of(timing, case.ours)
-        if ratio is not None:
-            key = case.suite, case.mode, str(timing.get("threads") or "-")
-            groups.setdefault(key, []).append((ratio, case))
+        if ratio := ratio_of(timing, case.ours):
+            key = case.suite, case.mode, str(timing.get("threads", "-"))
+            groups.setdefault(key, {})[case] = ratio
     rows = []
-    for key, pairs in groups.items():
-        ratios = [ratio for ratio, _ in pairs]
-        least, worst = min(pairs, key=lambda pair: pair[0])
-        where = f"({worst.shape_text}) {worst.label}".strip()
-        numbers = map(number, (geometric_mean(ratios), max(ratios), least))
-        rows.append((*key, str(len(pairs)), *numbers, where))
+    for key, ratios in groups.items():
+        values, worst = ratios.values(), min(ratios, key=lambda case: ratios[case])
+        numbers = map(number, (statistics.geometric_mean(values), max(values), min(values)))
+        rows.append((*key, str(len(ratios)), *numbers, f"{worst.shape} {worst.label}"))
     columns = ("suite", "mode", "threads", "cases", "geometric mean", "greatest", "least", "where")
     return Table("Ratios, by suite", columns, rows)
 
 
-# ---- errors and memory ---------------------------------------------------------------------------
-
-
-def accuracy_table(results: Results) -> Table:
-    """Return the errors of FusedRNN and torch.nn.RNN."""
-
-    def cell(errors: Mapping[str, float | None], quantity: str) -> str:
-        if quantity not in errors:
-            return "-"
-        error = errors[quantity]
-        return "inf" if error is None else f"{error:.1e}" if error else "0"
-
-    quantities = list(
-        dict.fromkeys(q for result in results["accuracy"] for q in result["errors"][OURS])
-    )
-    rows = []
-    for result in results["accuracy"]:
-        case, errors = result["case"], result["errors"]
-        cells = [f"{cell(errors[OURS], q)} / {cell(errors[BASELINE], q)}" for q in quantities]
-        shape = ", ".join(str(case[size]) for size in "TBIH")
-        rows.append((case["name"], shape, *cells, "yes" if result["passed"] else "NO"))
-    columns = ("data", "T, B, I, H", *quantities, "gate")
-    note = (
-        "Float32, |difference| / |exact| over the whole tensor: of the output, then of gradients. "
-        "inf: not finite, or not zero where the exact answer is."
-    )
-    return Table("Errors against float64, FusedRNN / torch.nn.RNN", columns, rows, note)
-
-
-def memory_table(results: Results) -> Table:
-    """Return the peak memory of a training step and of a Hessian-vector product."""
-    by_case: dict[tuple[Case, int], dict[str, str]] = {}
-    for point in results["memory"]:
-        case, text = Case.from_json(point["case"]), "failed"
-        if "bytes" in point:
-            units = number(point["bytes"] / memory_unit(case))
-            text = f"{number(point['bytes'] / 2**20)} ({units})"
-        by_case.setdefault((case, point["threads"]), {})[point["contestant"]] = text
-    names = list(dict.fromkeys(point["contestant"] for point in results["memory"]))
-    rows = [
-        (case.shape_text, case.mode, str(threads), *(cells.get(name, "-") for name in names))
-        for (case, threads), cells in by_case.items()
-    ]
-    titles = [results["contestants"][name]["title"] for name in names]
-    note = (
-        "MiB by which the resident size of a fresh process grows at its peak, and in brackets in "
-        "sequences of states, T*B*H*4 bytes."
-    )
-    return Table("Peak memory", ("T, B, I, H", "mode", "threads", *titles), rows, note)
-
-
-# ---- everything ----------------------------------------------------------------------------------
+# ---- what became of the rest -------------------------------------------------------------------
 
 
 def stage_table(results: Results) -> Table:
@@ -256,7 +261,7 @@ def stage_table(results: Results) -> Table:
         failed = stage["status"] == "failed" and stage["required"]
         verdict = "FAILED" if failed else stage["status"]
         rows.append((stage["name"], verdict, f"{stage['seconds']:.0f}", stage["note"]))
-    return Table("Stages", ("stage", "verdict", "s", ""), rows)
+    return Table("Stages", ("stage", "verdict", "s", "last line"), rows)
 
 
 def not_timed_table(results: Results) -> Table:
@@ -280,13 +285,150 @@ def not_timed_table(results: Results) -> Table:
     return Table("Not timed", ("who", "why", "cases", "such as"), rows)
 
 
-def tables_of(results: Results) -> list[Table]:
-    """Return every table that has a row, but for the gates."""
-    suites = {case.suite for case, _ in timings_of(results)}
-    order = [name for device in ("cpu", "cuda") for name in SUITES[device] if name in suites]
-    tables = [
-        *(stage_table(results), summary_table(results)),
-        *(speed_table(results, suite) for suite in order),
-        *(accuracy_table(results), memory_table(results), not_timed_table(results)),
+# ---- gates ---------------------------------------------------------------------------------------
+
+ERROR_GATE = 2e-6
+"""FusedRNN's error may not exceed it wherever torch.nn.RNN's own does not."""
+
+SLOWER, TINY = 0.98, 50e-6
+"""On a CPU, a ratio below it is slower than torch.nn.RNN, but where both take so few seconds."""
+
+
+def gate_table(results: Results) -> Table:
+    """Return every gate that there are results for."""
+    gates: dict[str, list[str]] = {}
+    for gate, name, value, holds in () if results["quick"] else _checks(results):
+        gates.setdefault(gate, []).append("" if holds else f"{name}: {number(value)}")
+    rows = []
+    for gate, outcomes in gates.items():
+        failures = list(filter(None, outcomes))
+        words = f"{len(failures)} of {len(outcomes)} do not: {'; '.join(failures[:8])}"
+        rows.append((gate, *(("NO", words) if failures else ("yes", f"all {len(outcomes)}"))))
+    if rows and results["unmeasured"]:
+        rows.append(("everything measured", "NO", f"{len(results['unmeasured'])} cases were not"))
+    return Table("Gates", ("what must hold", "holds", "where not"), rows)
+
+
+def _checks(results: Results) -> Iterator[tuple[str, str, float, bool]]:
+    """Yield what must hold, where that was measured, the number, whether it holds."""
+    on_gpu = results["device"] == "cuda"
+    # Another machine's prototype set a CPU's targets.
+    within, grid = 1.0 if on_gpu else 0.9, []
+    for case, timing in timings_of(results):
+        name, entries = with_threads(case, timing), timing["contestants"]
+        # Below that size, most memory does not grow with T.
+        if case.suite == "memory" and memory_unit(case) >= 32 * 2**20 and case.mode == "train":
+            units = entries.get(OURS, {}).get("bytes", float("inf")) / memory_unit(case)
+            gate = "peak memory of a training step at most 1.2 sequences of states"
+            yield gate, name, units, units <= 1.2
+        if case.suite == "accuracy":
+            ours, torchs = errors_in(timing)
+            bound = [ours.get(q, float("inf")) for q, e in torchs.items() if e <= ERROR_GATE]
+            worst, gate = max(bound, default=0.0), f"errors at most {ERROR_GATE} where torch's are"
+            yield gate, name, worst, worst <= ERROR_GATE
+        ratio = ratio_of(timing, case.ours)
+        if ratio is None:
+            continue
+        if target := target_of(case, timing.get("threads")):
+            share = ratio / target
+            yield f"ratio / target at least {within:g}", name, share, share >= within
+        if case.suite == "table":
+            best = max(ratio_of(timing, other) or 0.0 for other in entries if other != case.ours)
+            yield "ahead of everyone that was timed", name, ratio / best, ratio >= best
+        if on_gpu:
+            yield "no ratio below 1", name, ratio, ratio >= 1
+        elif case.suite == "grid":
+            times = [seconds_of(timing, who) or 0.0 for who in (case.ours, case.baseline)]
+            gate = f"no ratio of the grid below {SLOWER}, from {duration(TINY)} on"
+            yield gate, name, ratio, ratio >= SLOWER or max(times) < TINY
+        if faster := entries[case.ours].get("over_flashrnn"):
+            times = faster["median"]
+            yield "at least 2 times as fast as FlashRNN", name, times, times >= 2
+        if times := over_floor(results, case, timing):
+            yield "within 2 times the floor", name, times, times <= 2
+        grid += [ratio] if case.suite == "gpu_grid" else []
+    if grid:
+        mean = statistics.geometric_mean(grid)
+        yield "geometric mean of the grid at least 3", "it is", mean, mean >= 3
+
+
+# ---- for people ----------------------------------------------------------------------------------
+
+_LEGEND = """\
+A ratio is the baseline's time over another's, so above 1 is faster than the baseline: the median
+over rounds in which all ran in turn in one process, with the interval that holds the true median
+with 95 % confidence (before 2026-11-29: the quartiles). dtype, TF32 setting and number of threads,
+each bound to a core, are the same for all. Forward passes are without gradients; a training step is
+the forward pass and the gradients of all parameters, of the input too where I >= 64.
+
+Target: what a prototype reached on two cores with AVX-512; on a GPU, what is to be reached. Share
+of peak: of the multiply-adds that as many cores can do from register to register. Cost of a token:
+a time step of a sample of a packed sequence over one of the dense sequence. In graphs: both
+replayed from a CUDA graph. Floor: `benchmarks/gpu/floor.py`. Planned: the planner's estimate. An
+LSTM has four times the recurrent weights, a GRU three times."""
+
+
+def render(folder: Path, *, short: bool = False) -> None:
+    """Print tables, draw the figure where matplotlib is installed, write the page."""
+    results = load(folder)
+    tables = [gate_table(results), *tables_of(results)]
+    chosen = [summary_table(results), tables[0], stage_table(results)] if short else tables
+    print("\n\n".join(str(table) for table in chosen if table.rows))
+    print("".join(f"\nnote: {warning}" for warning in warnings_of(results)))
+    figures = []
+    if importlib.util.find_spec("matplotlib"):
+        from benchmarks.figures import draw
+
+        figures = draw(results, folder)
+    (folder / PAGE).write_text(page_of(results, figures), encoding="utf-8")
+    print(f"written: {folder}")
+
+
+def page_of(results: Results, figures: Iterable[str] = ()) -> str:
+    """Return the whole report as Markdown; figures are names of bitmaps beside it."""
+    about, contestants = results["machine"], results["contestants"].values()
+    facts = [f"{name} {value}" for name, value in about.items() if value is not None]
+    facts += [f"{c['title']} {c['version']}" for c in contestants if c["version"]]
+    tables = [gate_table(results), *tables_of(results)]
+    parts = [
+        f"<!-- Generated by `{results['command'].partition(' --')[0]}`; do not edit. -->",
+        f"# Measured speed, accuracy and memory: {about.get('card') or about['cpu']}",
+        f"{', '.join(facts)}. FusedRNN's backend: {results['backend']}.",
+        f"    {results['command']}",
+        _LEGEND,
+        *(f"> **Note:** {warning}" for warning in warnings_of(results)),
+        *(f"![{name}]({name})" for name in figures),
+        *(str(table) for table in tables if table.rows),
     ]
-    return [table for table in tables if table.rows]
+    return "\n\n".join(parts) + "\n"
+
+
+def tables_of(results: Results) -> list[Table]:
+    """Return every table but that of the gates."""
+    suites = {case.suite for case, _ in timings_of(results)}
+    order = [name for device in SUITES for name in SUITES[device] if name in suites]
+    return [
+        *(stage_table(results), summary_table(results)),
+        *(suite_table(results, suite) for suite in order),
+        not_timed_table(results),
+    ]
+
+
+def warnings_of(results: Results) -> list[str]:
+    """Return what a reader must know before believing the numbers."""
+    lines = []
+    if not results["complete"]:
+        lines.append("the run was ended before it finished: this is what there was until then")
+    if results["quick"]:
+        lines.append("a run of tiny sizes: it shows that everything runs, not how fast")
+    if results["backend"] != "native":
+        lines.append(f"FusedRNN ran on the {results['backend']}, not on its kernels")
+    loads = [timing.get("load", 0.0) for timing in results["timings"]]
+    if busy := [load for load in loads if load > BUSY_CORES]:
+        where = f"in {len(busy)} of {len(loads)} measurements"
+        lines.append(f"{where} others used more than {BUSY_CORES} cores (up to {max(busy):.2f})")
+    return lines
+
+
+if __name__ == "__main__":
+    render(Path(sys.argv[1]))

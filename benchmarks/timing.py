@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 SHORTEST_SAMPLE = 2e-3
 """Seconds: shorter calls are repeated within a sample until it takes this long."""
 
@@ -42,9 +44,6 @@ class Work:
     threads of one spin for a while on the cores that the other needs."""
 
 
-# ---- clocks --------------------------------------------------------------------------------------
-
-
 def seconds_by_clock(run: Callable[[], Any], repeats: int) -> float:
     """Return seconds per call by this process's clock."""
     begin = time.perf_counter()
@@ -58,8 +57,6 @@ def seconds_by_events(run: Callable[[], Any], repeats: int) -> float:
 
     Where Python is slower than the device, that is the time Python takes, as a user would see it.
     """
-    import torch
-
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     for _ in range(repeats):
@@ -71,8 +68,6 @@ def seconds_by_events(run: Callable[[], Any], repeats: int) -> float:
 
 def captured(work: Work) -> Work:
     """Return the replay of a work on a GPU, captured in a CUDA graph."""
-    import torch
-
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -93,12 +88,9 @@ def captured(work: Work) -> Work:
     return replace(work, run=replay)
 
 
-# ---- in turn -------------------------------------------------------------------------------------
-
-
 def interleave(
     works: Mapping[str, Work], seconds: float, clock: Clock = seconds_by_clock
-) -> tuple[dict[str, list[float]], dict[str, int]]:
+) -> dict[str, list[float]]:
     """Time works in turn; each has run before, so that nothing is compiled here.
 
     Args:
@@ -107,35 +99,31 @@ def interleave(
         clock: what takes the time.
 
     Returns:
-        samples: seconds per call, one for each round, by name.
-        repeats: calls per sample, by name.
+        Seconds per call, one for each round, by name.
     """
     gc.collect()
     gc.disable()  # a collection would disturb one of them at random
     try:
         # The shorter of two calls, never zero.
-        single = {
+        once = {
             name: max(1e-9, min(clock(work.run, 1) for _ in range(2)))
             for name, work in works.items()
         }
-        repeats = {name: max(1, math.ceil(SHORTEST_SAMPLE / once)) for name, once in single.items()}
-        one_round = sum(
-            once * (repeats[name] + (once < _WARM_BELOW)) for name, once in single.items()
-        )
-        rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / one_round)))
+        repeats = {name: max(1, math.ceil(SHORTEST_SAMPLE / once[name])) for name in works}
+        a_round = sum(once[name] * (repeats[name] + (once[name] < _WARM_BELOW)) for name in works)
         samples: dict[str, list[float]] = {name: [] for name in works}
         runtime = None
-        for _ in range(rounds):
+        for _ in range(min(MAX_ROUNDS, max(MIN_ROUNDS, int(seconds / a_round)))):
             for name, work in works.items():
                 if work.runtime != runtime:
                     time.sleep(_SETTLE)
                     runtime = work.runtime
-                if single[name] < _WARM_BELOW:
+                if once[name] < _WARM_BELOW:
                     work.run()
                 samples[name].append(clock(work.run, repeats[name]))
     finally:
         gc.enable()
-    return samples, repeats
+    return samples
 
 
 # ---- statistics ----------------------------------------------------------------------------------
@@ -148,19 +136,13 @@ def median_of(values: Sequence[float]) -> dict[str, float]:
     Below six values even the least and the greatest have a little less.
     """
     ordered, n = sorted(values), len(values)
-    outside, k = 0.0, 0  # chance that the true median is below the k-th value or above its mirror
-    while True:
-        outside += 2 * math.comb(n, k) / 2**n
-        if outside > 0.05 or 2 * k >= n - 1:
-            break
-        k += 1
-    k = max(0, k - 1)
+    # The chance that the true median is below the k-th value or above its mirror.
+    outside = [2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n for k in range((n + 1) // 2)]
+    k = max(0, sum(chance <= 0.05 for chance in outside) - 1)
     return {"median": statistics.median(ordered), "low": ordered[k], "high": ordered[n - 1 - k]}
 
 
-def summarise(
-    samples: Mapping[str, Sequence[float]], baseline: str
-) -> dict[str, dict[str, dict[str, float]]]:
+def summarise(samples: Mapping[str, Sequence[float]], baseline: str) -> dict[str, dict[str, Any]]:
     """Return for each contestant the medians of its times and of its ratios.
 
     The ratio of a round is the baseline's time over the contestant's: above 1 is faster than the
@@ -170,16 +152,10 @@ def summarise(
         samples: seconds, one for each round, by contestant.
         baseline: name of the contestant that is the unit; without it there are no ratios.
     """
-    units = samples.get(baseline)
-    summary: dict[str, dict[str, dict[str, float]]] = {}
+    summary: dict[str, dict[str, Any]] = {}
     for name, values in samples.items():
-        summary[name] = {"seconds": median_of(values)}
-        if units is not None:
-            ratios = [unit / value for unit, value in zip(units, values, strict=True)]
-            summary[name]["ratio"] = median_of(ratios)
+        summary[name] = {"seconds": median_of(values), "rounds": len(values)}
+        if baseline in samples:
+            pairs = zip(samples[baseline], values, strict=True)
+            summary[name]["ratio"] = median_of([unit / value for unit, value in pairs])
     return summary
-
-
-def geometric_mean(ratios: Sequence[float]) -> float:
-    """Return the geometric mean, the mean for which a ratio and its inverse cancel."""
-    return math.exp(statistics.fmean(math.log(ratio) for ratio in ratios))

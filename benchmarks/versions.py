@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import io
+import itertools
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,11 @@ from benchmarks.contestants.ours import Module
 from benchmarks.machine import REPOSITORY, git, usable_cores
 from benchmarks.problem import Problem, relative_error
 from benchmarks.tables import Table, duration, number, spread_of
-from benchmarks.timing import Work, geometric_mean, interleave, seconds_by_clock, summarise
+from benchmarks.timing import Work, interleave, seconds_by_clock, summarise
 from benchmarks.workers import Worker, WorkerError
 
 HERE = "."
 """Names what lies in this folder, committed or not."""
-
-MODES = ("forward", "train")
 
 
 @contextlib.contextmanager
@@ -47,11 +46,10 @@ def folder_of(revision: str) -> Iterator[Path]:
     if revision == HERE:
         yield REPOSITORY
         return
-    command = ["git", "-C", str(REPOSITORY), "archive", "--format=zip", revision]
-    archive = subprocess.run(command, capture_output=True, check=True).stdout
     with tempfile.TemporaryDirectory(prefix="rnn_cuda-") as folder:
-        with zipfile.ZipFile(io.BytesIO(archive)) as files:
-            files.extractall(folder)
+        archive = ["git", "-C", str(REPOSITORY), "archive", revision]
+        files = subprocess.run(archive, capture_output=True, check=True).stdout
+        subprocess.run(["tar", "-x", "-C", folder], input=files, check=True)
         yield Path(folder)
 
 
@@ -88,33 +86,22 @@ def compare(workers: dict[str, Worker], case: Case, threads: int, seconds: float
         seconds: for the rounds.
 
     Raises:
-        WorkerError: a version ended before it was done; the message says which, how, and where.
+        WorkerError: a version ended before it was done; the message says how.
     """
     results, works = {}, {}
     for name, worker in workers.items():
-        try:
-            results[name] = worker.ask("versions.prepare", case)
-        except WorkerError as error:
-            raise WorkerError(f"{_place(case, threads)}, {name}: {error}") from error
+        results[name] = worker.ask("versions.prepare", case)
         # Each is a runtime of its own: the other's threads get time to go to sleep.
         works[name] = Work(lambda n=1, w=worker: w.ask("versions.run", n), runtime=name)
-    try:
-        samples, _ = interleave(works, seconds, lambda run, repeats: run(repeats))
-    except WorkerError as error:
-        raise WorkerError(f"{_place(case, threads)}: {error}") from error
+    samples = interleave(works, seconds, lambda run, repeats: run(repeats))
     pairs = list(zip(results["old"], results["new"], strict=True))
     return {
-        "case": case.as_json(),
+        "case": asdict(case),
         "threads": threads,
-        "rounds": len(samples["new"]),
         "same_bits": all(same_bits(*pair) for pair in pairs),
         "apart": largest([relative_error(*pair) for pair in pairs]),
         **summarise(samples, "old"),
     }
-
-
-def _place(case: Case, threads: int) -> str:
-    return f"({case.shape_text}) {case.mode} {threads}t"
 
 
 def largest(errors: Sequence[float]) -> float:
@@ -135,13 +122,13 @@ def table_of(results: Sequence[dict[str, Any]], old: str, new: str) -> Table:
         case = Case.from_json(each["case"])
         rows.append(
             (
-                *(case.shape_text, case.mode, case.dtype, str(each["threads"])),
+                *(str(case.shape), case.mode, case.dtype, str(each["threads"])),
                 *(duration(each[name]["seconds"]["median"]) for name in ("old", "new")),
                 spread_of(each["new"]["ratio"]),
                 "the same" if each["same_bits"] else f"apart by {number(each['apart'], 2)}",
             )
         )
-    mean = geometric_mean([each["new"]["ratio"]["median"] for each in results])
+    mean = statistics.geometric_mean(each["new"]["ratio"]["median"] for each in results)
     names = ["what is here" if revision == HERE else revision for revision in (new, old)]
     columns = ("T, B, I, H", "mode", "dtype", "threads", "old", "new", "ratio", "bits of results")
     note = f"Ratio: the old version's time over the new one's; geometric mean {number(mean)}."
@@ -158,71 +145,52 @@ def shape(text: str) -> tuple[int, ...]:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.versions", description="Time two versions of FusedRNN in turn."
-    )
-    parser.add_argument("old", help="a commit")
-    parser.add_argument("new", nargs="?", default=HERE, help="another one (default: what is here)")
-    parser.add_argument(
-        *("--shapes", "-s"),
-        nargs="+",
-        type=shape,
-        default=TABLE_SHAPES,
-        metavar="T,B,I,H",
-        help="default: the nine of the benchmark's table",
-    )
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float64", "bfloat16"))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.versions")
+    add = parser.add_argument
+    add("old", help="a commit")
+    add("new", nargs="?", default=HERE, help="another one (default: what is here)")
+    add("--shapes", nargs="+", type=shape, metavar="T,B,I,H", default=TABLE_SHAPES)
+    add("--modes", nargs="+", choices=("forward", "train"), default=("forward", "train"))
+    add("--dtype", default="float32", choices=("float32", "float64", "bfloat16"))
     cores = len(usable_cores())
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2][:cores])
-    parser.add_argument("--seconds", type=float, default=2.0, help="for the rounds of each case")
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    add("--threads", nargs="+", type=int, choices=range(1, cores + 1), default=[1, 2][:cores])
+    add("--seconds", type=float, default=2.0, help="for the rounds of each case")
+    add("--json", type=Path, help="also write the results to this file")
     options = parser.parse_args(arguments)
-    if not all(1 <= threads <= cores for threads in options.threads):
-        parser.error(f"--threads takes numbers from 1 to {cores}, the cores there are")
-    for name in ("old", "new"):
-        revision = getattr(options, name)
-        known = revision == HERE or git("rev-parse", "--verify", f"{revision}^{{commit}}")
-        if not known:
-            parser.error(f"{name}: there is no commit {revision!r}")
+    for revision in (options.old, options.new):
+        if revision != HERE and not git("rev-parse", "--verify", f"{revision}^{{commit}}"):
+            parser.error(f"there is no commit {revision!r}")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Time both versions and print how they compare; return the exit status."""
     options = _parse(arguments)
-    cases = [
-        Case("versions", *shape, mode, dtype=options.dtype)
-        for shape in options.shapes
-        for mode in options.modes
-    ]
     results: list[dict[str, Any]] = []
+    place = ""
     try:
-        for result in _compared(options, cases):
-            results.append(result)
-            place = _place(Case.from_json(result["case"]), result["threads"])
-            print(f"{place}: {number(result['new']['ratio']['median'])}", flush=True)
+        with folder_of(options.old) as old_folder, folder_of(options.new) as new_folder:
+            for threads in options.threads:
+                with (
+                    Worker(threads, folder=old_folder) as old,
+                    Worker(threads, folder=new_folder) as new,
+                ):
+                    for sizes, mode in itertools.product(options.shapes, options.modes):
+                        case = Case("versions", *sizes, mode, dtype=options.dtype)
+                        place = f"{case.shape} {mode} {threads}t: "
+                        workers = {"old": old, "new": new}
+                        results.append(compare(workers, case, threads, options.seconds))
+                        ratio = number(results[-1]["new"]["ratio"]["median"])
+                        print(f"{place}{ratio}", flush=True)
     except WorkerError as error:
-        print(f"{error}; see its output above")
+        print(f"{place}{error}; see its output above")
         return 1
     finally:  # what there is until then
         if results:
-            print(table_of(results, options.old, options.new).text())
+            print(table_of(results, options.old, options.new))
         if options.json is not None:
             options.json.write_text(json.dumps(results, indent=1) + "\n")
     return 0
-
-
-def _compared(options: argparse.Namespace, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
-    """Yield the result of each case, at each number of threads."""
-    with folder_of(options.old) as old_folder, folder_of(options.new) as new_folder:
-        for threads in options.threads:
-            with (
-                contextlib.closing(Worker(threads, folder=old_folder)) as old,
-                contextlib.closing(Worker(threads, folder=new_folder)) as new,
-            ):
-                for case in cases:
-                    yield compare({"old": old, "new": new}, case, threads, options.seconds)
 
 
 if __name__ == "__main__":

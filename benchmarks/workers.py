@@ -1,9 +1,9 @@
 """The processes that measure: held to their cores, watched, and replaced when they are lost.
 
-    python -m benchmarks.workers FD THREADS DEVICE [FOLDER]
+    python -m benchmarks.workers THREADS DEVICE [FOLDER]
 
-is one: a request comes through the socket FD, and its answer goes back. A request is a function's
-name and arguments. With FOLDER, ``rnn_cuda`` is that folder's; ``benchmarks`` is this checkout's.
+is one: it reads requests from its standard input, a function's name and arguments, and writes
+answers. With FOLDER, ``rnn_cuda`` is that folder's; ``benchmarks`` is this checkout's.
 """
 
 from __future__ import annotations
@@ -12,93 +12,75 @@ import contextlib
 import importlib
 import os
 import pickle
-import socket
+import select
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Case
 from benchmarks.machine import REPOSITORY, thread_environment, usable_cores
 
-PATIENCE = 40.0
-"""Seconds that a case may take on a GPU, where a kernel that waits forever hangs its process."""
-
-START_PATIENCE = 300.0
-"""Seconds that a process may take to import everything."""
-
 MOST_LOST = 4
 """After so many processes that crashed or hung, the cases that are left are not tried."""
 
-SHORTEST, LONGEST = 0.06, 0.5
-"""Seconds for the rounds of a case where there is a limit; there are five rounds, however long."""
+SHORTEST = 0.06
+"""Seconds at least for the rounds of a case; there are five rounds, however long."""
 
 
 class WorkerError(RuntimeError):
     """A worker was lost; the message says how."""
 
 
-class Worker:
+class Worker(contextlib.AbstractContextManager["Worker"]):
     """A process that does what it is asked."""
 
     def __init__(self, threads: int, device: str = "cpu", folder: Path | None = None) -> None:
-        here, there = socket.socketpair()
-        command = [sys.executable, "-m", "benchmarks.workers", str(there.fileno()), str(threads)]
+        words = [str(threads), device, *([] if folder is None else [str(folder)])]
         environment = thread_environment(threads) if device == "cpu" else {}
         if folder is not None:  # a version is timed on its kernels, never on the reference
             environment |= {"RNN_CUDA_BACKEND": os.environ.get("RNN_CUDA_BACKEND", "native")}
-        with there:
-            self._process = subprocess.Popen(
-                [*command, device, *([] if folder is None else [str(folder)])],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # standard output is for results
-                env={**os.environ, **environment},
-                cwd=REPOSITORY,
-                pass_fds=[there.fileno()],
-            )
-        self._pipe = Connection(here.detach())
-        try:
-            self._answer(START_PATIENCE)
-        except WorkerError:
-            self.close()
-            raise
+        self.process: Any = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.workers", *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **environment},
+            cwd=REPOSITORY,
+        )
 
     def ask(self, request: str, *arguments: Any, patience: float | None = None) -> Any:
         """Return what a function such as ``quality.errors_of`` returns in that process.
 
         Raises:
-            WorkerError: there is none, and this worker is of no more use.
+            WorkerError: there is none within so many seconds, and this worker is of no more use.
         """
-        with contextlib.suppress(BrokenPipeError):
-            self._pipe.send_bytes(pickle.dumps((request, arguments)))
-        return self._answer(patience)
-
-    def _answer(self, patience: float | None) -> Any:
-        if not self._pipe.poll(patience):
+        with contextlib.suppress(BrokenPipeError):  # it may have said already why it ended
+            pickle.dump((request, arguments), self.process.stdin)
+            self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], patience)[0]:
             raise WorkerError(f"hung: killed after {patience:.0f} s")
         try:
-            kind, answer = pickle.loads(self._pipe.recv_bytes())
-        except (EOFError, ConnectionError):
-            status = self._process.wait()
+            error, answer = pickle.load(self.process.stdout)
+        except (EOFError, pickle.UnpicklingError):
+            status = self.process.wait()
             how = f"signal {-status}" if status < 0 else f"exit status {status}"
             raise WorkerError(f"the measuring process ended with {how}") from None
-        if kind == "error":
-            raise WorkerError(f"the measuring process failed: {answer}")
+        if error:
+            raise WorkerError(f"the measuring process failed: {error}")
         return answer
 
-    def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-        self._pipe.close()
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        with contextlib.suppress(BrokenPipeError):  # a request that was never read
+            self.process.communicate()
 
 
 def ask_once(threads: int, device: str, request: str, *arguments: Any) -> Any:
     """Return the answer of a worker that does nothing else."""
-    with contextlib.closing(Worker(threads, device)) as worker:
+    with Worker(threads, device) as worker:
         return worker.ask(request, *arguments)
 
 
@@ -109,7 +91,7 @@ def measure_all(
     device: str,
     start: Callable[[], Worker],
     *,
-    end: float | None = None,
+    end: float = float("inf"),
     patience: float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the result of each case in turn, until the time is over.
@@ -120,62 +102,47 @@ def measure_all(
     Args:
         cases: what to measure, the most important first.
         names: who takes part.
-        seconds: for the rounds of each case; with ``end`` the most for one, and what is left is
-            shared out each time.
+        seconds: for the rounds of each case. Less where there is little time: early cases get more
+            than their share of it, because they matter more.
         device: "cpu" or "cuda".
         start: starts a worker for it.
         end: when the time is over, by `time.monotonic`. A case is not begun where the longest one
             before it would be cut off, and not yielded if it is.
         patience: seconds that one case may take.
-
-    Raises:
-        WorkerError: a worker could not even start.
     """
-    worker, lost, longest = None, 0, 0.0
-    try:
+    lost, longest = 0, 0.0
+    with contextlib.ExitStack() as stack:
+        worker = None
         for index, case in enumerate(cases):
             begin = time.monotonic()
-            left = float("inf") if end is None else end - begin
+            left = end - begin
             if left < longest or left <= 0 or lost >= MOST_LOST:
                 return
-            share = seconds if end is None else share_of(left, len(cases) - index)
-            allowed = None if patience is None else min(patience, left)
-            worker = worker or start()
+            share = min(seconds, max(SHORTEST, left / (2 * (len(cases) - index))))
+            allowed = patience and min(patience, left)
+            worker = worker or stack.enter_context(start())
             try:
                 yield worker.ask("measure.measure", case, names, share, device, patience=allowed)
             except WorkerError as error:
-                if allowed is not None and allowed < (patience or 0) and "hung" in str(error):
+                if time.monotonic() >= end:
                     return  # not the case's fault: the time is over
-                worker.close()
+                stack.close()
                 worker, lost = None, lost + 1
-                yield {"case": case.as_json(), "failed": str(error)}
+                yield {"case": asdict(case), "failed": str(error)}
             longest = max(longest, time.monotonic() - begin)
-    finally:
-        if worker is not None:
-            worker.close()
 
 
-def share_of(left: float, cases: int) -> float:
-    """Return the seconds for the rounds of a case, where ``left`` seconds are for so many.
-
-    Early ones get more than their share, up to `LONGEST`: they matter more.
-    """
-    return min(LONGEST, max(SHORTEST, left / (2 * cases)))
-
-
-# ---- the other side ------------------------------------------------------------------------------
-
-
-def main() -> None:
+def main(threads: str, device: str, *folder: str) -> None:
     """Answer requests until there are no more."""
-    descriptor, threads, device, *folder = sys.argv[1:]
-    pipe = Connection(int(descriptor))
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what else is printed is no answer
     if device == "cpu":
         os.sched_setaffinity(0, usable_cores()[: int(threads)])
     sys.path[:0] = folder  # too late for `benchmarks`, which it has as well
 
-    def answer(kind: str, value: Any) -> None:
-        pipe.send_bytes(pickle.dumps((kind, value)))
+    def answer(*error_and_value: Any) -> None:
+        pickle.dump(error_and_value, answers)
+        answers.flush()
 
     try:
         import torch
@@ -187,18 +154,17 @@ def main() -> None:
         if device == "cpu":
             torch.set_num_threads(int(threads))
             torch.set_num_interop_threads(1)
-        answer("answer", None)
         while True:
-            request, arguments = pickle.loads(pipe.recv_bytes())
+            request, arguments = pickle.load(sys.stdin.buffer)
             module, _, function = request.partition(".")
             function = getattr(importlib.import_module(f"benchmarks.{module}"), function)
-            answer("answer", function(*arguments))
+            answer(None, function(*arguments))
     except EOFError:
         pass
     except Exception as error:
-        answer("error", f"{type(error).__name__}: {str(error)[:200]}")
+        answer(f"{type(error).__name__}: {str(error)[:200]}", None)
         raise
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -35,4 +35,5 @@ def describe(device: str) -> dict[str, Any]:
         contestants[name] = {"title": contestant.title, "missing": missing, "version": version}
     native = backend.use_native(device, torch.float32)
     words = "native" if native else f"reference ({backend.describe()['why_not_native']})"
-    return {"contestants": contestants, "backend": words}
+    kernels = backend.describe()["library_key"]  # a hash of their sources, among other things
+    return {"contestants": contestants, "backend": words, "kernels": kernels}

@@ -52,11 +52,9 @@ class PlainContestant(Contestant):
     """Takes one layer and direction over a dense float32 sequence on the CPU, and no more."""
 
     def missing(self, device: str) -> str | None:
-        """Return why it cannot run here, or None."""
         return super().missing(device) if device == "cpu" else "timed on the CPU only"
 
     def refuses(self, case: Case) -> str | None:
-        """Refuse everything else."""
         if not case.is_plain or case.dtype != "float32":
             return "timed on one layer and direction over a dense float32 sequence only"
         if case.nonlinearity not in ("tanh", "relu"):

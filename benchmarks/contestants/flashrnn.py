@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 from torch import Tensor, nn
 
-from benchmarks.cases import Case
+from benchmarks.cases import Case, cases_of
 from benchmarks.contestants.base import Contestant
 from benchmarks.problem import Problem, torch_work
 from benchmarks.timing import Work
@@ -51,9 +53,11 @@ class FlashRNN(Contestant):
         return Work(torch_work(problem, call, leaves))
 
 
-def prebuild(sizes: list[int]) -> None:
-    """Compile the kernels for these H: FlashRNN does so for each one when it is first called."""
-    for H in sizes:
+def prebuild() -> None:
+    """Compile the kernels, as FlashRNN does for each H when it is first called."""
+    if missing := FlashRNN().missing("cuda"):
+        sys.exit(missing)
+    for H in sorted({case.H for case in cases_of(["flashrnn"])}):
         case = Case("flashrnn", 2, 16, H, H, "train", dtype="bfloat16")
         FlashRNN().prepare(Problem(case, "cuda")).run()
 

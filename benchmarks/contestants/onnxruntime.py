@@ -55,13 +55,12 @@ def _model(problem: Problem) -> bytes:
     node = helper.make_node(
         "RNN", ["X", "W", "R", "B"], ["Y"], hidden_size=case.H, activations=activations
     )
-    graph = helper.make_graph(
-        [node],
-        "elman",
-        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [case.T, case.B, case.I])],
-        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [case.T, 1, case.B, case.H])],
-        [numpy_helper.from_array(array, name) for name, array in tensors.items()],
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in {"X": [case.T, case.B, case.I], "Y": [case.T, 1, case.B, case.H]}.items()
     )
+    weights = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    graph = helper.make_graph([node], "elman", [x], [y], weights)
     # Versions that every runtime of the last years reads, not the newest that onnx can write.
     opset = helper.make_operatorsetid("", 17)
     return helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import rnn_cuda
 from benchmarks.cases import Case
 from benchmarks.contestants.base import PlainContestant
 from benchmarks.problem import Problem, torch_work
@@ -24,10 +25,7 @@ class RNNCellLoop(PlainContestant):
     name = "rnn_cell_loop"
     title = "nn.RNNCell loop"
 
-    @property
-    def kind(self) -> Any:
-        """The cell."""
-        return nn.RNNCell
+    kind: Any = nn.RNNCell
 
     def prepare(self, problem: Problem) -> Work:
         case = problem.case
@@ -55,11 +53,8 @@ class FusedRNNCellLoop(RNNCellLoop):
     name = "fused_rnn_cell_loop"
     title = "FusedRNNCell loop"
 
-    @property
-    def kind(self) -> Any:
-        from rnn_cuda import FusedRNNCell
-
-        return FusedRNNCell
+    # Older versions of the package, which `benchmarks.versions` runs too, have no cell.
+    kind = getattr(rnn_cuda, "FusedRNNCell", None)
 
 
 class CompiledLoop(RNNCellLoop):

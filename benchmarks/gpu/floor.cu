@@ -3,13 +3,13 @@
 //
 //   floor < problems
 //
-// A line of standard input is a problem and the plan of one pass,
+// A line of standard input is a problem and the plan of one pass, such as
 //
-//   T B I H directions dtype residency arithmetic fuse_input blocks columns engine_columns
-//   row_warps depth_split
+//   512 32 512 512 1 bfloat16 0 residency=cluster,blocks=8
 //
-// with dtype, residency and arithmetic as numbers of their enumerations. For each, a line of output
-// is the seconds of one pass, the median of several, or "error: " and why there is none.
+// T B I H directions dtype allow_tf32, and what is decided of the plan; the planner decides the
+// rest. For each, a line of output is the seconds of one pass, the median of several, or "error: "
+// and why there is none.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -22,12 +22,19 @@
 #include "cuda/engine_table.h"
 #include "cuda/exchanges.cuh"
 #include "cuda/parameters.cuh"
+#include "native/device_array.h"
+#include "plan/planner.h"
 
 namespace rnn_cuda {
 namespace cuda {
 namespace {
 
-constexpr int kRounds = 7;
+// Passes of a round follow one another, so that the card does not wait for the host.
+#ifdef RNN_CUDA_EMULATED
+constexpr int kRounds = 1, kPasses = 2;
+#else
+constexpr int kRounds = 7, kPasses = 10;
+#endif
 
 struct FloorParameters {
   Layout layout;
@@ -93,75 +100,6 @@ void require(int error) {
   if (error != 0) throw std::runtime_error(device::error_string(error));
 }
 
-#ifdef RNN_CUDA_EMULATED
-void* allocate(size_t bytes) { return ::operator new(bytes); }
-void release(void* memory) { ::operator delete(memory); }
-uint32_t fetch(const uint32_t* word) { return *word; }
-
-// The work is done when launch() returns.
-class Stopwatch {
- public:
-  void begin() { begun_ = std::chrono::steady_clock::now(); }
-  double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun_).count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point begun_;
-};
-#else
-void* allocate(size_t bytes) {
-  void* memory = nullptr;
-  require(device::checked(cudaMalloc(&memory, bytes)));
-  return memory;
-}
-void release(void* memory) { cudaFree(memory); }
-uint32_t fetch(const uint32_t* word) {
-  uint32_t value = 0;
-  require(device::checked(cudaMemcpy(&value, word, sizeof value, cudaMemcpyDeviceToHost)));
-  return value;
-}
-
-class Stopwatch {
- public:
-  Stopwatch() {
-    require(device::checked(cudaEventCreate(&begin_)));
-    require(device::checked(cudaEventCreate(&end_)));
-  }
-  ~Stopwatch() {
-    cudaEventDestroy(begin_);
-    cudaEventDestroy(end_);
-  }
-  Stopwatch(const Stopwatch&) = delete;
-  Stopwatch& operator=(const Stopwatch&) = delete;
-
-  void begin() { require(device::checked(cudaEventRecord(begin_))); }
-  double seconds() {
-    float milliseconds = 0;
-    require(device::checked(cudaEventRecord(end_)));
-    require(device::checked(cudaEventSynchronize(end_)));
-    require(device::checked(cudaEventElapsedTime(&milliseconds, begin_, end_)));
-    return 1e-3 * milliseconds;
-  }
-
- private:
-  cudaEvent_t begin_, end_;
-};
-#endif
-
-class Memory {
- public:
-  explicit Memory(size_t bytes) : data_(allocate(std::max<size_t>(bytes, 16))) {}
-  ~Memory() { release(data_); }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-
-  uint32_t* words() const { return static_cast<uint32_t*>(data_); }
-
- private:
-  void* data_;
-};
-
 int launch_floor(const device::LaunchConfig& config, Residency residency,
                  const FloorParameters& parameters) {
   switch (residency) {
@@ -173,12 +111,14 @@ int launch_floor(const device::LaunchConfig& config, Residency residency,
   }
 }
 
-double seconds_of(const Problem& problem, const Plan& plan) {
+double seconds_of(const Problem& problem, const Plan& plan, const DeviceFigures& figures) {
+  if (plan.residency == Residency::Streamed) throw std::invalid_argument("no persistent kernel");
   const Engine engine = engine_of(problem.dtype, plan.arithmetic, plan.engine_columns);
-  if (plan.residency == Residency::Streamed || engine.rows == 0)
-    throw std::invalid_argument("no persistent kernel");
   const Geometry g = Geometry::of(problem, plan);
   const Workspace workspace = Workspace::of(problem, plan, 0, false);
+  check::Array<double> memory(workspace.bytes / 8 + 1, 0);
+  check::Array<int64_t> wrong(1, 0);
+  wrong.host[0] = 0;
   FloorParameters p = {};
   p.layout = Layout::of(engine, g, BlockShape::of(plan));
   p.steps = static_cast<int>(problem.time_steps);
@@ -189,14 +129,10 @@ double seconds_of(const Problem& problem, const Plan& plan) {
   p.block_row_tiles = static_cast<int>(g.block_row_tiles);
   p.words_per_row_tile = engine.words_per_row_tile;
   p.state_words = static_cast<int>(g.state_words);
-  const Memory memory(static_cast<size_t>(workspace.bytes)), wrong(sizeof(uint32_t));
-  p.counters = memory.words() + workspace.counters / 4;
-  p.states = memory.words() + workspace.states / 4;
-  p.wrong = wrong.words();
-  require(device::clear_async(p.wrong, sizeof(uint32_t), nullptr));
+  p.counters = reinterpret_cast<uint32_t*>(memory.device()) + workspace.counters / 4;
+  p.states = reinterpret_cast<uint32_t*>(memory.device()) + workspace.states / 4;
+  p.wrong = reinterpret_cast<uint32_t*>(wrong.device());
 
-  DeviceFigures figures;
-  require(device::figures_of_current_device(&figures));
   device::LaunchConfig config;
   config.block = plan.threads();
   config.grid_y = problem.directions;
@@ -206,24 +142,29 @@ double seconds_of(const Problem& problem, const Plan& plan) {
   // As many teams of a cooperative launch as run at the same time.
   const int64_t teams = std::max<int64_t>(1, figures.multiprocessors / (g.blocks * config.grid_y));
   const int64_t at_once = config.cooperative ? teams : g.batch_tiles;
-
-  Stopwatch watch;
-  std::vector<double> seconds;
-  for (int round = 0; round <= kRounds; ++round) {
-    const auto counter_bytes =
-        static_cast<size_t>(config.grid_y * g.batch_tiles * Workspace::kCounterBytes);
+  const auto counter_bytes =
+      static_cast<size_t>(config.grid_y * g.batch_tiles * Workspace::kCounterBytes);
+  const auto pass = [&] {
     if (config.cooperative) require(device::clear_async(p.counters, counter_bytes, nullptr));
-    watch.begin();
     for (int64_t tile = 0; tile < g.batch_tiles; tile += at_once) {
       p.first_tile = static_cast<int>(tile);
       config.grid_x = static_cast<int>(std::min(at_once, g.batch_tiles - tile) * g.blocks);
       require(launch_floor(config, plan.residency, p));
     }
-    const double taken = watch.seconds();
-    if (round > 0) seconds.push_back(taken);  // the first one loads the kernel
+  };
+  pass();  // loads the kernel
+  std::vector<double> seconds;
+  for (int round = 0; round < kRounds; ++round) {
+    require(check::synchronize());
+    const auto begin = std::chrono::steady_clock::now();
+    for (int i = 0; i < kPasses; ++i) pass();
+    require(check::synchronize());
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+    seconds.push_back(taken.count() / kPasses);
   }
-  if (const uint32_t count = fetch(p.wrong); count != 0)
-    throw std::runtime_error(std::to_string(count) + " words were exchanged wrongly");
+  wrong.fetch();
+  if (wrong.host[0] != 0)
+    throw std::runtime_error(std::to_string(wrong.host[0]) + " words were exchanged wrongly");
   std::nth_element(seconds.begin(), seconds.begin() + kRounds / 2, seconds.end());
   return seconds[kRounds / 2];
 }
@@ -231,16 +172,19 @@ double seconds_of(const Problem& problem, const Plan& plan) {
 double seconds_of(const std::string& line) {
   std::istringstream words(line);
   Problem problem;
-  Plan plan;
-  int dtype = 0, residency = 0, arithmetic = 0;
+  std::string dtype, decided;
   words >> problem.time_steps >> problem.batch >> problem.input_size >> problem.hidden_size >>
-      problem.directions >> dtype >> residency >> arithmetic >> plan.fuse_input >> plan.blocks >>
-      plan.columns >> plan.engine_columns >> plan.row_warps >> plan.depth_split;
-  if (!words) throw std::invalid_argument("expected 14 numbers");
-  problem.dtype = static_cast<ScalarType>(dtype);
-  plan.residency = static_cast<Residency>(residency);
-  plan.arithmetic = static_cast<Arithmetic>(arithmetic);
-  return seconds_of(problem, plan);
+      problem.directions >> dtype >> problem.allow_tf32;
+  if (!words) throw std::invalid_argument("expected seven words and a plan");
+  words >> decided;
+  for (ScalarType known : {ScalarType::Float64, ScalarType::BFloat16, ScalarType::Float16})
+    if (dtype == name_of(known)) problem.dtype = known;
+  DeviceFigures figures;
+  require(device::figures_of_current_device(&figures));
+  int capability = 0;
+  require(device::compiled_capability(floor_kernel<InCluster>, &capability));
+  figures.kernels_major = capability / 10;
+  return seconds_of(problem, plan(problem, figures, Override::parse(decided)), figures);
 }
 
 }  // namespace

@@ -5,10 +5,11 @@ python -m benchmarks.gpu.profile_step DEVICE [--torch-profiler]
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from typing import Any
 
 import torch
+from torch.profiler import profile
 
 from benchmarks.cases import SUITES, cases_of
 from benchmarks.contestants.ours import Module
@@ -20,23 +21,14 @@ def main(device: str, *options: str) -> None:
     case = cases_of(SUITES["cuda"], quick=device == "cpu")[0]
     work = Module().prepare(Problem(case, device))
     work.run()  # compiled, planned, allocated
-
-    def steps() -> None:
+    with profile() if options else contextlib.nullcontext() as recorded:
         for _ in range(3):
             work.run()
         if device != "cpu":
             torch.cuda.synchronize()
-
-    if not options:
-        steps()
-    else:
-        kinds = torch.profiler.ProfilerActivity
-        activities: list[Any] = [kinds.CPU] if device == "cpu" else [kinds.CPU, kinds.CUDA]
-        with torch.profiler.profile(activities=activities) as recorded:
-            steps()
+    if recorded is not None:
         order = f"self_{device}_time_total"
-        table = recorded.key_averages().table(sort_by=order, row_limit=15, max_name_column_width=60)
-        print(table)
+        print(recorded.key_averages().table(sort_by=order, row_limit=15, max_name_column_width=60))
     print(case.name)
 
 

@@ -1,6 +1,5 @@
 """The comparison of two versions: it finds the slower one and the one that computes otherwise."""
 
-import contextlib
 import json
 import math
 import shutil
@@ -35,10 +34,7 @@ def test_a_version_that_is_slower_and_computes_otherwise_is_found_out(tmp_path):
         shutil.copytree(REPOSITORY / name, tmp_path / name)
     with (tmp_path / "rnn_cuda" / "__init__.py").open("a") as file:
         file.write(SLOW_AND_WRONG)
-    with (
-        contextlib.closing(Worker(1, folder=REPOSITORY)) as old,
-        contextlib.closing(Worker(1, folder=tmp_path)) as new,
-    ):
+    with Worker(1, folder=REPOSITORY) as old, Worker(1, folder=tmp_path) as new:
         changed = versions.compare({"old": old, "new": new}, TINY, 1, 0.01)
         unchanged = versions.compare({"old": old, "new": old}, TINY, 1, 0.01)
     assert changed["new"]["ratio"]["median"] < 0.5
@@ -49,8 +45,8 @@ def test_a_version_that_is_slower_and_computes_otherwise_is_found_out(tmp_path):
 
 
 def test_a_folder_without_the_package_is_no_version(tmp_path):
-    with pytest.raises(WorkerError, match="there is no rnn_cuda in"):
-        Worker(1, folder=tmp_path)
+    with Worker(1, folder=tmp_path) as worker, pytest.raises(WorkerError, match="no rnn_cuda in"):
+        worker.ask("tables.number", 1.0)
 
 
 @needs_git
@@ -79,7 +75,7 @@ def test_a_commit_against_what_is_here_and_what_was_measured_before_one_died(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["no-such-commit"], "old: there is no commit 'no-such-commit'"),
+        (["no-such-commit"], "there is no commit 'no-such-commit'"),
         (["HEAD", "--shapes", "1,2,3,0"], "invalid shape value: '1,2,3,0'"),
     ],
 )

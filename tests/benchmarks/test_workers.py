@@ -4,17 +4,18 @@ import contextlib
 import os
 import signal
 import time
+from dataclasses import asdict
 
 import pytest
 
 from benchmarks.cases import Case
 from benchmarks.quality import memory_unit
-from benchmarks.workers import MOST_LOST, Worker, WorkerError, ask_once, measure_all
+from benchmarks.workers import MOST_LOST, SHORTEST, Worker, WorkerError, ask_once, measure_all
 
 CASES = [Case("grid", T, 1, 1, 1, "forward") for T in range(1, 9)]
 
 
-class FakeWorker:
+class FakeWorker(contextlib.AbstractContextManager):
     """Fails at some lengths T in the ways that a process has."""
 
     def __init__(self, ends=(), hangs=(), seconds=0.0):
@@ -26,9 +27,9 @@ class FakeWorker:
             raise WorkerError("the measuring process ended with signal 11")
         if case.T in self.hangs:
             raise WorkerError(f"hung: killed after {patience:.0f} s")
-        return {"case": case.as_json(), "share": share}
+        return {"case": asdict(case), "share": share}
 
-    def close(self):
+    def __exit__(self, *_):
         self.closed = True
 
 
@@ -57,7 +58,7 @@ def test_a_crash_costs_one_case_and_a_new_process_does_the_rest():
 def test_a_hang_is_that_cases_fault_unless_the_time_was_over():
     results, _ = measured(hangs=(2,), patience=5.0, end=time.monotonic() + 1000)
     assert results[1]["failed"] == "hung: killed after 5 s"
-    results, _ = measured(hangs=(2,), patience=500.0, end=time.monotonic() + 100)
+    results, _ = measured(hangs=(2,), seconds=0.1, patience=5.0, end=time.monotonic() + 0.15)
     assert [r["case"]["T"] for r in results] == [1]
 
 
@@ -71,15 +72,23 @@ def test_when_the_time_is_over_what_was_measured_stays():
     assert 1 <= len(results) < len(CASES)
 
 
+def test_rounds_get_their_share_of_what_is_left_and_early_cases_more():
+    results, _ = measured(end=time.monotonic() + 1.2)
+    shares = [r["share"] for r in results]
+    assert shares[0] == pytest.approx(1.2 / 16, abs=0.01)
+    assert shares[-1] == 0.1  # no more than was asked for
+    assert measured(end=time.monotonic() + 0.1)[0][0]["share"] == SHORTEST
+
+
 def test_a_worker_answers_dies_and_hangs():
-    with contextlib.closing(Worker(1)) as worker:
-        assert worker.ask("timing.geometric_mean", [2.0, 8.0]) == 4.0
-        os.kill(worker._process.pid, signal.SIGSTOP)
+    with Worker(1) as worker:
+        assert worker.ask("tables.number", 2.0) == "2.00"
+        os.kill(worker.process.pid, signal.SIGSTOP)
         with pytest.raises(WorkerError, match="hung: killed after 0 s"):
-            worker.ask("timing.geometric_mean", [1.0], patience=0.2)
-        os.kill(worker._process.pid, signal.SIGKILL)
+            worker.ask("tables.number", 1.0, patience=0.2)
+        os.kill(worker.process.pid, signal.SIGKILL)
         with pytest.raises(WorkerError, match="ended with signal 9"):
-            worker.ask("timing.geometric_mean", [1.0])
+            worker.ask("tables.number", 1.0)
 
 
 def test_peak_memory_counts_what_a_training_step_holds():
