@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 
 import pytest
 
@@ -12,6 +13,7 @@ from benchmarks.timing import (
     Work,
     interleave,
     median_of,
+    seconds_by_clock,
     summarise,
 )
 
@@ -35,27 +37,27 @@ def test_the_interval_holds_the_true_median_as_often_as_it_says(n):
     assert (median_of(list(range(n)))["low"] == 0) == (n < 9)
 
 
-def test_rounds_are_interleaved_and_short_calls_repeated():
-    calls: list[str] = []
-    works = {name: Work(lambda name=name: calls.append(name), runtime=name) for name in "ab"}
-    samples = interleave(works, seconds=0.0)
-    assert [len(values) for values in samples.values()] == [MIN_ROUNDS, MIN_ROUNDS]
-    assert len(calls) > 100 * MIN_ROUNDS
-    turns = [name for name, before in zip(calls, ["", *calls], strict=False) if name != before]
-    assert "".join(turns).endswith("ab" * MIN_ROUNDS)
-
-
-def test_any_clock_will_do_and_a_sample_of_short_calls_is_long_enough_for_it():
-    taken = []
+def test_rounds_are_interleaved_and_a_sample_of_short_calls_is_long_enough():
+    timed = []
 
     def clock(run, repeats):
-        run()
-        taken.append(1e-5 * repeats)
+        timed.append((run(), repeats))
         return 1e-5
 
-    samples = interleave({"a": Work(lambda: None)}, 0.0, clock)
-    assert samples["a"] == [1e-5] * MIN_ROUNDS
-    assert taken[-1] == pytest.approx(SHORTEST_SAMPLE)
+    works = {name: Work(lambda name=name: name, runtime=name) for name in "ab"}
+    samples = interleave(works, 0.0, clock)
+    assert samples == dict.fromkeys("ab", [1e-5] * MIN_ROUNDS)
+    once, rounds = timed[:4], timed[4:]
+    assert once == [("a", 1), ("a", 1), ("b", 1), ("b", 1)]
+    repeats = pytest.approx(SHORTEST_SAMPLE / 1e-5, abs=1)
+    assert rounds == [("a", repeats), ("b", repeats)] * MIN_ROUNDS
+
+
+def test_seconds_by_the_clock_are_of_one_call():
+    calls = []
+    seconds = seconds_by_clock(lambda: (calls.append(0), time.sleep(1e-3)), 20)
+    assert len(calls) == 20
+    assert 1e-3 <= seconds < 20e-3
 
 
 def test_load_is_what_others_and_the_hypervisor_took_of_the_cores(monkeypatch):
