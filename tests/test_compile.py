@@ -181,18 +181,14 @@ def test_a_second_derivative_of_a_compiled_function_is_refused_by_torch_not_wron
 def test_activation_checkpointing_changes_no_gradient(use_reentrant, compiled):
     model = Regressor()
     x, target = torch.randn(4, 3, I, requires_grad=True), torch.randn(3, 1)
+    expected = gradients(model, model(x, target))
 
-    def checkpointed(x):
+    def run(x):
         return checkpoint(model, x, target, use_reentrant=use_reentrant)
 
-    if compiled:
-        checkpointed = torch.compile(checkpointed, fullgraph=True, backend="aot_eager")
-    results = []
-    for run in (checkpointed, lambda x: model(x, target)):
-        model.zero_grad()
-        run(x).backward()  # the reentrant variant knows backward() alone
-        results.append([p.grad for p in model.parameters()])
-    torch.testing.assert_close(*results)
+    run = torch.compile(run, fullgraph=True, backend="aot_eager") if compiled else run
+    run(x).backward()  # the reentrant variant knows backward() alone
+    torch.testing.assert_close(tuple(p.grad for p in model.parameters()), expected)
 
 
 # ---- torch.compile with graph breaks -------------------------------------------------------------
@@ -222,11 +218,6 @@ def test_a_packed_sequence_without_initial_state_trains_outside_a_full_graph(
         results.append((loss, gradients(module, loss)))
     torch.testing.assert_close(results[0], results[1])
     torch.testing.assert_close(results[1], results[2])
-
-
-def from_plain_python(f):
-    """Call ``f`` from a function that Dynamo does not trace."""
-    return torch._dynamo.disable(f, recursive=False)
 
 
 def with_prints(f, model, packed):
@@ -286,10 +277,7 @@ def inside_a_users_function(f, model, packed):
     return f(model, packed) * gradient
 
 
-BREAKS = [
-    lambda f, *arguments: from_plain_python(f)(*arguments),
-    *(with_prints, inside_try_and_with, after_an_error, with_hooks, inside_a_users_function),
-]
+BREAKS = [with_prints, inside_try_and_with, after_an_error, with_hooks, inside_a_users_function]
 
 
 @pytest.mark.parametrize("broken", BREAKS, ids=lambda broken: broken.__name__)
@@ -328,7 +316,7 @@ def test_a_compiled_training_loop_with_breaks_moves_the_weights_as_eager_mode_do
     _, packed = packed_problem()
     is_cell = kind is FusedRNNCell
     model = kind(I, H, dtype=torch.float64, **({} if is_cell else {"bidirectional": True}))
-    loss_of = from_plain_python(cell_loss if is_cell else packed_loss)
+    loss_of = torch._dynamo.disable(cell_loss if is_cell else packed_loss, recursive=False)
     start = {name: value.clone() for name, value in model.state_dict().items()}
     expected = training_step(loss_of, model, packed)
     model.load_state_dict(start)
@@ -487,21 +475,20 @@ def test_compiled_autograd_takes_the_nodes_of_compiled_and_recorded_layers(bidir
 # ---- torch.export --------------------------------------------------------------------------------
 
 
-def states_of(rnn, batch):
-    return torch.randn(rnn.num_layers * 2, batch, H)
+def input_and_states(rnn, T, B):
+    return torch.randn(T, B, I), torch.randn(rnn.num_layers * 2, B, H)
 
 
 def export_with_dynamic_shapes(rnn, strict=False):
     time, batch = Dim("time", min=2), Dim("batch", min=2)
-    example = (torch.randn(4, 3, I), states_of(rnn, 3))
     shapes = {"input": {0: time, 1: batch}, "hx": {1: batch}}
-    return export(rnn, example, dynamic_shapes=shapes, strict=strict)
+    return export(rnn, input_and_states(rnn, 4, 3), dynamic_shapes=shapes, strict=strict)
 
 
 def assert_runs_as(rnn, program):
     for T, B in TIMES_AND_BATCHES:
-        x, hx = torch.randn(T, B, I), states_of(rnn, B)
-        torch.testing.assert_close(program(x, hx), rnn(x, hx))
+        problem = input_and_states(rnn, T, B)
+        torch.testing.assert_close(program(*problem), rnn(*problem))
 
 
 @needs_native
@@ -526,7 +513,7 @@ def test_an_aotinductor_package_serves_every_batch_size_and_length(tmp_path):
     assert_runs_as(rnn, torch._inductor.aoti_load_package(path))
 
     # A process that knows nothing of the model loads the operators, then the package.
-    problem = torch.randn(9, 7, I), states_of(rnn, 7)
+    problem = input_and_states(rnn, 9, 7)
     torch.save((problem, rnn(*problem)), tmp_path / "problem.pt")
     subprocess.run([sys.executable, "-c", LOAD, path, tmp_path / "problem.pt"], check=True)
 

@@ -226,7 +226,7 @@ def test_scripting_does_not_pass_by_a_forward_that_was_overridden():
 
 
 @pytest.mark.parametrize(
-    ("nonlinearity", "bias"), zip(NONLINEARITIES, [True, False, False, True], strict=True)
+    ("nonlinearity", "bias"), list(zip(NONLINEARITIES, [True, False, False, True], strict=True))
 )
 def test_scripted_and_traced_cells_saved_and_loaded_compute_the_same(nonlinearity, bias):
     cell = FusedRNNCell(I, H, bias, nonlinearity, dtype=torch.float64)

@@ -18,6 +18,7 @@ from rnn_cuda.functional import (
     elman_rnn,
     linear_recurrence,
 )
+from tests.layers import halves
 
 
 def batch_sizes_of(lengths):
@@ -168,18 +169,16 @@ def problem_of_both_directions(rng, dtype):
     return (x, *forward, *reverse), options
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@halves
 def test_half_precisions_round_once_per_step_as_the_reference_does(dtype):
     torch.manual_seed(0)
-    T, B, I, H = 12, 5, 7, 33
-    x, h0 = torch.randn(T, B, I).to(dtype), torch.randn(B, H).to(dtype)
-    W, U = torch.randn(H, I).to(dtype), (torch.randn(H, H) / H**0.5).to(dtype)
-    biases = torch.randn(2, H).to(dtype)
-    output, h_n = elman_rnn(x, h0, W, U, *biases)
-    expected, _ = reference.elman_rnn(x, h0, W, U, *biases)
+    shapes = [(12, 5, 7), (5, 33), (33, 7), (33, 33), (33,), (33,)]
+    x, h0, W, U, *biases = (torch.randn(shape) for shape in shapes)
+    tensors = [t.to(dtype) for t in (x, h0, W, U / 33**0.5, *biases)]
+    output, h_n = elman_rnn(*tensors)
+    expected, _ = reference.elman_rnn(*tensors)
     # A sum in another order may fall on the other side of a rounding boundary now and then.
-    close = torch.isclose(output, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
-    assert close.all()
+    torch.testing.assert_close(output, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
     assert (output == expected).float().mean() > 0.98
     assert torch.equal(h_n, output[-1])
 
@@ -224,9 +223,8 @@ def test_gradients_pass_a_relu_of_nan_as_in_torch():
     rnn = torch.nn.RNN(3, 4, nonlinearity="relu")
     weights, x = list(rnn.parameters()), torch.full((2, 1, 3), float("nan"))
     expected = torch.autograd.grad(rnn(x)[0].sum(), weights)
-    actual = torch.autograd.grad(
-        elman_rnn(x, None, *weights, nonlinearity="relu")[0].sum(), weights
-    )
+    output, _ = elman_rnn(x, None, *weights, nonlinearity="relu")
+    actual = torch.autograd.grad(output.sum(), weights)
     torch.testing.assert_close(actual, expected, equal_nan=True)
 
 
@@ -243,6 +241,13 @@ def test_an_inf_in_x_saturates_one_step_and_no_more(H, dtype):
     assert (output[1, 0] == 1).all()
 
 
+def as_reference(*arguments, **options):
+    """Compare outputs and final states, NaN too, with the reference's; return the outputs."""
+    actual, expected = (run(*arguments, **options) for run in (elman_rnn, reference.elman_rnn))
+    torch.testing.assert_close(actual, expected, equal_nan=True)
+    return expected[0]
+
+
 @pytest.mark.usefixtures("restored_threads")
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu", "sigmoid"])
 @pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
@@ -257,12 +262,8 @@ def test_what_is_not_finite_in_u_meets_the_zeros_of_a_missing_initial_state(valu
             U = torch.randn(H, H) / H
             U[row, H // 3] = value
             options = {"nonlinearity": nonlinearity, "reverse": reverse}
-            runs = (elman_rnn, reference.elman_rnn)
-            (actual, h_n), (expected, h_n_expected) = (
-                run(x, None, W, U, **options) for run in runs
-            )
-            assert expected[-1 if reverse else 0, :, row].isnan().all()
-            torch.testing.assert_close((actual, h_n), (expected, h_n_expected), equal_nan=True)
+            output = as_reference(x, None, W, U, **options)
+            assert output[-1 if reverse else 0, :, row].isnan().all()
 
 
 def test_an_inf_in_u_does_not_reach_the_gradient_of_a_sample_that_ended_before_it():
@@ -303,10 +304,7 @@ def test_an_infinite_weight_leaves_the_initial_state_of_a_late_sample_alone():
     W, U = torch.ones(4, 3), torch.randn(4, 4)
     W[0, 0] = float("inf")
     x, sizes = torch.rand(4, 3) + 0.5, torch.tensor([2, 1, 1])
-    arguments = (x, torch.ones(2, 4), W, U)
-    output, _ = elman_rnn(*arguments, reverse=True, batch_sizes=sizes)
-    expected, _ = reference.elman_rnn(*arguments, reverse=True, batch_sizes=sizes)
-    torch.testing.assert_close(output, expected)
+    output = as_reference(x, torch.ones(2, 4), W, U, reverse=True, batch_sizes=sizes)
     assert output.isfinite().all()
 
 

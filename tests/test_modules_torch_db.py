@@ -62,19 +62,6 @@ def test_samples_give_torchs_results(name, training):
         torch.testing.assert_close(actual, expected, msg=lambda m, s=sample: f"{s}: {m}")
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_samples_pass_torchs_own_reference_functions(name):
-    for sample in _samples(name):
-        # The reference function compares an unbatched sample with a batch of one.
-        if isinstance(sample.forward_input.args[0], PackedSequence):
-            continue
-        module = _construct(OURS[name], sample)
-        arguments, kwargs = sample.forward_input.args, sample.forward_input.kwargs
-        expected = sample.reference_fn(module, *arguments, **kwargs)
-
-        torch.testing.assert_close(_flat(module(*arguments, **kwargs)), _flat(expected))
-
-
 @pytest.mark.parametrize("order", ["first", "second"])
 @pytest.mark.parametrize("name", OURS)
 def test_samples_have_right_derivatives(name, order):

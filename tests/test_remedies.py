@@ -155,7 +155,7 @@ def test_a_residual_rnn_says_what_it_is_and_is_not():
 
 
 @pytest.mark.parametrize(
-    ("kind", "map_"), zip(ALL, [None, "cayley", "householder", None], strict=True)
+    ("kind", "map_"), list(zip(ALL, [None, "cayley", "householder", None], strict=True))
 )
 def test_u_stays_orthogonal_in_training_and_the_layer_computes_with_it(kind, map_):
     torch.manual_seed(0)

@@ -230,16 +230,12 @@ def storages(tensors):
 
 
 @needs_native
-@pytest.mark.parametrize("packed", [False, True])
-def test_the_saved_tensors_are_the_inputs_and_the_output(packed):
-    sizes = torch.tensor([4, 3, 2]) if packed else None
-    x = torch.randn((9, I) if packed else (T, B, I), requires_grad=True)
-    h0, W, U, b = (
-        torch.randn(shape, requires_grad=True) for shape in [(B, H), (H, I), (H, H), (H,)]
-    )
-    (output, _), saved = saved_by(lambda: elman_rnn(x, h0, W, U, b, batch_sizes=sizes))
+def test_the_saved_tensors_of_a_packed_sequence_are_the_inputs_and_the_output():
+    sizes, shapes = torch.tensor([4, 3, 2]), [(9, I), (B, H), (H, I), (H, H), (H,)]
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    (output, _), saved = saved_by(lambda: elman_rnn(*inputs, batch_sizes=sizes))
     assert len(saved) == 6
-    assert storages(saved) == storages([x, h0, W, U, b, output])
+    assert storages(saved) == storages([*inputs, output])
 
 
 @needs_native
@@ -257,8 +253,7 @@ def test_a_forward_pass_keeps_five_tensors_where_nn_rnn_keeps_some_per_step_and_
     assert kept_by_torch > kept + 0.95 * output.nbytes
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("steps", "bidirectional"), [(1, False), (1, True), (3, True)])
 def test_the_final_state_can_be_modified_in_place_before_the_backward_pass(steps, bidirectional):
     fused, reference = pair(I, H, bidirectional=bidirectional)
     x, results = torch.randn(steps, B, I), []

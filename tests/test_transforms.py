@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnn_cuda import FusedRNN, reference
@@ -124,7 +124,7 @@ def test_every_derivative_equals_the_references(name, sizes, transform):
 
 @pytest.mark.parametrize(
     ("modes", "nonlinearity"),
-    zip(map("".join, itertools.product("fr", repeat=3)), NONLINEARITIES * 2, strict=True),
+    list(zip(map("".join, itertools.product("fr", repeat=3)), NONLINEARITIES * 2, strict=True)),
 )
 def test_third_derivatives_in_every_mix_of_modes_equal_the_references(modes, nonlinearity):
     transforms = {"f": jacfwd, "r": jacrev}
@@ -290,24 +290,16 @@ def test_an_ensemble_of_modules_equals_its_members():
 @pytest.mark.parametrize("packed", [False, True])
 def test_per_sample_gradients_equal_one_backward_pass_per_sample(packed):
     rnn = module()
-    parameters = dict(rnn.named_parameters())
-    if packed:  # two samples of their own lengths in each; vmap maps over the packed data
-        inputs = [pack_sequence([normal(T, I), normal(T - 1, I)]) for _ in range(V)]
-        data = torch.stack([p.data for p in inputs])
-        per_sample = vmap(
-            lambda data: grad(module_loss, 1)(
-                rnn, parameters, PackedSequence(data, inputs[0].batch_sizes)
-            )
-        )(data)
-    else:
-        x = normal(T, V, I)
-        inputs = [x[:, i : i + 1] for i in range(V)]
-        per_sample = vmap(
-            lambda sample: grad(module_loss, 1)(rnn, parameters, sample.unsqueeze(1)), in_dims=1
-        )(x)
-    for i, sample in enumerate(inputs):
-        value = module_loss(rnn, parameters, sample)
-        expected = torch.autograd.grad(value, list(rnn.parameters()))
+    parameters, sizes = dict(rnn.named_parameters()), torch.tensor([2, 2, 2, 1])
+    # V times one sample, or two of their own lengths; vmap maps over the packed data.
+    data = normal(V, 7, I) if packed else normal(V, T, 1, I)
+
+    def loss_of(parameters, data):
+        return module_loss(rnn, parameters, PackedSequence(data, sizes) if packed else data)
+
+    per_sample = vmap(grad(loss_of), in_dims=(None, 0))(parameters, data)
+    for i, sample in enumerate(data):
+        expected = torch.autograd.grad(loss_of(parameters, sample), list(rnn.parameters()))
         assert_equal([g[i] for g in per_sample.values()], list(expected))
 
 
