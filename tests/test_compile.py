@@ -220,22 +220,6 @@ def test_a_packed_sequence_without_initial_state_trains_outside_a_full_graph(
     torch.testing.assert_close(results[1], results[2])
 
 
-def with_prints(f, model, packed):
-    print(end="")
-    result = f(model, packed)
-    print(end="")
-    return result
-
-
-def inside_try_and_with(f, model, packed):
-    try:
-        with open(os.devnull):  # not to be resumed within: all of this runs as it is
-            torch._dynamo.graph_break()
-            return f(model, packed)
-    finally:
-        pass
-
-
 def after_an_error(f, model, packed):
     try:
         model(packed, torch.zeros(1, 2, 3))
@@ -277,7 +261,7 @@ def inside_a_users_function(f, model, packed):
     return f(model, packed) * gradient
 
 
-BREAKS = [with_prints, inside_try_and_with, after_an_error, with_hooks, inside_a_users_function]
+BREAKS = [after_an_error, with_hooks, inside_a_users_function]
 
 
 @pytest.mark.parametrize("broken", BREAKS, ids=lambda broken: broken.__name__)
@@ -316,6 +300,7 @@ def test_a_compiled_training_loop_with_breaks_moves_the_weights_as_eager_mode_do
     _, packed = packed_problem()
     is_cell = kind is FusedRNNCell
     model = kind(I, H, dtype=torch.float64, **({} if is_cell else {"bidirectional": True}))
+    # What calls the layer is plain Python, which a break in its middle would come to as well.
     loss_of = torch._dynamo.disable(cell_loss if is_cell else packed_loss, recursive=False)
     start = {name: value.clone() for name, value in model.state_dict().items()}
     expected = training_step(loss_of, model, packed)

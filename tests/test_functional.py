@@ -50,6 +50,9 @@ def random_problem(rng, dtype):
         "b_ih": torch.randn(H, dtype=dtype) if rng.random() < 0.5 else None,
         "b_hh": torch.randn(H, dtype=dtype) if rng.random() < 0.5 else None,
     }
+    for name, tensor in tensors.items():
+        if name != "x" and tensor is not None and rng.random() < 0.2:
+            tensors[name] = torch.stack([tensor, tensor], dim=-1)[..., 0]  # strides of two
     return tensors, options
 
 

@@ -418,13 +418,6 @@ def test_gradients_of_the_gradients_are_those_of_the_parts(sizes, direction):
         assert got is None or (got - want).norm() <= 1e-12 * want.norm()
 
 
-@layouts
-def test_a_compiled_call_equals_an_eager_one(sizes):
-    args = arguments(sizes=sizes, wanted=("input", "h0", "weight_hh", "bias_ih", "norms"))
-    compiled = torch.compile(lambda *a: native(*a), fullgraph=True, backend="aot_eager")
-    assert_equal(compiled(*args), native(*args))
-
-
 # ---- cost ----------------------------------------------------------------------------------------
 
 

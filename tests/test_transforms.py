@@ -10,7 +10,7 @@ import itertools
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -255,47 +255,18 @@ def test_vmap_folds_into_one_call_where_the_weights_are_shared():
         assert counts == {"layer_forward": 1, "linear_recurrence": 1}
 
 
-# ---- modules -------------------------------------------------------------------------------------
+# ---- modules: what else there is, is in the table of docs/differentiation-table.md ---------------
 
 
-def module(**options):
+def test_per_sample_gradients_of_packed_sequences_equal_one_backward_pass_each():
     torch.manual_seed(0)
-    return FusedRNN(I, H, num_layers=2, bidirectional=True, dtype=torch.float64, **options)
-
-
-def module_loss(rnn, parameters, x):
-    output, h_n = functional_call(rnn, parameters, (x,))
-    output = output.data if isinstance(output, PackedSequence) else output
-    return output.pow(2).mean() + h_n.sum()
-
-
-def test_an_ensemble_of_modules_equals_its_members():
-    members = [module(batch_first=True) for _ in range(V)]
-    for i, member in enumerate(members):
-        torch.nn.init.normal_(member.weight_hh_l0, std=0.3 + i)
-    parameters, _ = stack_module_state(members)
-    x = normal(B, T, I)
-    value_and_gradient = vmap(
-        lambda p, x: (module_loss(members[0], p, x), grad(module_loss, 1)(members[0], p, x)),
-        in_dims=(0, None),
-    )
-    values, gradients = value_and_gradient(parameters, x)
-    for i, member in enumerate(members):
-        value = module_loss(member, dict(member.named_parameters()), x)
-        member_gradients = torch.autograd.grad(value, list(member.parameters()))
-        assert_equal(values[i], value.detach())
-        assert_equal([g[i] for g in gradients.values()], list(member_gradients))
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_per_sample_gradients_equal_one_backward_pass_per_sample(packed):
-    rnn = module()
+    rnn = FusedRNN(I, H, num_layers=2, bidirectional=True, dtype=torch.float64)
     parameters, sizes = dict(rnn.named_parameters()), torch.tensor([2, 2, 2, 1])
-    # V times one sample, or two of their own lengths; vmap maps over the packed data.
-    data = normal(V, 7, I) if packed else normal(V, T, 1, I)
+    data = normal(V, 7, I)  # V times two samples; vmap maps over the packed data
 
     def loss_of(parameters, data):
-        return module_loss(rnn, parameters, PackedSequence(data, sizes) if packed else data)
+        output, h_n = functional_call(rnn, parameters, (PackedSequence(data, sizes),))
+        return output.data.pow(2).mean() + h_n.sum()
 
     per_sample = vmap(grad(loss_of), in_dims=(None, 0))(parameters, data)
     for i, sample in enumerate(data):
@@ -388,7 +359,8 @@ def test_a_bidirectional_layer_is_one_call_each_way():
                 gradients.append(args[0][0])  # of the output
             return super().__torch_dispatch__(func, types, args, kwargs)
 
-    rnn, x = module(), normal(T, B, I)
+    rnn = FusedRNN(I, H, num_layers=2, bidirectional=True, dtype=torch.float64)
+    x = normal(T, B, I)
     with Watch() as counts:
         rnn(x)[0].pow(2).sum().backward()
     assert counts == {"layer_forward": 2, "layer_gradients": 2}
