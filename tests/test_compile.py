@@ -526,26 +526,23 @@ def operator_arguments(packed, with_state, requires_grad):
     def leaf(*shape):
         return torch.randn(shape, requires_grad=requires_grad)
 
-    def weights(directions, biases):
-        each = (H, I), (H, H), *[(H,)] * biases
-        return [leaf(*shape) for _ in range(directions) for shape in each]
-
     found = []
-    for direction, cell, biases in (
-        ("reverse" if packed else "forward", "elman.tanh", 2 * with_state),
-        ("both", "elman.relu", 2 * (packed != with_state)),
+    for direction, cell, biases, wants_delta_alone in (
+        ("reverse" if packed else "forward", "elman.tanh", 2 * with_state, packed),
+        ("both", "elman.relu", 2 * (packed != with_state), not packed),
     ):
         count = 2 if direction == "both" else 1
-        states = [leaf(count, 3, H)] if with_state else []
-        lists = leaf(*rows, I), states, weights(count, biases)
-        options = cell, direction, sizes
+        shapes = count * [(H, I), (H, H), *[(H,)] * biases]
+        states, weights = [leaf(count, 3, H)] if with_state else [], [leaf(*s) for s in shapes]
+        lists, options = (leaf(*rows, I), states, weights), (cell, direction, sizes)
         found.append((operators.layer_forward, (*lists, *options)))
-        tensors = 1 + len(states) + len(lists[2])
-        wanted = [(i % 3 != 1) == packed for i in range(tensors)]
+        tensors = 1 + len(states) + len(weights)
+        wanted = [(i % 3 != 1) == with_state for i in range(tensors)] + [with_state, False]
+        if wants_delta_alone:
+            wanted = [False] * (tensors + 1) + [True]
         cotangents = [leaf(*rows, count * H), leaf(count, 3, H) if with_state else None]
-        arguments = cotangents, *lists, leaf(*rows, count * H), [], *options
-        found.append((operators.layer_gradients, (*arguments, [*wanted, with_state, False])))
-        found.append((operators.layer_gradients, (*arguments, [*[False] * tensors, False, True])))
+        arguments = cotangents, *lists, leaf(*rows, count * H), [], *options, wanted
+        found.append((operators.layer_gradients, arguments))
     state = leaf(3, H) if with_state else None
     tensors = leaf(*rows, H), leaf(*rows, H), leaf(H, H), state
     return [*found, (operators.linear_recurrence, (*tensors, packed, sizes))]
