@@ -45,10 +45,11 @@ def random_problem(rng, dtype):
     tensors = {
         "x": x,
         "h0": torch.randn(B, H, dtype=dtype) if rng.random() < 0.5 else None,
-        "W": torch.randn(H, I, dtype=dtype) / H**0.5,
+        # Of a size at which a single unit is not saturated: f', read off h, would have few digits.
+        "W": torch.randn(H, I, dtype=dtype) / max(H, I) ** 0.5,
         "U": torch.randn(H, H, dtype=dtype) / H**0.5,
-        "b_ih": torch.randn(H, dtype=dtype) if rng.random() < 0.5 else None,
-        "b_hh": torch.randn(H, dtype=dtype) if rng.random() < 0.5 else None,
+        "b_ih": torch.randn(H, dtype=dtype) / 2 if rng.random() < 0.5 else None,
+        "b_hh": torch.randn(H, dtype=dtype) / 2 if rng.random() < 0.5 else None,
     }
     for name, tensor in tensors.items():
         if name != "x" and tensor is not None and rng.random() < 0.2:
