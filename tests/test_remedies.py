@@ -145,6 +145,7 @@ def test_more_gradient_reaches_the_first_step_than_through_the_plain_rnn(name):
 def test_a_residual_rnn_says_what_it_is_and_is_not():
     leaky, antisymmetric = LeakyRNN(I, H, leak=0.25), AntisymmetricRNN(I, H, step_size=0.5)
     assert repr(leaky) == "LeakyRNN(4, 6, leak=0.25)"
+    assert LeakyRNN(I, H).leak == 0.1
     assert repr(antisymmetric) == "AntisymmetricRNN(4, 6, step_size=0.5, diffusion=0.01)"
     # What knows FusedRNN's recurrence, as the instruments do, must not take these for one.
     assert not isinstance(leaky, FusedRNN | nn.RNN)
