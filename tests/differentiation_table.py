@@ -14,8 +14,7 @@ import argparse
 import copy
 import re
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +44,30 @@ class _LoopRNN(nn.Module):
             return self.rnn(*args)
 
 
-# ---- attempts: each takes an RNN and its device, and returns tensors -----------------------------
+# ---- attempts: each takes an RNN and returns tensors, on the default device ----------------------
+
+Attempt = Callable[[nn.Module], Any]
+
+# What is tried, how, and what the loop does to give the same numbers.
+ATTEMPTS: dict[str, tuple[Attempt, Attempt]] = {}
 
 
-def _sequence(device: str, time_steps: int = T, batch: int = B) -> Tensor:
-    generator = torch.Generator().manual_seed(time_steps)
-    return torch.randn(time_steps, batch, I, generator=generator).to(device)
+def _attempt(title: str, expected: Attempt | None = None) -> Callable[[Attempt], Attempt]:
+    def register(function: Attempt) -> Attempt:
+        ATTEMPTS[title] = (function, expected or function)
+        return function
+
+    return register
 
 
-def _packed_sequence(device: str) -> PackedSequence:
-    return pack_sequence([_sequence(device, n, 1)[:, 0] for n in (4, 3, 1)])
+def _sequence(time_steps: int = T, batch: int = B) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(time_steps)
+    x = torch.randn(time_steps, batch, I, generator=generator, device="cpu")
+    return x.to(torch.get_default_device())
+
+
+def _packed_sequence() -> PackedSequence:
+    return pack_sequence([_sequence(n, 1)[:, 0] for n in (4, 3, 1)])
 
 
 def _loss(rnn: nn.Module, input: Tensor | PackedSequence) -> Tensor:
@@ -68,170 +81,141 @@ def _loss_of(rnn: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor
     return output.pow(2).mean() + h_n.pow(3).sum()
 
 
-def _parameters_of(rnn: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in rnn.named_parameters()}
+def _gradients(rnn: nn.Module, value: Tensor, **options: Any) -> Any:
+    return torch.autograd.grad(value, list(rnn.parameters()), **options)
 
 
-def _first_order(rnn: nn.Module, device: str) -> Any:
-    return torch.autograd.grad(_loss(rnn, _sequence(device)), list(rnn.parameters()))
+def _gradients_by_transform(rnn: nn.Module, x: Tensor) -> Any:
+    parameters = {name: p.detach() for name, p in rnn.named_parameters()}
+    return list(grad(_loss_of, 1)(rnn, parameters, x).values())
 
 
-def _in_eval_mode(rnn: nn.Module, device: str) -> Any:
-    return _first_order(rnn.eval(), device)
+@_attempt("first derivative")
+def _first_order(rnn: nn.Module) -> Any:
+    return _gradients(rnn, _loss(rnn, _sequence()))
 
 
-def _double_backward(rnn: nn.Module, device: str, input: Any = None) -> Any:
-    value = _loss(rnn, _sequence(device) if input is None else input)
-    first = torch.autograd.grad(value, list(rnn.parameters()), create_graph=True)
-    return torch.autograd.grad(sum(g.pow(2).sum() for g in first), list(rnn.parameters()))
+@_attempt("first derivative in eval mode")
+def _in_eval_mode(rnn: nn.Module) -> Any:
+    return _first_order(rnn.eval())
 
 
-def _double_backward_packed(rnn: nn.Module, device: str) -> Any:
-    return _double_backward(rnn, device, _packed_sequence(device))
+@_attempt("second derivative (`create_graph=True`)")
+def _double_backward(rnn: nn.Module, input: Any = None) -> Any:
+    value = _loss(rnn, _sequence() if input is None else input)
+    return _gradients(rnn, sum(g.pow(2).sum() for g in _gradients(rnn, value, create_graph=True)))
 
 
-def _gradient_penalty(rnn: nn.Module, device: str) -> Any:
-    x = _sequence(device).requires_grad_()
+@_attempt("second derivative of a packed sequence")
+def _double_backward_packed(rnn: nn.Module) -> Any:
+    return _double_backward(rnn, _packed_sequence())
+
+
+@_attempt("gradient penalty on the input")
+def _gradient_penalty(rnn: nn.Module) -> Any:
+    x = _sequence().requires_grad_()
     (gradient,) = torch.autograd.grad(_loss(rnn, x), x, create_graph=True)
-    return torch.autograd.grad(gradient.norm(), list(rnn.parameters()))
+    return _gradients(rnn, gradient.norm())
 
 
-def _forward_mode(rnn: nn.Module, device: str) -> Any:
-    x = _sequence(device)
+@_attempt("forward mode (`torch.func.jvp`)")
+def _forward_mode(rnn: nn.Module) -> Any:
+    x = _sequence()
     return jvp(lambda x: _loss(rnn, x), (x,), (torch.ones_like(x),))[1]
 
 
-def _functional_gradient(rnn: nn.Module, device: str) -> Any:
-    return list(grad(_loss_of, 1)(rnn, _parameters_of(rnn), _sequence(device)).values())
+@_attempt("`torch.func.grad` with `functional_call`")
+def _functional_gradient(rnn: nn.Module) -> Any:
+    return _gradients_by_transform(rnn, _sequence())
 
 
-def _functional_hessian(rnn: nn.Module, device: str) -> Any:
-    return hessian(lambda x: _loss(rnn, x))(_sequence(device))
+@_attempt("`torch.func.hessian`")
+def _functional_hessian(rnn: nn.Module) -> Any:
+    return hessian(lambda x: _loss(rnn, x))(_sequence())
 
 
-def _vmap_over_inputs(rnn: nn.Module, device: str) -> Any:
-    inputs = torch.stack([_sequence(device), -_sequence(device)])
-    return vmap(lambda x: _loss(rnn, x))(inputs)
+@_attempt("`torch.vmap` over inputs")
+def _vmap_over_inputs(rnn: nn.Module) -> Any:
+    return vmap(lambda x: _loss(rnn, x))(torch.stack([_sequence(), -_sequence()]))
 
 
-def _per_sample_gradients(rnn: nn.Module, device: str) -> Any:
-    def gradient(x: Tensor) -> Any:
-        return grad(_loss_of, 1)(rnn, _parameters_of(rnn), x.unsqueeze(1))
-
-    return list(vmap(gradient, in_dims=1)(_sequence(device)).values())
+@_attempt("per-sample gradients (`vmap` of `grad`)")
+def _per_sample_gradients(rnn: nn.Module) -> Any:
+    return vmap(lambda x: _gradients_by_transform(rnn, x.unsqueeze(1)), in_dims=1)(_sequence())
 
 
-def _ensemble(rnn: nn.Module, device: str) -> Any:
+@_attempt("ensemble (`vmap` over `stack_module_state`)")
+def _ensemble(rnn: nn.Module) -> Any:
     members = [rnn, copy.deepcopy(rnn)]
     with torch.no_grad():
         next(members[1].parameters()).mul_(2)
-    (parameters, _), x = stack_module_state(members), _sequence(device)
+    (parameters, _), x = stack_module_state(members), _sequence()
     return vmap(lambda p: _loss_of(rnn, p, x))(parameters)
 
 
-def _eager(rnn: nn.Module, device: str) -> Any:
-    """What the compiled training steps below must equal."""
-    steps = [(4, 3), (9, 7), (13, 2)]
-    values = [_loss(rnn, _sequence(device, *step)) for step in steps]
-    return [torch.autograd.grad(v, list(rnn.parameters())) for v in values]
+def _compiled(rnn: nn.Module, **options: Any) -> Callable[..., Any]:
+    return torch.compile(lambda x: _loss(rnn, x), fullgraph=True, backend="aot_eager", **options)
 
 
-def _compiled(rnn: nn.Module, device: str) -> Any:
-    step = torch.compile(lambda x: _loss(rnn, x), fullgraph=True, backend="aot_eager")
-    return torch.autograd.grad(step(_sequence(device)), list(rnn.parameters()))
+@_attempt("`torch.compile(fullgraph=True)`, training step", _first_order)
+def _compiled_step(rnn: nn.Module) -> Any:
+    return _gradients(rnn, _compiled(rnn)(_sequence()))
 
 
-def _compiled_once(rnn: nn.Module, device: str) -> Any:
-    step = torch.compile(lambda x: _loss(rnn, x), fullgraph=True, dynamic=True, backend="aot_eager")
+def _three_steps(rnn: nn.Module, step: Any = None) -> Any:
+    step = step or (lambda x: _loss(rnn, x))
+    values = [step(_sequence(*sizes)) for sizes in [(4, 3), (9, 7), (13, 2)]]
+    return [_gradients(rnn, value) for value in values]
+
+
+@_attempt("the same, one graph for every length and batch", _three_steps)
+def _compiled_once(rnn: nn.Module) -> Any:
     with torch._dynamo.config.patch(error_on_recompile=True):
-        values = [step(_sequence(device, *sizes)) for sizes in [(4, 3), (9, 7), (13, 2)]]
-    return [torch.autograd.grad(v, list(rnn.parameters())) for v in values]
+        return _three_steps(rnn, _compiled(rnn, dynamic=True))
 
 
-def _packed(rnn: nn.Module, device: str) -> Any:
-    return torch.autograd.grad(_loss(rnn, _packed_sequence(device)), list(rnn.parameters()))
+@_attempt("the same, packed sequence", lambda rnn: _gradients(rnn, _loss(rnn, _packed_sequence())))
+def _compiled_packed(rnn: nn.Module) -> Any:
+    return _gradients(rnn, _compiled(rnn)(_packed_sequence()))
 
 
-def _compiled_packed(rnn: nn.Module, device: str) -> Any:
-    step = torch.compile(lambda x: _loss(rnn, x), fullgraph=True, backend="aot_eager")
-    return torch.autograd.grad(step(_packed_sequence(device)), list(rnn.parameters()))
-
-
-def _forward_pass(rnn: nn.Module, device: str) -> Any:
-    return rnn(_sequence(device, 9, 7))
-
-
-def _exported(rnn: nn.Module, device: str) -> Any:
+@_attempt("`torch.export` with dynamic time and batch", lambda rnn: rnn(_sequence(9, 7)))
+def _exported(rnn: nn.Module) -> Any:
     shapes = ({0: Dim("time", min=2), 1: Dim("batch", min=2)},)
-    program = export(rnn, (_sequence(device),), dynamic_shapes=shapes)
-    return program.module()(_sequence(device, 9, 7))
+    return export(rnn, (_sequence(),), dynamic_shapes=shapes).module()(_sequence(9, 7))
 
 
-def _checkpointed(rnn: nn.Module, device: str) -> Any:
-    value = checkpoint(_loss, rnn, _sequence(device), use_reentrant=False)
-    return torch.autograd.grad(value, list(rnn.parameters()))
+@_attempt("activation checkpointing", _first_order)
+def _checkpointed(rnn: nn.Module) -> Any:
+    return _gradients(rnn, checkpoint(_loss, rnn, _sequence(), use_reentrant=False))
 
 
-def _on_meta(rnn: nn.Module, device: str) -> Any:
-    output, h_n = copy.deepcopy(rnn).to("meta")(_sequence("meta"))
-    return [torch.tensor(output.shape), torch.tensor(h_n.shape)]
+def _shapes(rnn: nn.Module) -> Any:
+    return [torch.tensor(t.shape, device="cpu") for t in rnn(_sequence())]
 
 
-def _shapes(rnn: nn.Module, device: str) -> Any:
-    return [torch.tensor(t.shape) for t in rnn(_sequence(device))]
+@_attempt("meta device", _shapes)
+def _on_meta(rnn: nn.Module) -> Any:
+    with torch.device("meta"):
+        return _shapes(copy.deepcopy(rnn).to("meta"))
 
 
-def _flops(rnn: nn.Module, device: str) -> Any:
+@_attempt("`FlopCounterMode` counts 2TBH(I + H)", lambda rnn: 2 * T * B * H * (I + H))
+def _flops(rnn: nn.Module) -> Any:
     with FlopCounterMode(display=False) as counter:
-        rnn(_sequence(device))
-    return torch.tensor(counter.get_total_flops())
-
-
-def _flops_by_formula(rnn: nn.Module, device: str) -> Any:
-    return torch.tensor(2 * T * B * H * (I + H))
-
-
-Attempt = Callable[[nn.Module, str], Any]
-
-# What is tried, how, and what the loop does to give the same numbers (the same, if None).
-ATTEMPTS: list[tuple[str, Attempt, Attempt | None]] = [
-    ("first derivative", _first_order, None),
-    ("first derivative in eval mode", _in_eval_mode, None),
-    ("second derivative (`create_graph=True`)", _double_backward, None),
-    ("second derivative of a packed sequence", _double_backward_packed, None),
-    ("gradient penalty on the input", _gradient_penalty, None),
-    ("forward mode (`torch.func.jvp`)", _forward_mode, None),
-    ("`torch.func.grad` with `functional_call`", _functional_gradient, None),
-    ("`torch.func.hessian`", _functional_hessian, None),
-    ("`torch.vmap` over inputs", _vmap_over_inputs, None),
-    ("per-sample gradients (`vmap` of `grad`)", _per_sample_gradients, None),
-    ("ensemble (`vmap` over `stack_module_state`)", _ensemble, None),
-    ("`torch.compile(fullgraph=True)`, training step", _compiled, _first_order),
-    ("the same, one graph for every length and batch", _compiled_once, _eager),
-    ("the same, packed sequence", _compiled_packed, _packed),
-    ("`torch.export` with dynamic time and batch", _exported, _forward_pass),
-    ("activation checkpointing", _checkpointed, _first_order),
-    ("meta device", _on_meta, _shapes),
-    ("`FlopCounterMode` counts 2TBH(I + H)", _flops, _flops_by_formula),
-]
+        rnn(_sequence())
+    return counter.get_total_flops()
 
 
 # ---- the table -----------------------------------------------------------------------------------
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _outcome(attempt: Attempt, oracle: Attempt | None, rnn: nn.Module, device: str) -> str:
+def _outcome(attempt: Attempt, oracle: Attempt, rnn: nn.Module) -> str:
     """Return "yes", or "no: " and why."""
     torch._dynamo.reset()
-    expected = (oracle or attempt)(_LoopRNN(rnn), device)
+    expected = oracle(_LoopRNN(rnn))
     try:
-        actual = attempt(rnn, device)
+        actual = attempt(rnn)
     except Exception as error:  # whatever goes wrong is the answer
         words = re.sub(r"\s+", " ", str(error)).replace("|", "\\|")
         first_sentence = re.split(r"(?<=[.:]) ", words)[0]
@@ -243,32 +227,34 @@ def _outcome(attempt: Attempt, oracle: Attempt | None, rnn: nn.Module, device: s
     return "yes"
 
 
-def _columns() -> dict[str, tuple[Callable[[], nn.Module], str] | None]:
-    """Each implementation by name: how to make it, and where it runs; None without the device."""
-    torch.manual_seed(0)
-    rnn = nn.RNN(I, H)
-    result: dict[str, Any] = {
-        "`nn.RNN`, CPU": (lambda: copy.deepcopy(rnn), "cpu"),
-        "`nn.RNN`, cuDNN": None,
-        "`FusedRNN`, CPU": (lambda: FusedRNN.from_torch(rnn), "cpu"),
+def _columns() -> dict[str, tuple[type[nn.Module], str]]:
+    """Each implementation by name: its class, and where it runs."""
+    columns = {
+        "`nn.RNN`, CPU": (nn.RNN, "cpu"),
+        "`nn.RNN`, cuDNN": (nn.RNN, "cuda"),
+        "`FusedRNN`, CPU": (FusedRNN, "cpu"),
     }
-    if torch.cuda.is_available():
-        result["`nn.RNN`, cuDNN"] = (lambda: copy.deepcopy(rnn).cuda(), "cuda")
-        result["`FusedRNN`, CUDA"] = (lambda: FusedRNN.from_torch(rnn).cuda(), "cuda")
-    return result
+    return columns | ({"`FusedRNN`, CUDA": (FusedRNN, "cuda")} if torch.cuda.is_available() else {})
 
 
 def outcomes() -> dict[str, dict[str, str]]:
     """Try everything: row, then column, to outcome."""
-    with _quiet():
+    torch.manual_seed(0)
+    parameters = nn.RNN(I, H).state_dict()
+
+    def outcome(title: str, kind: type[nn.Module], device: str) -> str:
+        if device == "cuda" and not torch.cuda.is_available():
+            return "not tried here"
+        with torch.device(device):
+            rnn = kind(I, H)
+            rnn.load_state_dict(parameters)
+            return _outcome(*ATTEMPTS[title], rnn)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return {
-            name: {
-                column: "not tried here"
-                if how is None
-                else _outcome(attempt, oracle, how[0](), how[1])
-                for column, how in _columns().items()
-            }
-            for name, attempt, oracle in ATTEMPTS
+            title: {name: outcome(title, *column) for name, column in _columns().items()}
+            for title in ATTEMPTS
         }
 
 

@@ -1,8 +1,6 @@
 """The autograd node of a layer in ordinary eager training, ``csrc/layer_node.h``."""
 
-import functools
 import gc
-import itertools
 import weakref
 
 import pytest
@@ -10,14 +8,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from rnn_cuda import FusedRNN, FusedRNNCell, backend, reference
+from rnn_cuda import FusedRNN, FusedRNNCell, reference
 from rnn_cuda.functional import bidirectional_elman_rnn, elman_rnn
 from rnn_cuda.instruments import GradientFlow
+from tests.layers import halves, needs_native
 
-pytestmark = pytest.mark.skipif(
-    not backend.use_native("cpu", torch.float64),
-    reason="asserts properties of the native operators, and the reference is the active backend",
-)
+pytestmark = needs_native
 
 T, B, I, H = 4, 3, 2, 5
 SHAPES = {
@@ -37,16 +33,18 @@ def is_in_python(node):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_eager_training_runs_no_python_in_its_graph_unless_it_is_recorded(bidirectional):
-    rnn, x = FusedRNN(I, H, bidirectional=bidirectional), torch.randn(T, B, I)
+    rnn = FusedRNN(I, H, bidirectional=bidirectional)
 
-    def runs_python():
+    def runs_python(x):
         stack = rnn(x)[1].grad_fn
         return any(is_in_python(node) for node, _ in stack.next_functions)
 
-    assert not runs_python()
+    x = torch.randn(T, B, I)
+    assert not runs_python(x)
     with GradientFlow(rnn):
-        assert runs_python()
-    assert not runs_python()
+        assert runs_python(x)
+    assert not runs_python(x)
+    assert not runs_python(torch.nn.Parameter(x))
 
 
 def test_no_graph_is_built_where_there_is_nothing_to_differentiate():
@@ -57,48 +55,24 @@ def test_no_graph_is_built_where_there_is_nothing_to_differentiate():
     assert not any(result.requires_grad for result in elman_rnn(x, None, *weights))
 
 
-@pytest.mark.parametrize(
-    "absent", [c for n in range(4) for c in itertools.combinations(OPTIONAL, n)], ids="-".join
-)
-def test_each_argument_alone_gets_its_own_gradient(absent):
-    torch.manual_seed(0)
-    values = {
-        name: None if name in absent else torch.randn(shape, dtype=torch.float64)
-        for name, shape in SHAPES.items()
-    }
-    for value in filter(torch.is_tensor, values.values()):
-        value.requires_grad_()
-        gradients = []
-        for run in (elman_rnn, reference.elman_rnn):
-            output, h_n = run(*values.values())
-            loss = (output * output.detach().cos()).sum() + h_n.pow(3).sum()
-            gradients += torch.autograd.grad(loss, value)
-        value.requires_grad_(False)
-        torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
-
-
 @pytest.mark.parametrize("absent", [(), ("h0",), ("bias_ih",), OPTIONAL], ids="-".join)
-@pytest.mark.parametrize("used", [(0, 1), (0,), (1,)], ids=["both", "forward", "reverse"])
-def test_each_argument_of_both_directions_alone_gets_its_own_gradient(absent, used):
+@pytest.mark.parametrize(
+    "used", [None, (0, 1), (0,), (1,)], ids=["one direction", "both", "forward", "reverse"]
+)
+def test_each_argument_alone_gets_its_own_gradient(absent, used):
     torch.manual_seed(0)
-    names = [*SHAPES, *list(SHAPES)[1:]]  # the reverse direction lacks nothing
-    values = [
-        None if i < len(SHAPES) and name in absent else torch.randn(SHAPES[name]).double()
-        for i, name in enumerate(names)
-    ]
-    for value in values:
-        if value is None:
-            continue
+    names = list(SHAPES)
+    x, *forward = (None if n in absent else torch.randn(SHAPES[n]).double() for n in names)
+    reverse = [torch.randn(SHAPES[name]).double() for name in names[1:]]  # lacks nothing
+    for value in filter(torch.is_tensor, (x, *forward, *([] if used is None else reverse))):
         value.requires_grad_()
-        of_each = (values[:6], [values[0], *values[6:]])
-        results = bidirectional_elman_rnn(values[0], of_each[0][1:], of_each[1][1:])
-        expected = [
-            reference.elman_rnn(*its, reverse=direction == 1)
-            for direction, its in enumerate(of_each)
-        ]
+        expected = reference.elman_rnn(x, *forward), reference.elman_rnn(x, *reverse, reverse=True)
+        actual = elman_rnn(x, *forward), None
+        if used is not None:
+            actual = bidirectional_elman_rnn(x, forward, reverse)
         gradients = []
-        for each in (results, expected):
-            loss = sum((each[i][0].pow(2).sum() + each[i][1].pow(3).sum()) for i in used)
+        for each in (actual, expected):
+            loss = sum((each[i][0].pow(2).sum() + each[i][1].pow(3).sum()) for i in used or (0,))
             # The two directions are one node: where an argument has no part, its gradient is zero.
             gradients += (
                 torch.autograd.grad(loss, value, materialize_grads=True)
@@ -109,37 +83,27 @@ def test_each_argument_of_both_directions_alone_gets_its_own_gradient(absent, us
         value.requires_grad_(False)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@halves
 @pytest.mark.parametrize("absent", [(), ("bias_ih",), ("bias_hh",)], ids="-".join)
 def test_biases_of_half_precision_are_added_in_float32(dtype, absent):
     torch.manual_seed(0)
     values = {n: torch.randn(s).to(dtype).requires_grad_() for n, s in SHAPES.items()}
-    given = {name: None if name in absent else value for name, value in values.items()}
-    results = [run(*given.values()) for run in (elman_rnn, reference.elman_rnn)]
-    (output, _), (expected, _) = results
+    values |= dict.fromkeys(absent)
+    (output, _), (expected, _) = (f(*values.values()) for f in (elman_rnn, reference.elman_rnn))
     torch.testing.assert_close(output, expected)
-    biases = [value for name, value in given.items() if "bias" in name and value is not None]
+    biases = [b for b in (values["bias_ih"], values["bias_hh"]) if b is not None]
     for gradient in torch.autograd.grad(output.float().sum(), biases):
         assert gradient.dtype == dtype
 
 
 @pytest.mark.parametrize("kind", ["layer", "pair", "cell"])
-def test_each_bias_has_a_gradient_of_its_own(kind):
-    module = FusedRNNCell(I, H) if kind == "cell" else FusedRNN(I, H, bidirectional=kind == "pair")
-    result = module(torch.randn(*([] if kind == "cell" else [T]), B, I))
-    output = result if kind == "cell" else result[0]
-    gradients = torch.autograd.grad(output.sum(), list(module.parameters()))
-    assert len({gradient.data_ptr() for gradient in gradients}) == len(gradients)
-
-
-@pytest.mark.parametrize("kind", ["layer", "pair", "cell"])
-def test_inference_mode_records_nothing_whatever_the_grad_mode(kind):
+def test_each_bias_has_a_gradient_of_its_own_and_inference_mode_records_nothing(kind):
     module = FusedRNNCell(I, H) if kind == "cell" else FusedRNN(I, H, bidirectional=kind == "pair")
     x = torch.randn(*([] if kind == "cell" else [T]), B, I)
+    gradients = torch.autograd.grad(module(x)[0].sum(), list(module.parameters()))
+    assert len({gradient.data_ptr() for gradient in gradients}) == len(gradients)
     with torch.inference_mode(), torch.enable_grad():
-        results = module(x)
-    results = [results] if kind == "cell" else results
-    assert not any(result.requires_grad for result in results)
+        assert not any(result.requires_grad for result in module(x))
 
 
 def test_a_consumed_graph_says_so():
@@ -172,20 +136,6 @@ def test_a_node_that_no_gradient_reaches_has_none_to_give(bidirectional):
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     assert reached
     assert gradients == (None,) * len(parameters)
-
-
-def test_a_batch_of_cotangents_is_what_each_of_them_is_alone():
-    torch.manual_seed(0)
-    rnn = FusedRNN(I, H, dtype=torch.float64)
-    output, _ = rnn(torch.randn(T, B, I, dtype=torch.float64))
-    cotangents = torch.randn(6, *output.shape, dtype=torch.float64)
-    options = {"inputs": list(rnn.parameters()), "retain_graph": True}
-    alone = [torch.autograd.grad(output, grad_outputs=c, **options) for c in cotangents]
-    together = torch.autograd.grad(
-        output, grad_outputs=cotangents, is_grads_batched=True, **options
-    )
-    for gradients, expected in zip(together, zip(*alone, strict=True), strict=True):
-        torch.testing.assert_close(gradients, torch.stack(expected), rtol=1e-12, atol=1e-12)
 
 
 # ---- misfits: in eager code the native operator has to find them, and Python says what they are --
@@ -281,17 +231,6 @@ def test_tensors_without_data_are_checked_as_well(kind):
             bidirectional_elman_rnn(x, (h0, W, U), (h0[1:], W, U))
 
 
-@pytest.mark.parametrize("nonlinearity", [b"tanh", None, 3])
-def test_a_nonlinearity_is_named_by_a_str(nonlinearity):
-    x, h0, W, U, *_ = (torch.zeros(shape) for shape in SHAPES.values())
-    for call in (
-        functools.partial(elman_rnn, x, h0, W, U),
-        functools.partial(bidirectional_elman_rnn, x, (h0, W, U), (h0, W, U)),
-    ):
-        with pytest.raises(TypeError, match="nonlinearity: expected a str, got"):
-            call(nonlinearity=nonlinearity)
-
-
 def test_a_refusal_keeps_nothing_alive():
     W, U = torch.zeros(SHAPES["weight_ih"]), torch.zeros(SHAPES["weight_hh"])
 
@@ -358,9 +297,3 @@ def test_a_hook_that_refuses_to_save_leaves_the_layer_as_it_was():
         rnn(x)
     rnn(x)[0].sum().backward()
     assert all(parameter.grad is not None for parameter in rnn.parameters())
-
-
-def test_an_input_that_is_a_parameter_runs_no_python_in_its_graph():
-    x = torch.nn.Parameter(torch.randn(T, B, I))
-    _, h_n = FusedRNN(I, H)(x)
-    assert not any(is_in_python(node) for node, _ in h_n.grad_fn.next_functions)

@@ -22,21 +22,17 @@ def _loss(output: Tensor | PackedSequence) -> Tensor:
     return data.square().sum()
 
 
-def _expected(module: nn.Module, samples: list[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+def _expected(module: nn.Module, samples: list[tuple[Tensor, ...]]) -> list[Tensor]:
     """Return the gradients of one backward pass per sample, stacked."""
-    gradients = []
-    for sample in samples:
-        module.zero_grad()
-        output = module(*sample)
-        _loss(output[0] if isinstance(output, tuple) else output).backward()
-        gradients.append({n: p.grad.clone() for n, p in module.named_parameters()})
-    module.zero_grad()
-    return {name: torch.stack([g[name] for g in gradients]) for name in gradients[0]}
+    results = [module(*sample) for sample in samples]
+    losses = [_loss(r[0] if isinstance(r, tuple) else r) for r in results]
+    gradients = [torch.autograd.grad(loss, list(module.parameters())) for loss in losses]
+    return [torch.stack(each) for each in zip(*gradients, strict=True)]
 
 
-def _assert_samples_are(module: nn.Module, expected: dict[str, Tensor], scale: int = 1) -> None:
-    for name, parameter in module.named_parameters():
-        torch.testing.assert_close(parameter.grad_sample, scale * expected[name], msg=name)
+def _assert_samples_are(module: nn.Module, expected: list[Tensor], scale: int = 1) -> None:
+    for parameter, gradient in zip(module.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad_sample, scale * gradient)
         assert parameter.grad is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -55,6 +56,18 @@ def changed(before: nn.Module, after: nn.Module) -> set[str]:
     return {"_".join(name.split("_")[:2]) for name in different}
 
 
+def assert_same_biases(before: nn.Module, after: nn.Module, gates: Iterable[int]) -> None:
+    for gate in gates:
+        for now, then in zip(total_biases(after, gate), total_biases(before, gate), strict=True):
+            assert torch.equal(now, then)
+
+
+def assert_orthogonal(blocks: Iterable[torch.Tensor], gain: float = 1.0) -> None:
+    for U in blocks:
+        expected = gain**2 * torch.eye(U.shape[1])
+        torch.testing.assert_close(U.T @ U, expected, rtol=0, atol=1e-5)
+
+
 # Recurrent weights
 
 
@@ -64,8 +77,7 @@ def test_orthogonal_makes_every_block_orthogonal_and_changes_nothing_else(kind):
     before = copy.deepcopy(module)
     assert init.orthogonal_(module, gain=1.5) is module
     assert len(blocks(module)) == 4 * GATES.get(kind, 1)
-    for U in blocks(module):
-        torch.testing.assert_close(U.T @ U, 2.25 * torch.eye(H), rtol=0, atol=1e-5)
+    assert_orthogonal(blocks(module), gain=1.5)
     assert changed(before, module) == {"weight_hh"}
     assert len({U.numpy().tobytes() for U in blocks(module)}) == len(blocks(module))
 
@@ -118,16 +130,9 @@ def test_a_weight_can_be_given_instead_of_a_layer(function):
     assert module.weight_hh_l0.requires_grad
 
 
-def test_a_gated_weight_is_cut_into_its_blocks():
-    weight = init.orthogonal_(torch.empty(4 * H, H))
-    for block in weight.chunk(4):
-        torch.testing.assert_close(block.T @ block, torch.eye(H), rtol=0, atol=1e-5)
-
-
-def test_projected_lstm_weights_are_semi_orthogonal():
-    module = init.orthogonal_(nn.LSTM(I, H, proj_size=7))
-    for U in blocks(module):
-        torch.testing.assert_close(U.T @ U, torch.eye(7), rtol=0, atol=1e-5)
+def test_gated_weights_and_projections_are_orthogonal_by_block():
+    assert_orthogonal(init.orthogonal_(torch.empty(4 * H, H)).chunk(4))
+    assert_orthogonal(blocks(init.orthogonal_(nn.LSTM(I, H, proj_size=7))))
 
 
 # Gate biases
@@ -139,10 +144,7 @@ def test_the_forget_bias_is_the_total_bias_of_the_gate_that_keeps_the_state(kind
     before = copy.deepcopy(module)
     init.forget_bias_(module, 50.0)
     assert all((bias == 50).all() for bias in total_biases(module, gate=1))
-    others = [gate for gate in range(GATES[kind]) if gate != 1]
-    for gate in others:
-        for now, then in zip(total_biases(module, gate), total_biases(before, gate), strict=True):
-            assert torch.equal(now, then)
+    assert_same_biases(before, module, {*range(GATES[kind])} - {1})
     # Open: a GRU keeps h. An LSTM keeps c and adds what its input gate lets in.
     one = init.forget_bias_(kind(I, H), 50.0)
     state = torch.rand(1, 3, H)
@@ -169,15 +171,13 @@ def test_chrono_draws_the_memory_of_each_unit_uniformly(kind):
             assert torch.equal(bias, -forget)
 
 
-def test_chrono_leaves_the_other_gates_alone():
-    for kind, others in ((nn.LSTM, (2, 3)), (nn.GRU, (0, 2))):
-        module = layer(kind)
-        before = copy.deepcopy(module)
-        init.chrono_(module, max_lag=10)
-        assert changed(before, module) == {"bias_ih", "bias_hh"}
-        for gate in others:
-            pairs = zip(total_biases(module, gate), total_biases(before, gate), strict=True)
-            assert all(torch.equal(now, then) for now, then in pairs)
+@pytest.mark.parametrize(("kind", "others"), [(nn.LSTM, (2, 3)), (nn.GRU, (0, 2))])
+def test_chrono_leaves_the_other_gates_alone(kind, others):
+    module = layer(kind)
+    before = copy.deepcopy(module)
+    init.chrono_(module, max_lag=10)
+    assert changed(before, module) == {"bias_ih", "bias_hh"}
+    assert_same_biases(before, module, others)
 
 
 # Everywhere
@@ -186,9 +186,7 @@ def test_chrono_leaves_the_other_gates_alone():
 @pytest.mark.parametrize("kind", CELLS)
 def test_cells_are_taken_too(kind):
     cell = kind(I, H)
-    init.orthogonal_(cell)
-    for U in blocks(cell):
-        torch.testing.assert_close(U.T @ U, torch.eye(H), rtol=0, atol=1e-5)
+    assert_orthogonal(blocks(init.orthogonal_(cell)))
     if kind in GATES:
         init.forget_bias_(cell, 2.0)
         assert all((bias == 2).all() for bias in total_biases(cell, gate=1))

@@ -5,7 +5,6 @@ They are in ``torch.testing._internal``, which needs the package expecttest.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -62,19 +61,6 @@ def test_samples_give_torchs_results(name, training):
         torch.testing.assert_close(actual, expected, msg=lambda m, s=sample: f"{s}: {m}")
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_samples_pass_torchs_own_reference_functions(name):
-    for sample in _samples(name):
-        # The reference function compares an unbatched sample with a batch of one.
-        if isinstance(sample.forward_input.args[0], PackedSequence):
-            continue
-        module = _construct(OURS[name], sample)
-        arguments, kwargs = sample.forward_input.args, sample.forward_input.kwargs
-        expected = sample.reference_fn(module, *arguments, **kwargs)
-
-        torch.testing.assert_close(_flat(module(*arguments, **kwargs)), _flat(expected))
-
-
 @pytest.mark.parametrize("order", ["first", "second"])
 @pytest.mark.parametrize("name", OURS)
 def test_samples_have_right_derivatives(name, order):
@@ -117,27 +103,3 @@ def test_error_samples_give_torchs_errors(name):
             module = OURS[name](*constructor.args, **constructor.kwargs)
             with pytest.raises(case.error_type, match=case.error_regex):
                 module(*sample.forward_input.args, **sample.forward_input.kwargs)
-
-
-@pytest.mark.parametrize("name", OURS)
-def test_samples_do_not_depend_on_memory_layout(name):
-    def scattered(tensor: Tensor) -> Tensor:
-        """Return the same values with a stride of 2 in the last dimension."""
-        return torch.stack([tensor, tensor], dim=-1)[..., 0]
-
-    for sample in _samples(name):
-        if isinstance(sample.forward_input.args[0], PackedSequence):
-            continue
-        module = _construct(OURS[name], sample)
-        spread = copy.deepcopy(module)
-        for parameter in spread.parameters():
-            parameter.data = scattered(parameter.data)
-        arguments = sample.forward_input.args
-        results = []
-        for m, given in ((module, arguments), (spread, [scattered(a) for a in arguments])):
-            inputs = [*given, *m.parameters()]
-            output = _flat(m(*given))
-            total = sum(o.square().sum() for o in output)
-            results.append((output, torch.autograd.grad(total, inputs)))
-
-        torch.testing.assert_close(*results)

@@ -11,73 +11,50 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from rnn_cuda import AntisymmetricRNN, FusedRNN, LeakyRNN, remedies
 from rnn_cuda.cells.elman import NONLINEARITIES, activation
+from tests.layers import halves
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 T, B, I, H = 9, 3, 4, 6
+orthogonal = remedies.orthogonal_parametrization
 ALL = [FusedRNN, nn.RNN, nn.LSTM, nn.GRU]
 OPTIONS = {"chrono": {"max_lag": 20}}
-ELMAN_REMEDIES = {
-    "orthogonal_init",
-    "scaled_gain",
-    "identity_init",
-    "irnn",
-    "orthogonal_parametrization",
-    "leaky",
-    "antisymmetric",
-}
-GATED_REMEDIES = {
-    "orthogonal_init",
-    "scaled_gain",
-    "forget_bias",
-    "chrono",
-    "orthogonal_parametrization",
-}
+COMMON_REMEDIES = {"orthogonal_init", "scaled_gain", "orthogonal_parametrization"}
+ELMAN_REMEDIES = COMMON_REMEDIES | {"identity_init", "irnn", "leaky", "antisymmetric"}
+GATED_REMEDIES = COMMON_REMEDIES | {"forget_bias", "chrono"}
 
 
-def leaky_by_hand(layer, x, h, suffix="_l0", leak=0.3):
-    """Every state of h_t = (1 - a) h_{t-1} + a f(W x_t + U h_{t-1} + b)."""
+def by_hand(layer, x, h, suffix="_l0"):
+    """Every state, by the formula of a layer with the constants below."""
     W, U, b_ih, b_hh = (
         getattr(layer, kind + suffix) for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
     states = []
     for x_t in x:
-        z = x_t @ W.T + b_ih + h @ U.T + b_hh
-        h = (1 - leak) * h + leak * activation(z, layer.nonlinearity)
-        states.append(h)
-    return torch.stack(states)
-
-
-def antisymmetric_by_hand(layer, x, h, suffix="_l0", step_size=0.2, diffusion=0.05):
-    """Every state of h_t = h_{t-1} + eps f((M - M^T - gamma I) h_{t-1} + W x_t + b)."""
-    W, M, b_ih, b_hh = (
-        getattr(layer, kind + suffix) for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    )
-    states = []
-    for x_t in x:
-        z = x_t @ W.T + b_ih + b_hh + h @ M.T - h @ M - diffusion * h
-        h = h + step_size * activation(z, layer.nonlinearity)
+        if isinstance(layer, LeakyRNN):  # h_t = (1 - a) h_{t-1} + a f(W x_t + U h_{t-1} + b)
+            z = x_t @ W.T + b_ih + h @ U.T + b_hh
+            h = 0.7 * h + 0.3 * activation(z, layer.nonlinearity)
+        else:  # h_t = h_{t-1} + eps f((M - M^T - gamma I) h_{t-1} + W x_t + b)
+            z = x_t @ W.T + b_ih + b_hh + h @ U.T - h @ U - 0.05 * h
+            h = h + 0.2 * activation(z, layer.nonlinearity)
         states.append(h)
     return torch.stack(states)
 
 
 RECURRENCES = {
-    "leaky": (LeakyRNN, {"leak": 0.3}, leaky_by_hand),
-    "antisymmetric": (
-        AntisymmetricRNN,
-        {"step_size": 0.2, "diffusion": 0.05},
-        antisymmetric_by_hand,
-    ),
+    "leaky": (LeakyRNN, {"leak": 0.3}),
+    "antisymmetric": (AntisymmetricRNN, {"step_size": 0.2, "diffusion": 0.05}),
 }
+each_recurrence = pytest.mark.parametrize("name", RECURRENCES)
 
 
 # The two recurrences
 
 
-@pytest.mark.parametrize("name", RECURRENCES)
+@each_recurrence
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 def test_a_recurrence_is_its_formula_with_all_its_gradients(name, nonlinearity):
-    kind, options, by_hand = RECURRENCES[name]
+    kind, options = RECURRENCES[name]
     layer = kind(I, H, nonlinearity=nonlinearity, dtype=torch.float64, **options)
     x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
     h0 = torch.randn(1, B, H, dtype=torch.float64, requires_grad=True)
@@ -87,15 +64,13 @@ def test_a_recurrence_is_its_formula_with_all_its_gradients(name, nonlinearity):
     assert torch.equal(h_n[0], output[-1])
     direction = torch.randn_like(output)
     inputs = [x, h0, *layer.parameters()]
-    ours = torch.autograd.grad(output, inputs, direction)
-    theirs = torch.autograd.grad(expected, inputs, direction)
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    ours, theirs = (torch.autograd.grad(each, inputs, direction) for each in (output, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", RECURRENCES)
+@each_recurrence
 def test_layers_directions_and_packed_sequences_are_those_of_an_rnn(name):
-    kind, options, by_hand = RECURRENCES[name]
+    kind, options = RECURRENCES[name]
     layer = kind(I, H, 2, bidirectional=True, batch_first=True, dtype=torch.float64, **options)
     lengths = torch.tensor([T, 2, 5])
     x = torch.randn(B, T, I, dtype=torch.float64)
@@ -140,17 +115,9 @@ def test_an_antisymmetric_step_turns_the_state_and_grows_to_second_order_only():
     assert expected[0] > 1
 
 
-def test_the_symmetric_part_of_an_antisymmetric_rnn_gets_no_gradient():
-    layer = AntisymmetricRNN(I, H)
-    layer(torch.randn(T, B, I))[0].square().sum().backward()
-    gradient = layer.weight_hh_l0.grad
-    assert gradient.any()
-    torch.testing.assert_close(gradient, -gradient.T, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@halves
 def test_half_precisions_compute_a_step_in_float32_and_round_once(dtype):
-    kind, options, by_hand = RECURRENCES["leaky"]
+    kind, options = RECURRENCES["leaky"]
     layer = kind(I, H, dtype=dtype, **options)
     wide = copy.deepcopy(layer).float()
     x, h = torch.randn(T, B, I, dtype=dtype), torch.zeros(B, H)
@@ -160,7 +127,7 @@ def test_half_precisions_compute_a_step_in_float32_and_round_once(dtype):
         torch.testing.assert_close(ours.float(), h, rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", RECURRENCES)
+@each_recurrence
 def test_more_gradient_reaches_the_first_step_than_through_the_plain_rnn(name):
     torch.manual_seed(0)
     plain = nn.RNN(I, 32)
@@ -178,6 +145,7 @@ def test_more_gradient_reaches_the_first_step_than_through_the_plain_rnn(name):
 def test_a_residual_rnn_says_what_it_is_and_is_not():
     leaky, antisymmetric = LeakyRNN(I, H, leak=0.25), AntisymmetricRNN(I, H, step_size=0.5)
     assert repr(leaky) == "LeakyRNN(4, 6, leak=0.25)"
+    assert LeakyRNN(I, H).leak == 0.1
     assert repr(antisymmetric) == "AntisymmetricRNN(4, 6, step_size=0.5, diffusion=0.01)"
     # What knows FusedRNN's recurrence, as the instruments do, must not take these for one.
     assert not isinstance(leaky, FusedRNN | nn.RNN)
@@ -187,13 +155,14 @@ def test_a_residual_rnn_says_what_it_is_and_is_not():
 # Orthogonal parametrization
 
 
-@pytest.mark.parametrize("map_", [None, "cayley", "householder"])
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize(
+    ("kind", "map_"), list(zip(ALL, [None, "cayley", "householder", None], strict=True))
+)
 def test_u_stays_orthogonal_in_training_and_the_layer_computes_with_it(kind, map_):
     torch.manual_seed(0)
     layer = kind(I, H, num_layers=2, bidirectional=True)
     plain = copy.deepcopy(layer)
-    assert remedies.orthogonal_parametrization(layer, map_) is layer
+    assert orthogonal(layer, map_) is layer
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
     x = torch.randn(T, B, I)
     first = layer.weight_hh_l1.detach().clone()
@@ -211,15 +180,13 @@ def test_u_stays_orthogonal_in_training_and_the_layer_computes_with_it(kind, map
     torch.testing.assert_close(layer(x)[0], plain(x)[0], rtol=1e-5, atol=1e-6)
 
 
-def test_an_orthogonal_u_is_kept_by_its_parametrization():
+def test_an_orthogonal_u_is_kept_and_the_layer_can_be_saved_and_copied():
     layer = remedies.apply(nn.GRU(I, H), "orthogonal_init")
     U = layer.weight_hh_l0.detach().clone()
-    remedies.orthogonal_parametrization(layer)
+    orthogonal(layer)
     torch.testing.assert_close(layer.weight_hh_l0, U, rtol=0, atol=1e-6)
 
-
-def test_a_parametrized_layer_can_be_saved_and_copied():
-    layer, other = (remedies.orthogonal_parametrization(FusedRNN(I, H)) for _ in range(2))
+    layer, other = (orthogonal(FusedRNN(I, H)) for _ in range(2))
     x = torch.randn(T, B, I)
     other.load_state_dict(layer.state_dict())
     for twin in (other, copy.deepcopy(layer)):
@@ -281,12 +248,10 @@ def test_a_replaced_layer_keeps_its_parameters_and_all_its_places(name):
     assert {id(parameter) for parameter in model.parameters()} == parameters
     assert model[0].a is model[0].b
     assert type(model[0].a) is type(model[1]) is RECURRENCES[name][0]
-
-
-def test_a_layer_itself_comes_back_changed_or_replaced():
-    lstm, rnn = nn.LSTM(I, H), nn.RNN(I, H)
+    # A layer itself comes back changed or replaced.
+    lstm = nn.LSTM(I, H)
     assert remedies.apply(lstm, "forget_bias", value=3.0) is lstm
-    assert isinstance(remedies.apply(rnn, "leaky", leak=0.5), LeakyRNN)
+    assert type(remedies.apply(nn.RNN(I, H), name)) is RECURRENCES[name][0]
 
 
 @pytest.mark.parametrize(
@@ -301,23 +266,9 @@ def test_a_layer_itself_comes_back_changed_or_replaced():
         (lambda: LeakyRNN(3, 3, leak=1.5), ValueError, "leak: .*at most 1, got 1.5"),
         (lambda: AntisymmetricRNN(3, 3, step_size=0), ValueError, "step_size: .*got 0"),
         (lambda: AntisymmetricRNN(3, 3, diffusion=-1), ValueError, "diffusion: .*got -1"),
-        (
-            lambda: remedies.orthogonal_parametrization(nn.LSTM(3, 4, proj_size=2)),
-            ValueError,
-            "layer: expected square blocks in weight_hh_l0",
-        ),
-        (
-            lambda: remedies.orthogonal_parametrization(
-                remedies.orthogonal_parametrization(nn.RNN(3, 3))
-            ),
-            ValueError,
-            "layer: expected plain parameters",
-        ),
-        (
-            lambda: remedies.leaky(remedies.orthogonal_parametrization(nn.RNN(3, 3))),
-            ValueError,
-            "plain parameters",
-        ),
+        (lambda: orthogonal(nn.LSTM(3, 4, proj_size=2)), ValueError, "layer: .*square blocks in"),
+        (lambda: orthogonal(orthogonal(nn.RNN(3, 3))), ValueError, "layer: .*plain parameters"),
+        (lambda: remedies.leaky(orthogonal(nn.RNN(3, 3))), ValueError, "plain parameters"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(call, error, words):

@@ -5,31 +5,23 @@ autograd, in float64.
 """
 
 import collections
+import itertools
 
 import pytest
 import torch
-from torch.autograd import forward_ad, gradcheck, gradgradcheck
-from torch.func import (
-    functional_call,
-    grad,
-    hessian,
-    jacfwd,
-    jacrev,
-    jvp,
-    stack_module_state,
-    vjp,
-    vmap,
-)
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rnn_cuda import FusedRNN, backend, reference
+from rnn_cuda import FusedRNN, reference
 from rnn_cuda.functional import (
     NONLINEARITIES,
     bidirectional_elman_rnn,
     elman_rnn,
     linear_recurrence,
 )
+from tests.layers import needs_native
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,11 +29,7 @@ T, B, I, H, V = 4, 3, 2, 5, 3  # V is the dimension that vmap maps over
 SIZES = torch.tensor([3, 3, 2, 1])
 LAYOUTS = {"dense": None, "packed": SIZES}
 ALL = tuple(range(5))
-
-needs_native = pytest.mark.skipif(
-    not backend.use_native("cpu", torch.float64),
-    reason="counts calls of the native operators, and the reference is the active backend",
-)
+layouts = pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
 
 
 def normal(*shape):
@@ -56,9 +44,10 @@ def problem(sizes, *leading):
     return tuple(normal(*leading, *shape) / 2 for shape in shapes)
 
 
-def loss(run, sizes, nonlinearity="tanh", reverse=False):
-    """A scalar of the output and the last states, as a function of (x, W, U, b, h0)."""
+# Scalar functions of (x, W, U, b, h0), made of our recurrences or of the reference's.
 
+
+def loss(run, sizes, nonlinearity="tanh", reverse=True):
     def f(x, W, U, b, h0):
         output, h_n = run(
             x, h0, W, U, b, nonlinearity=nonlinearity, reverse=reverse, batch_sizes=sizes
@@ -66,6 +55,44 @@ def loss(run, sizes, nonlinearity="tanh", reverse=False):
         return output.pow(2).sum() + h_n.pow(3).sum()
 
     return f
+
+
+def loss_of_both_directions(run, sizes):
+    """The second direction shares weights with the first, in other roles."""
+
+    def f(x, W, U, b, h0):
+        of_each = run(x, (h0, W, U, b), (None, 2 * W, U.mT, None, b), batch_sizes=sizes)
+        return sum(output.pow(2).sum() + h_n.pow(3).sum() for output, h_n in of_each)
+
+    return f
+
+
+def reference_of_both_directions(x, forward, reverse, **options):
+    run = reference.elman_rnn
+    return run(x, *forward, **options), run(x, *reverse, reverse=True, **options)
+
+
+def loss_of_linear_recurrence(run, sizes):
+    """With a d that is zero in places."""
+
+    def f(x, W, U, b, h0):
+        z = x @ W.mT
+        return run(z.relu(), z + b, U, h0, batch_sizes=sizes).pow(2).sum()
+
+    return f
+
+
+LAYERS = {
+    "one direction": (loss, elman_rnn, reference.elman_rnn),
+    "both directions": (
+        *(loss_of_both_directions, bidirectional_elman_rnn),
+        reference_of_both_directions,
+    ),
+}
+LOSSES = LAYERS | {
+    "linear": (loss_of_linear_recurrence, linear_recurrence, reference.linear_recurrence)
+}
+layers = pytest.mark.parametrize(("loss", "run", "oracle"), LAYERS.values(), ids=LAYERS.keys())
 
 
 def assert_equal(actual, expected):
@@ -86,47 +113,20 @@ DERIVATIVES = {
 
 
 @pytest.mark.parametrize("transform", DERIVATIVES.values(), ids=DERIVATIVES.keys())
-@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_every_derivative_for_every_argument_equals_the_references(sizes, transform):
-    tensors = problem(sizes)
-    actual = transform(loss(elman_rnn, sizes, reverse=True), ALL)(*tensors)
-    assert_equal(actual, transform(loss(reference.elman_rnn, sizes, reverse=True), ALL)(*tensors))
+@layouts
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_derivative_equals_the_references(name, sizes, transform):
+    loss, run, oracle = LOSSES[name]
+    tensors, argnums = problem(sizes), ALL if name == "one direction" else (0, 2)
+    actual = transform(loss(run, sizes), argnums)(*tensors)
+    assert_equal(actual, transform(loss(oracle, sizes), argnums)(*tensors))
 
 
-def loss_of_both_directions(run, sizes):
-    """As `loss`, of both directions; the second shares weights with the first, in other roles."""
-
-    def f(x, W, U, b, h0):
-        of_each = run(x, (h0, W, U, b), (None, 2 * W, U.mT, None, b), batch_sizes=sizes)
-        return sum(output.pow(2).sum() + h_n.pow(3).sum() for output, h_n in of_each)
-
-    return f
-
-
-def reference_of_both_directions(x, forward, reverse, **options):
-    run = reference.elman_rnn
-    return run(x, *forward, **options), run(x, *reverse, reverse=True, **options)
-
-
-@pytest.mark.parametrize("transform", DERIVATIVES.values(), ids=DERIVATIVES.keys())
-@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_every_derivative_of_both_directions_at_once_equals_the_references(sizes, transform):
-    tensors, argnums = problem(sizes), (0, 2)
-    actual = transform(loss_of_both_directions(bidirectional_elman_rnn, sizes), argnums)(*tensors)
-    oracle = loss_of_both_directions(reference_of_both_directions, sizes)
-    assert_equal(actual, transform(oracle, argnums)(*tensors))
-
-
-@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-def test_hessians_of_every_nonlinearity_equal_the_references(nonlinearity):
-    tensors = problem(None)
-    actual = hessian(loss(elman_rnn, None, nonlinearity), (1, 2))(*tensors)
-    expected = hessian(loss(reference.elman_rnn, None, nonlinearity), (1, 2))(*tensors)
-    assert_equal(actual, expected)
-
-
-@pytest.mark.parametrize("modes", ["fff", "ffr", "frf", "rff", "rfr", "rrf"])
-def test_third_derivatives_in_every_mix_of_modes_equal_the_references(modes):
+@pytest.mark.parametrize(
+    ("modes", "nonlinearity"),
+    list(zip(map("".join, itertools.product("fr", repeat=3)), NONLINEARITIES * 2, strict=True)),
+)
+def test_third_derivatives_in_every_mix_of_modes_equal_the_references(modes, nonlinearity):
     transforms = {"f": jacfwd, "r": jacrev}
 
     def third(f):
@@ -135,61 +135,11 @@ def test_third_derivatives_in_every_mix_of_modes_equal_the_references(modes):
         return f
 
     tensors = problem(None)
-    actual = third(loss(elman_rnn, None))(*tensors)
-    assert_equal(actual, third(loss(reference.elman_rnn, None))(*tensors))
+    actual = third(loss(elman_rnn, None, nonlinearity))(*tensors)
+    assert_equal(actual, third(loss(reference.elman_rnn, None, nonlinearity))(*tensors))
 
 
-@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_jvp_and_vjp_are_transposes_and_equal_the_references(sizes):
-    tensors = problem(sizes)
-    tangents = tuple(torch.randn_like(t) for t in tensors)
-
-    def outputs(run):
-        return lambda x, W, U, b, h0: run(x, h0, W, U, b, batch_sizes=sizes)
-
-    primal, tangent = jvp(outputs(elman_rnn), tensors, tangents)
-    assert_equal((primal, tangent), jvp(outputs(reference.elman_rnn), tensors, tangents))
-    cotangents = tuple(torch.randn_like(out) for out in primal)
-    pulled = vjp(outputs(elman_rnn), *tensors)[1](cotangents)
-    assert_equal(pulled, vjp(outputs(reference.elman_rnn), *tensors)[1](cotangents))
-    forward = sum((c * t).sum() for c, t in zip(cotangents, tangent, strict=True))
-    assert_equal(forward, sum((p * t).sum() for p, t in zip(pulled, tangents, strict=True)))
-
-
-@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
-@pytest.mark.parametrize("transform", DERIVATIVES.values(), ids=DERIVATIVES.keys())
-def test_every_derivative_of_the_linear_recurrence_equals_the_references(transform, sizes):
-    x, _, M, _, y0 = problem(sizes)
-    d, g = normal(*x.shape[:-1], H), normal(*x.shape[:-1], H)
-    d.view(-1)[::3] = 0
-
-    def f(run):
-        return lambda *args: run(*args, batch_sizes=sizes).pow(2).sum()
-
-    actual = transform(f(linear_recurrence), (0, 1, 2, 3))(d, g, M, y0)
-    assert_equal(actual, transform(f(reference.linear_recurrence), (0, 1, 2, 3))(d, g, M, y0))
-
-
-@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_derivatives_of_both_orders_can_be_batched(sizes):
-    tensors = tuple(t.requires_grad_() for t in problem(sizes))
-
-    def f(x, W, U, b, h0):
-        return elman_rnn(x, h0, W, U, b, nonlinearity="sigmoid", batch_sizes=sizes)
-
-    options = {"check_batched_grad": True, "fast_mode": True}
-    assert gradcheck(f, tensors, check_forward_ad=True, check_batched_forward_grad=True, **options)
-    assert gradgradcheck(f, tensors, check_fwd_over_rev=True, **options)
-
-
-@pytest.mark.parametrize(
-    ("loss", "run", "oracle"),
-    [
-        (loss, elman_rnn, reference.elman_rnn),
-        (loss_of_both_directions, bidirectional_elman_rnn, reference_of_both_directions),
-    ],
-    ids=["one direction", "both directions"],
-)
+@layers
 def test_a_gradient_taken_without_a_graph_carries_tangents(loss, run, oracle):
     x, W, U, b, h0 = problem(None)
     direction = torch.randn_like(U)
@@ -203,39 +153,17 @@ def test_a_gradient_taken_without_a_graph_carries_tangents(loss, run, oracle):
     assert_equal(tangent_of_gradient(run), tangent_of_gradient(oracle))
 
 
-def run_in_one_direction(run):
-    return lambda x, W, U, b, h0: run(x, h0, W, U, b)[:1]
-
-
-def run_in_both_directions(run):
-    def outputs(x, W, U, b, h0):
-        return [output for output, _ in run(x, (h0, W, U, b), (None, 2 * W, U.mT))]
-
-    return outputs
-
-
-@pytest.mark.parametrize(
-    "runs",
-    [
-        [run_in_one_direction(run) for run in (elman_rnn, reference.elman_rnn)],
-        [
-            run_in_both_directions(run)
-            for run in (bidirectional_elman_rnn, reference_of_both_directions)
-        ],
-    ],
-    ids=["one direction", "both directions"],
-)
-def test_a_cotangent_with_a_tangent_meets_a_graph_built_without(runs):
+@layers
+def test_a_cotangent_with_a_tangent_meets_a_graph_built_without(loss, run, oracle):
     x, W, U, b, h0 = problem(None)
     W.requires_grad_()
-    tangents = []
-    for run in runs:
-        outputs = run(x, W, U, b, h0)
-        with forward_ad.dual_level():
-            cotangents = [forward_ad.make_dual(y.detach(), torch.ones_like(y)) for y in outputs]
-            (gradient,) = torch.autograd.grad(outputs, W, cotangents, retain_graph=True)
-            tangents.append(forward_ad.unpack_dual(gradient).tangent)
-    assert_equal(*tangents)
+    value = loss(run, None)(x, W, U, b, h0)
+    with forward_ad.dual_level():
+        cotangent = forward_ad.make_dual(torch.ones_like(value), torch.ones_like(value))
+        (gradient,) = torch.autograd.grad(value, W, cotangent)
+        tangent = forward_ad.unpack_dual(gradient).tangent
+    # Gradients are linear in the cotangent.
+    assert_equal(tangent, torch.autograd.grad(loss(oracle, None)(x, W, U, b, h0), W)[0])
 
 
 def test_a_tensor_leaked_out_of_a_transform_is_differentiated_as_itself():
@@ -278,7 +206,7 @@ IN_DIMS = {
 
 @pytest.mark.parametrize("inner", [lambda f: f, grad], ids=["value", "gradient"])
 @pytest.mark.parametrize("in_dims", IN_DIMS.values(), ids=IN_DIMS.keys())
-@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
+@layouts
 def test_vmap_equals_a_loop(sizes, in_dims, inner):
     stacked = problem(sizes, V)
     single = problem(sizes)
@@ -297,7 +225,7 @@ def test_vmap_equals_a_loop(sizes, in_dims, inner):
     assert_equal(vmap(f, in_dims)(*mapped), expected)
 
 
-@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
+@layouts
 def test_nested_vmaps_equal_nested_loops(sizes):
     _, W, _, b, h0 = problem(sizes)
     xs, Us = problem(sizes, V)[0], problem(sizes, 2)[2]
@@ -327,59 +255,22 @@ def test_vmap_folds_into_one_call_where_the_weights_are_shared():
         assert counts == {"layer_forward": 1, "linear_recurrence": 1}
 
 
-# ---- modules -------------------------------------------------------------------------------------
+# ---- modules: what else there is, is in the table of docs/differentiation-table.md ---------------
 
 
-def module(**options):
+def test_per_sample_gradients_of_packed_sequences_equal_one_backward_pass_each():
     torch.manual_seed(0)
-    return FusedRNN(I, H, num_layers=2, bidirectional=True, dtype=torch.float64, **options)
+    rnn = FusedRNN(I, H, num_layers=2, bidirectional=True, dtype=torch.float64)
+    parameters, sizes = dict(rnn.named_parameters()), torch.tensor([2, 2, 2, 1])
+    data = normal(V, 7, I)  # V times two samples; vmap maps over the packed data
 
+    def loss_of(parameters, data):
+        output, h_n = functional_call(rnn, parameters, (PackedSequence(data, sizes),))
+        return output.data.pow(2).mean() + h_n.sum()
 
-def module_loss(rnn, parameters, x):
-    output, h_n = functional_call(rnn, parameters, (x,))
-    output = output.data if isinstance(output, PackedSequence) else output
-    return output.pow(2).mean() + h_n.sum()
-
-
-def test_an_ensemble_of_modules_equals_its_members():
-    members = [module(batch_first=True) for _ in range(V)]
-    for i, member in enumerate(members):
-        torch.nn.init.normal_(member.weight_hh_l0, std=0.3 + i)
-    parameters, _ = stack_module_state(members)
-    x = normal(B, T, I)
-    value_and_gradient = vmap(
-        lambda p, x: (module_loss(members[0], p, x), grad(module_loss, 1)(members[0], p, x)),
-        in_dims=(0, None),
-    )
-    values, gradients = value_and_gradient(parameters, x)
-    for i, member in enumerate(members):
-        value = module_loss(member, dict(member.named_parameters()), x)
-        member_gradients = torch.autograd.grad(value, list(member.parameters()))
-        assert_equal(values[i], value.detach())
-        assert_equal([g[i] for g in gradients.values()], list(member_gradients))
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_per_sample_gradients_equal_one_backward_pass_per_sample(packed):
-    rnn = module()
-    parameters = dict(rnn.named_parameters())
-    if packed:  # two samples of their own lengths in each; vmap maps over the packed data
-        inputs = [pack_sequence([normal(T, I), normal(T - 1, I)]) for _ in range(V)]
-        data = torch.stack([p.data for p in inputs])
-        per_sample = vmap(
-            lambda data: grad(module_loss, 1)(
-                rnn, parameters, PackedSequence(data, inputs[0].batch_sizes)
-            )
-        )(data)
-    else:
-        x = normal(T, V, I)
-        inputs = [x[:, i : i + 1] for i in range(V)]
-        per_sample = vmap(
-            lambda sample: grad(module_loss, 1)(rnn, parameters, sample.unsqueeze(1)), in_dims=1
-        )(x)
-    for i, sample in enumerate(inputs):
-        value = module_loss(rnn, parameters, sample)
-        expected = torch.autograd.grad(value, list(rnn.parameters()))
+    per_sample = vmap(grad(loss_of), in_dims=(None, 0))(parameters, data)
+    for i, sample in enumerate(data):
+        expected = torch.autograd.grad(loss_of(parameters, sample), list(rnn.parameters()))
         assert_equal([g[i] for g in per_sample.values()], list(expected))
 
 
@@ -468,7 +359,8 @@ def test_a_bidirectional_layer_is_one_call_each_way():
                 gradients.append(args[0][0])  # of the output
             return super().__torch_dispatch__(func, types, args, kwargs)
 
-    rnn, x = module(), normal(T, B, I)
+    rnn = FusedRNN(I, H, num_layers=2, bidirectional=True, dtype=torch.float64)
+    x = normal(T, B, I)
     with Watch() as counts:
         rnn(x)[0].pow(2).sum().backward()
     assert counts == {"layer_forward": 2, "layer_gradients": 2}
