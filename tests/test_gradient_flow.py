@@ -113,32 +113,22 @@ for rows in (1, 5):  # of one time step and of two
     )
 
 
-@situation
-def a_module_that_is_the_model_itself(s):
-    layer = s.layer()
-    with s.watch_model(layer):
-        s.loss(layer(s.x)).backward()
+MODELS = {
+    "that_is_the_layer": lambda layer: (layer, layer),
+    "that_has_it_under_two_names": lambda layer: (nn.ModuleDict({"a": layer, "b": layer}), layer),
+    "that_wraps_it": lambda layer: (nn.DataParallel(Encoder(layer)),) * 2,
+}
 
 
-@situation
-def a_layer_outside_of_the_model(s):
-    outside = s.layer()
-    with s.watched() as layer:
-        s.loss(layer(s.x), outside(s.x)).backward()
-
-
-@situation
-def a_module_under_two_names(s):
-    layer = s.layer()
-    with s.watch_model(nn.ModuleDict({"encoder": layer, "alias": layer})):
-        s.loss(layer(s.x)).backward()
-
-
-@situation
-def data_parallel_without_devices(s):
-    model = nn.DataParallel(Encoder(s.layer()))
+def in_a_model(wrap, s):
+    layer, outside = s.layer(), s.layer()
+    model, called = wrap(layer)
     with s.watch_model(model):
-        s.loss(model(s.x)).backward()
+        s.loss(called(s.x), outside(s.x)).backward()
+
+
+for name, wrap in MODELS.items():
+    situation(functools.partial(in_a_model, wrap), name=f"a_model_{name}")
 
 
 @situation(variants=("dense", "batch_first"))
@@ -176,7 +166,7 @@ def calls_without_a_graph_and_without_a_loss_between_others(s):
 def a_backward_pass_and_other_calls_after_the_block(s):
     with s.watched() as layer:
         loss = s.loss(layer(s.x))
-    s.loss(layer(-s.x)).backward()
+    s.loss(layer(s.x)).backward()
     loss.backward()
 
 
@@ -231,7 +221,8 @@ def a_frozen_layer_above_an_input_without_gradients(s):
 
 @situation
 def weights_tied_inside_and_between_modules(s):
-    first, second = s.cls(I, I, num_layers=2, **s.options), s.cls(I, I, **s.options)
+    options = {**s.options, "dtype": s.dtype}
+    first, second = s.cls(I, I, num_layers=2, **options), s.cls(I, I, **options)
     for name in ("weight_ih", "weight_hh", "bias_hh"):
         setattr(first, f"{name}_l1", getattr(first, f"{name}_l0"))
         setattr(second, f"{name}_l0", getattr(first, f"{name}_l0"))

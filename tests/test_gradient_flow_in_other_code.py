@@ -156,59 +156,62 @@ def a_hook_between_two_layers(s):
         s.loss(second(output)).backward()
 
 
-@situation(variants=HOOKED)
-def a_hook_on_a_weight(s):
-    with s.watched() as layer:
-        layer.weight_hh_l0.register_hook(lambda g: 0 * g)
-        s.loss(layer(s.x)).backward()
+# ---- 2. what is set on a module, before the block or inside of it --------------------------------
 
 
-# ---- 2. module hooks -----------------------------------------------------------------------------
+def scaled_output(module, args, *kwargs_and_result):
+    output, state = kwargs_and_result[-1]
+    return mapped(lambda t: 10 * t, output), state
 
 
-def scaled_output(module, args, result):
-    return mapped(lambda t: 10 * t, result[0]), result[1]
+def shifted_input(module, args, kwargs=None):
+    args = (mapped(lambda t: 2 * t + 1, args[0]), *args[1:])
+    return args if kwargs is None else (args, kwargs)
 
 
-def shifted_input(module, args):
-    return mapped(lambda t: 2 * t + 1, args[0]), *args[1:]
+def with_another_forward(layer):
+    original = layer.forward
+    layer.forward = lambda x: scaled_output(layer, (x,), original(x))
 
 
-def with_module_hook(is_set_inside, option, is_pre, s):
+def prepared(prepare, is_inside, backend_name, s):
     layer = s.layer()
-
-    def register():
-        if is_pre and option == "with_kwargs":
-
-            def hook(module, args, kwargs):
-                return args, {**kwargs, "input": shifted_input(module, (kwargs["input"],))[0]}
-        elif is_pre:
-            hook = shifted_input
-        elif option == "with_kwargs":
-
-            def hook(module, args, kwargs, result):
-                return scaled_output(module, args, result)
-        else:
-            hook = scaled_output
-        register = layer.register_forward_pre_hook if is_pre else layer.register_forward_hook
-        register(hook, **({option: True} if option else {}))
-
-    if not is_set_inside:
-        register()
-    with s.watch(layer):
-        if is_set_inside:
-            register()
-        s.loss(layer(input=s.x) if option == "with_kwargs" else layer(s.x)).backward()
+    if not is_inside:
+        prepare(layer)
+    with s.watch(layer), backend.use(backend_name):
+        if is_inside:
+            prepare(layer)
+        for _ in range(2):
+            s.loss(layer(s.x)).backward()
 
 
-for case in itertools.product(
-    (False, True), (None, "prepend", "with_kwargs", "always_call"), (False, True)
+def add_prepared(name, prepare, is_inside=False, backend_name="auto", **options):
+    function = functools.partial(prepared, prepare, is_inside, backend_name)
+    situation(function, name=f"{name}_set_inside" if is_inside else name, **options)
+
+
+for is_inside, option in itertools.product(
+    (False, True), ("no_options", "prepend", "with_kwargs", "always_call")
 ):
-    is_set_inside, option, is_pre = case
-    if not (is_pre and option == "always_call"):
-        when = "inside" if is_set_inside else "before"
-        name = f"a_forward_{'pre_' * is_pre}hook_set_{when}_with_{option or 'no_options'}"
-        situation(functools.partial(with_module_hook, *case), name=name, variants=("packed",))
+    options = {} if option == "no_options" else {option: True}
+    add_prepared(
+        f"a_forward_hook_with_{option}",
+        lambda layer, options=options: layer.register_forward_hook(scaled_output, **options),
+        is_inside,
+        variants=("packed",),
+    )
+    if option != "always_call":  # pre-hooks have no such option
+        add_prepared(
+            f"a_forward_pre_hook_with_{option}",
+            lambda layer, options=options: layer.register_forward_pre_hook(
+                shifted_input, **options
+            ),
+            is_inside,
+            variants=("packed",),
+        )
+for is_inside in (False, True):
+    variants = ("dense", "packed")
+    add_prepared("another_forward", with_another_forward, is_inside, variants=variants)
 
 
 @situation(variants=("dense", "packed"))
@@ -324,25 +327,6 @@ def a_subclass_that_runs_in_chunks(s):
         s.loss(layer(s.x)).backward()
 
 
-def forward_replaced(is_inside, s):
-    def replace():
-        original = layer.forward
-        layer.forward = lambda x: scaled_output(layer, (x,), original(x))
-
-    layer = s.layer()
-    if not is_inside:
-        replace()
-    with s.watch(layer):
-        if is_inside:
-            replace()
-        s.loss(layer(s.x)).backward()
-
-
-for when in ("on_the_instance", "inside_the_block"):
-    function = functools.partial(forward_replaced, when == "inside_the_block")
-    situation(function, name=f"a_forward_replaced_{when}", variants=("dense", "packed"))
-
-
 # The other kinds' forward shows itself to nobody.
 @situation(kinds=("FusedRNN", "LeakyRNN"), variants=("dense", "packed"))
 def a_forward_called_by_name(s):
@@ -358,60 +342,48 @@ class DropConnect(nn.Module):
         return dropout(weight, 0.5)
 
 
-@situation(kinds=KINDS, variants=("dense", "packed"))
-def a_random_parametrization(s):
-    layer = s.layer()
-    parametrize.register_parametrization(layer, "weight_hh_l0", DropConnect())
-    with s.watch(layer):
-        s.loss(layer(s.x)).backward()
-
-
-@situation(kinds=KINDS, variants=("dense", "packed"))
-def an_optimizer_that_steps_inside_the_backward_pass(s):
+def optimizer_that_steps_inside_the_backward_pass(layer):
     def step(parameter):
         with torch.no_grad():
             parameter -= 0.1 * parameter.grad
         parameter.grad = None
 
-    with s.watched() as layer:
-        for parameter in layer.parameters():
-            parameter.register_post_accumulate_grad_hook(step)
-        for _ in range(2):
-            s.loss(layer(s.x)).backward()
+    for parameter in layer.parameters():
+        parameter.register_post_accumulate_grad_hook(step)
 
 
-def learning_spectral_norm(layer):
+def spectral_norm(layer):
     """One with vectors of another matrix, so that it learns each time that it is read."""
     parametrizations.spectral_norm(layer, "weight_hh_l0")
     for buffer in layer.buffers():
         buffer.normal_()
 
 
-PARAMETRIZATIONS = {
+WEIGHTS = {
+    "a_hook": lambda layer: layer.weight_hh_l0.register_hook(lambda g: 0 * g),
     "weight_norm": lambda layer: parametrizations.weight_norm(layer, "weight_hh_l0"),
     "old_weight_norm": lambda layer: nn.utils.weight_norm(layer, "weight_hh_l0"),
-    "spectral_norm": learning_spectral_norm,
+    "spectral_norm": spectral_norm,
     "old_spectral_norm": lambda layer: nn.utils.spectral_norm(layer, "weight_hh_l0"),
     "orthogonal": lambda layer: parametrizations.orthogonal(layer, "weight_hh_l0"),
     "pruning": lambda layer: prune.random_unstructured(layer, "weight_hh_l0", 0.3),
 }
-
-
-def parametrized(how, backend_name, s):
-    layer = s.layer()
-    how(layer)
-    with s.watch(layer), backend.use(backend_name):
-        for _ in range(2):
-            s.loss(layer(s.x)).backward()
-
-
-for name, how in PARAMETRIZATIONS.items():
-    situation(functools.partial(parametrized, how, "auto"), name=f"weights_under_{name}")
-situation(
-    functools.partial(parametrized, learning_spectral_norm, "reference"),
-    name="weights_under_spectral_norm_on_the_reference_backend",
+for name, prepare in WEIGHTS.items():
+    add_prepared(f"weights_under_{name}", prepare)
+add_prepared(
+    "weights_under_spectral_norm_on_the_reference_backend",
+    spectral_norm,
+    backend_name="reference",
     kinds=("FusedRNN", "LeakyRNN"),
 )
+for name, prepare in (
+    (
+        "a_random_parametrization",
+        lambda layer: parametrize.register_parametrization(layer, "weight_hh_l0", DropConnect()),
+    ),
+    ("an_optimizer_that_steps_inside", optimizer_that_steps_inside_the_backward_pass),
+):
+    add_prepared(name, prepare, kinds=KINDS, variants=("dense", "packed"))
 
 
 class WeightDrop(nn.Module):
