@@ -165,7 +165,7 @@ def calls_without_a_graph_and_without_a_loss_between_others(s):
 @situation(variants=("dense", "batch_first", "packed", "two_steps"))
 def a_backward_pass_and_other_calls_after_the_block(s):
     with s.watched() as layer:
-        loss = s.loss(layer(s.x))
+        loss = s.loss(layer(input=s.x))
     s.loss(layer(s.x)).backward()
     loss.backward()
 
@@ -502,8 +502,10 @@ def under_autocast(weights_dtype, s):
         for parameter in layer.parameters():
             parameter.data = parameter.data.to(weights_dtype).to(s.dtype)
         with torch.autocast("cpu", torch.bfloat16, enabled=s.dtype == torch.float32):
-            results = layer(s.x, s.initial_states(layer))
-        s.loss(results).backward()
+            output, state = layer(s.x, s.initial_states(layer))
+        for tensor in (output, *states_of(state)):
+            tensor.register_hook(lambda g: g.abs())
+        s.loss(output, state).backward()
 
 
 @pytest.mark.parametrize("kind", MAIN)
