@@ -124,6 +124,22 @@ def an_input_changed_before_the_backward_pass(s, layer):
     loss.backward()
 
 
+def a_tensor_with_functions_of_its_own(s, layer):
+    layer(s.x.as_subclass(OwnTensor))
+
+
+def a_reentrant_checkpoint(s, layer):
+    s.loss(checkpoint(layer, s.x, use_reentrant=True)).backward()
+
+
+def compiling_inside_the_block(s, layer):
+    layer.compile(backend="eager")
+
+
+def a_block_in_itself(s, layer):
+    s.flow.__enter__()
+
+
 def a_transform(s, layer):
     def loss(parameters):
         return torch.func.functional_call(layer, parameters, s.x)[0].sum()
@@ -145,31 +161,27 @@ def a_full_graph(s, layer):
 REFUSED = [
     (another_recurrence, MAIN, "encoder"),
     (another_recurrence_as_a_method, MAIN, "encoder"),
-    (lambda s, layer: layer(s.x.as_subclass(OwnTensor)), ["LSTM"], "encoder.*OwnTensor"),
+    (a_tensor_with_functions_of_its_own, ["LSTM"], "encoder.*OwnTensor"),
     (a_bias_changed_before_the_backward_pass, OF_TORCH, "encoder.*modified by an inplace"),
     (an_input_changed_before_the_backward_pass, OF_TORCH, "encoder.*modified by an inplace"),
-    (
-        lambda s, layer: s.loss(checkpoint(layer, s.x, use_reentrant=True)).backward(),
-        MAIN,
-        "encoder .*use_reentrant=False",
-    ),
+    (a_reentrant_checkpoint, MAIN, "encoder .*use_reentrant=False"),
     (a_transform, MAIN, r"encoder under torch\.func"),
     (a_mapped_backward_pass, MAIN, "vmap"),
     (a_full_graph, MAIN, "GradientFlow cannot record|does not support RNN"),
-    (
-        lambda s, layer: layer.compile(backend="eager"),
-        MAIN,
-        "did not record encoder: it was compiled",
-    ),
-    (lambda s, layer: s.flow.__enter__(), ["LSTM"], "recording already"),
+    (compiling_inside_the_block, MAIN, "did not record encoder: it was compiled"),
+    (a_block_in_itself, ["LSTM"], "recording already"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("use", "kind", "message"),
-    [(use, kind, message) for use, kinds, message in REFUSED for kind in kinds],
+    ("use", "message", "kind"),
+    [
+        pytest.param(use, message, kind, id=f"{use.__name__}-{kind}")
+        for use, kinds, message in REFUSED
+        for kind in kinds
+    ],
 )
-def test_what_cannot_be_followed_is_refused(use, kind, message):
+def test_what_cannot_be_followed_is_refused(use, message, kind):
     error = Exception if use is a_full_graph else (RuntimeError, TypeError)
     s = Scene(kind, watcher=Flow)
     with pytest.raises(error, match=message), s.watched() as layer:
