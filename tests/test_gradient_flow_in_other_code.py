@@ -440,6 +440,7 @@ for name, context in CONTEXTS.items():
         situation(
             functools.partial(in_context, context, is_around_all),
             name=f"{name}_around_{'all' if is_around_all else 'the_call'}",
+            kinds=("LSTM", "FusedRNN", "LeakyRNN"),
         )
 
 
