@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rnn_cuda import FusedRNN
+from rnn_cuda import FusedRNN, backend
 from rnn_cuda.instruments import (
     gradient_flossing,
     lyapunov,
@@ -123,16 +123,20 @@ BACKWARD = {"num_layers": 2, "bidirectional": True, "batch_first": True}
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "where"),
-    [(kind, {}, {}) for kind in KINDS]
-    + [(kind, BACKWARD, {"layer": 1, "reverse": True}) for kind in ("FusedRNN", "LSTM_projected")],
+    ("kind", "options", "where", "name"),
+    [(kind, {}, {}, "auto") for kind in KINDS]
+    + [(kind, {}, {}, "reference") for kind in ("RNN", "LeakyRNN", "GRU", "LSTM")]
+    + [
+        (k, BACKWARD, {"layer": 1, "reverse": True}, "auto") for k in ("FusedRNN", "LSTM_projected")
+    ],
 )
-def test_exponents_are_those_of_a_decomposition_at_every_step(kind, options, where):
+def test_exponents_are_those_of_a_decomposition_at_every_step(kind, options, where, name):
     torch.manual_seed(0)
     module = make(kind, **options)
     x = torch.randn(2, 30, 3) if module.batch_first else torch.randn(30, 2, 3)
     count = 1 if "relu" in kind else 3  # closed units leave no more than that
-    found = lyapunov_exponents(module, x, count, warmup=7, generator=seeded(), **where)
+    with backend.use(name):
+        found = lyapunov_exponents(module, x, count, warmup=7, generator=seeded(), **where)
     expected = exponents_step_by_step(module, x, None, count, 7, where)
     assert expected.isfinite().all()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
