@@ -40,5 +40,5 @@ def test_every_function_is_on_the_page():
 
 
 def test_the_command_of_the_page_measures_every_module():
-    printed = benchmark.recording_table(((4, 2, 3, 5),), rounds=1).text()
+    printed = str(benchmark.recording_table(((4, 2, 3, 5),), rounds=1))
     assert all(name in printed for name in ("FusedRNN", "RNN", "LSTM", "GRU", "4, 2, 3, 5"))
