@@ -5,37 +5,77 @@ import copy
 import functools
 import gc
 import io
-import pickle
 import threading
 
 import pytest
 import torch
-import torch._dynamo.compiled_autograd
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
+from rnn_cuda import FusedRNN
 from rnn_cuda.instruments import GradientFlow
-from tests.gradient_flow_scenes import (
-    MAIN,
-    Encoder,
-    Scene,
-    assert_close,
-    assert_records,
-    play,
-    recorded_equals_unrolled,
-)
+from tests.gradient_flow_scenes import MAIN, Encoder, Scene, assert_close
 from tests.unrolled_calls import UnrolledCalls
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-every_kind = pytest.mark.parametrize("kind", MAIN)
+OF_TORCH = ("RNN", "LSTM", "GRU")
+every_kind = pytest.mark.parametrize("kind", ["RNN", "LSTM", "FusedRNN", "LeakyRNN"])
 Flow = functools.partial(GradientFlow, vectors=True)
 
 
 # ---- what cannot be followed ---------------------------------------------------------------------
+
+
+class Part(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(3, 4)
+
+    def forward(self, x):
+        return self.rnn(x)[0]
+
+
+def compiled_inside():
+    model = nn.Sequential(FusedRNN(3, 4))
+    model[0].compile()
+    return model
+
+
+def parallel():
+    model = nn.DataParallel(nn.LSTM(3, 4))
+    model.device_ids = [0, 1]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: 3, TypeError, r"expected a torch\.nn\.Module, got int"),
+        (lambda: nn.Linear(2, 3), ValueError, r"nn\.LSTM or nn\.GRU somewhere in it"),
+        (lambda: torch.compile(nn.LSTM(3, 4)), ValueError, "it is compiled"),
+        (lambda: torch.compile(FusedRNN(3, 4)), ValueError, "it is compiled"),
+        (compiled_inside, ValueError, "model: 0 is compiled"),
+        (parallel, ValueError, "it is a DataParallel module"),
+        (
+            lambda: nn.Sequential(torch.jit.script(Part()), nn.GRU(4, 3)),
+            ValueError,
+            r"0\.rnn is scripted or traced",
+        ),
+        (
+            lambda: nn.Sequential(torch.jit.trace(Part(), torch.randn(5, 2, 3)), nn.GRU(4, 3)),
+            ValueError,
+            r"0\.rnn is scripted or traced",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_recorded_is_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        GradientFlow(make())
 
 
 def own_recurrence(layer, x):
@@ -47,69 +87,124 @@ def own_recurrence(layer, x):
     return torch.stack(states), state[None]
 
 
-def overridden_in_a_subclass(s):
-    return s.layer(type("Own", (s.cls,), {"forward": own_recurrence}))
+class OtherLayer(FusedRNN):
+    def _layer(self, *args):
+        output, h_n = super()._layer(*args)
+        return 2 * output, 2 * h_n
 
 
-def replaced_on_the_instance(s):
-    layer = s.layer()
+class OwnTensor(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def another_recurrence(s, layer):
     layer.forward = functools.partial(own_recurrence, layer)
-    return layer
+    layer(s.x)
 
 
-def replaced_as_often_done(s):
-    layer = s.layer()
+def another_recurrence_as_a_method(s, layer):
     layer.forward = own_recurrence.__get__(layer)
-    return layer
+    layer(s.x)
 
 
-@every_kind
+def a_bias_changed_before_the_backward_pass(s, layer):
+    loss = s.loss(layer(s.x))
+    with torch.no_grad():
+        layer.bias_ih_l0.add_(1)  # which autograd does not need again
+    loss.backward()
+
+
+def an_input_changed_before_the_backward_pass(s, layer):
+    layer.requires_grad_(False)  # autograd does not need the input again
+    x = 1 * s.x
+    loss = s.loss(layer(x))
+    x.mul_(2)
+    loss.backward()
+
+
+def a_tensor_with_functions_of_its_own(s, layer):
+    layer(s.x.as_subclass(OwnTensor))
+
+
+def a_reentrant_checkpoint(s, layer):
+    s.loss(checkpoint(layer, s.x, use_reentrant=True)).backward()
+
+
+def compiling_inside_the_block(s, layer):
+    layer.compile(backend="eager")
+
+
+def a_block_in_itself(s, layer):
+    s.flow.__enter__()
+
+
+def a_transform(s, layer):
+    def loss(parameters):
+        return torch.func.functional_call(layer, parameters, s.x)[0].sum()
+
+    torch.func.grad(loss)(dict(layer.named_parameters()))
+
+
+def a_mapped_backward_pass(s, layer):
+    output, _ = layer(s.x)
+    cotangents = torch.randn(2, *output.shape).double()
+    torch.autograd.grad(output, layer.weight_hh_l0, cotangents, is_grads_batched=True)
+
+
+def a_full_graph(s, layer):
+    torch._dynamo.reset()
+    torch.compile(lambda x: s.loss(layer(x)), backend="eager", fullgraph=True)(s.x)
+
+
+REFUSED = [
+    (another_recurrence, MAIN, "encoder"),
+    (another_recurrence_as_a_method, MAIN, "encoder"),
+    (a_tensor_with_functions_of_its_own, ["LSTM"], "encoder.*OwnTensor"),
+    (a_bias_changed_before_the_backward_pass, OF_TORCH, "encoder.*modified by an inplace"),
+    (an_input_changed_before_the_backward_pass, OF_TORCH, "encoder.*modified by an inplace"),
+    (a_reentrant_checkpoint, MAIN, "encoder .*use_reentrant=False"),
+    (a_transform, MAIN, r"encoder under torch\.func"),
+    (a_mapped_backward_pass, MAIN, "vmap"),
+    (a_full_graph, MAIN, "GradientFlow cannot record|does not support RNN"),
+    (compiling_inside_the_block, MAIN, "did not record encoder: it was compiled"),
+    (a_block_in_itself, ["LSTM"], "recording already"),
+]
+
+
 @pytest.mark.parametrize(
-    "make", [overridden_in_a_subclass, replaced_on_the_instance, replaced_as_often_done]
-)
-def test_another_recurrence_is_refused_by_name(kind, make):
-    s = Scene(kind, watcher=Flow)
-    layer = make(s)
-    with pytest.raises((RuntimeError, TypeError), match="encoder"), s.watch(layer):
-        s.loss(layer(s.x)).backward()
-
-
-def a_bias_changed_before_the_backward_pass(s):
-    layer = s.layer()  # autograd does not need the biases again
-    with s.watch(layer):
-        loss = s.loss(layer(s.x))
-        with torch.no_grad():
-            layer.bias_ih_l0.add_(1)
-        loss.backward()
-
-
-def an_input_changed_after_the_call(s):
-    layer = s.layer().requires_grad_(False)  # nor the input for frozen weights
-    with s.watch(layer):
-        x = 1 * s.x
-        loss = s.loss(layer(x))
-        x.mul_(2)
-        loss.backward()
-
-
-@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
-@pytest.mark.parametrize(
-    "situation",
+    ("use", "message", "kind"),
     [
-        a_bias_changed_before_the_backward_pass,
-        an_input_changed_after_the_call,
+        pytest.param(use, message, kind, id=f"{use.__name__}-{kind}")
+        for use, kinds, message in REFUSED
+        for kind in kinds
     ],
 )
-def test_what_can_hardly_be_followed_is_right_or_refused_by_name(situation, kind):
-    try:
-        play(situation, kind, "dense", Flow)
-    except (RuntimeError, TypeError) as error:
-        assert "encoder" in str(error)  # noqa: PT017
-    else:
-        recorded_equals_unrolled(situation, kind)
+def test_what_cannot_be_followed_is_refused(use, message, kind):
+    error = Exception if use is a_full_graph else (RuntimeError, TypeError)
+    s = Scene(kind, watcher=Flow)
+    with pytest.raises(error, match=message), s.watched() as layer:
+        use(s, layer)
 
 
-@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+@pytest.mark.parametrize("kind", MAIN)
+def test_a_subclass_with_another_recurrence_is_refused(kind):
+    s = Scene(kind, watcher=Flow)
+    own = [type("Own", (s.cls,), {"forward": own_recurrence})]
+    for cls in own + [OtherLayer] * (kind == "FusedRNN"):
+        message = f"encoder.*{cls.__name__}"
+        with pytest.raises((RuntimeError, TypeError), match=message), s.watched(cls) as layer:
+            layer(s.x)
+
+
+@pytest.mark.parametrize("attribute", ["adjoint", "cell_adjoint"])
+def test_vectors_that_were_not_asked_for_are_refused(attribute):
+    with pytest.raises(RuntimeError, match="vectors=True"):
+        getattr(GradientFlow(nn.LSTM(3, 4)), attribute)
+
+
+@pytest.mark.parametrize("kind", OF_TORCH)
 def test_a_recurrence_that_a_subclass_calls_itself_is_recorded(kind):
     def by_hand(module, x):
         zeros = x.new_zeros(module.num_layers, x.shape[1], module.hidden_size)
@@ -121,15 +216,14 @@ def test_a_recurrence_that_a_subclass_calls_itself_is_recorded(kind):
     def by_torch(module, x):
         return 2 * module.plain_forward(x)[0]
 
-    def play_it(forward, s):
+    adjoints = []
+    for forward in (by_hand, by_torch):
+        s = Scene(kind, watcher=Flow)
         own = type("Own", (s.cls,), {"forward": forward, "plain_forward": s.cls.forward})
-        layer = s.layer(own)
-        with s.watch(layer):
+        with s.watched(own) as layer:
             s.loss(layer(s.x)).backward()
-
-    scenes = [play(functools.partial(play_it, f), kind, "dense", Flow) for f in (by_hand, by_torch)]
-    (mine,), (torchs,) = (scene.flow.records for scene, _ in scenes)
-    assert torch.equal(mine.adjoint, torchs.adjoint)
+        adjoints.append(s.flow.adjoint["encoder.l0"])
+    assert torch.equal(*adjoints)
 
 
 class Tenfold(TorchFunctionMode):
@@ -142,125 +236,66 @@ class Tenfold(TorchFunctionMode):
         return result
 
 
-class TenfoldTensor(torch.Tensor):
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        return super().__torch_function__(function, types, args, kwargs or {})
-
-
-@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+@pytest.mark.parametrize("kind", OF_TORCH)
 def test_what_another_mode_makes_of_a_recurrence_is_outside_of_it(kind):
     s = Scene(kind, watcher=Flow)
-    layer = s.layer()
-    with contextlib.ExitStack() as stack:
-        flow = stack.enter_context(s.watch(layer))
+    with s.watched() as layer:
         layer(s.x)[0].sum().backward()
-        stack.enter_context(Tenfold())
-        layer(s.x)[0].sum().backward()
-        assert torch._C._len_torch_function_stack() == 1
-    first, second = flow.records
+        with Tenfold():
+            layer(s.x)[0].sum().backward()
+            assert torch._C._len_torch_function_stack() == 1
+    first, second = s.flow.records
     torch.testing.assert_close(second.adjoint, 10 * first.adjoint)
-
-
-def test_a_tensor_that_may_change_the_recurrence_is_refused_by_name():
-    s = Scene("LSTM", watcher=Flow)
-    layer = s.layer()
-    with s.watch(layer), pytest.raises(RuntimeError, match=r"encoder.*TenfoldTensor"):
-        layer(s.x.as_subclass(TenfoldTensor))
 
 
 @pytest.mark.parametrize(("name", "value"), [("leak", 0.9), ("nonlinearity", "relu")])
 def test_adjoints_are_of_the_layer_as_it_was_when_it_ran(name, value):
     s = Scene("LeakyRNN", "deep", watcher=Flow)
-    layer = s.layer()
-    with s.watch(layer) as flow:
+    with s.watched() as layer:
         loss = s.loss(layer(s.x))
         loss.backward(retain_graph=True)
         setattr(layer, name, value)
         loss.backward()
-    for layer_name in {record.layer for record in flow.records}:
-        first, second = (r.adjoint for r in flow.records if r.layer == layer_name)
-        assert torch.equal(first, second)
-
-
-@pytest.mark.parametrize("convert", [torch.jit.script, lambda m: torch.jit.trace(m, m.example)])
-def test_a_scripted_or_traced_layer_is_refused_by_name(convert):
-    class Part(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rnn = nn.LSTM(3, 4)
-
-        def forward(self, x):
-            return self.rnn(x)[0]
-
-    part = Part()
-    part.__dict__["example"] = torch.randn(5, 2, 3)
-    with pytest.raises(ValueError, match=r"0\.rnn is scripted or traced"):
-        GradientFlow(nn.Sequential(convert(part), nn.GRU(4, 3)))
-
-
-@every_kind
-def test_a_layer_that_is_compiled_inside_the_block_is_no_silent_loss(kind):
-    layer = Scene(kind).layer()
-    flow = GradientFlow(layer)
-    with pytest.raises(RuntimeError, match="did not record the model: it was compiled"), flow:
-        layer.compile(backend="eager")
-
-
-def test_flows_that_end_in_the_order_they_began_leave_nothing():
-    layer = nn.LSTM(3, 4)
-    first, second = GradientFlow(layer), GradientFlow(layer)
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None)
-    second.__exit__(None)
-    assert "_compiled_call_impl" not in vars(layer)
+    for first, second in zip(s.flow.records[::2], s.flow.records[1::2], strict=True):
+        assert (first.layer, first.backward, second.backward) == (second.layer, 0, 1)
+        assert torch.equal(first.adjoint, second.adjoint)
 
 
 # ---- compilers -----------------------------------------------------------------------------------
 
 
 @every_kind
-def test_a_compiled_program_records_what_it_runs_eagerly_and_has_no_full_graph(kind):
-    def adjoint(compile_with):
-        torch._dynamo.reset()
+def test_a_compiled_program_records_what_it_runs_eagerly(kind):
+    torch._dynamo.reset()
+    adjoints = []
+    for wrap in (lambda run: run, functools.partial(torch.compile, backend="eager")):
         s = Scene(kind, watcher=Flow)
-        layer = s.layer()
-        with s.watch(layer) as flow:
-            loss = torch.compile(lambda x: s.loss(layer(x)), backend="eager", **compile_with)
-            loss(s.x).backward()
-        return flow.records[0].adjoint
-
-    s = Scene(kind, watcher=Flow)
-    layer = s.layer()
-    with s.watch(layer) as flow:
-        s.loss(layer(s.x)).backward()
-    torch.testing.assert_close(adjoint({}), flow.records[0].adjoint)
-    with pytest.raises(Exception, match=r"GradientFlow cannot record|does not support RNN"):
-        adjoint({"fullgraph": True})
+        with s.watched() as layer:
+            wrap(lambda x, s=s, layer=layer: s.loss(layer(x)))(s.x).backward()
+        adjoints.append(s.flow.adjoint["encoder.l0"])
+    torch.testing.assert_close(*adjoints)
 
 
-@every_kind
+@pytest.mark.parametrize("kind", ["LSTM", "FusedRNN", "LeakyRNN"])
 def test_compiled_autograd_is_recorded_right_or_refused_by_name(kind):
-    def play_it(backward, s):
-        layer = s.layer()
-        with s.watch(layer):
-            backward(s.loss(layer(s.x)))
+    # Not above: it takes seconds, in each of the processes below too.
+    from torch._dynamo.compiled_autograd import _enable
 
-    def compiled(loss):
-        with torch._dynamo.compiled_autograd._enable(lambda graph: graph):
-            loss.backward()
-
-    if kind == "FusedRNN":
-        scenes = [
-            play(functools.partial(play_it, f), kind, "dense", Flow)
-            for f in (compiled, torch.Tensor.backward)
-        ]
-        first, second = (scene.flow.records[0].adjoint for scene, _ in scenes)
-        assert torch.equal(first, second)
-    else:
-        with pytest.raises(RuntimeError, match="cannot record encoder under compiled autograd"):
-            play(functools.partial(play_it, compiled), kind, "dense", Flow)
+    adjoints = []
+    for context in (contextlib.nullcontext, _enable):
+        s = Scene(kind, watcher=Flow)
+        with s.watched() as layer:
+            loss = s.loss(layer(s.x))
+            is_compiled = context is not contextlib.nullcontext
+            with context(*[lambda graph: graph] * is_compiled):
+                if is_compiled and kind != "FusedRNN":
+                    message = "cannot record encoder under compiled autograd"
+                    with pytest.raises(RuntimeError, match=message):
+                        loss.backward()
+                    return
+                loss.backward()
+        adjoints.append(s.flow.adjoint["encoder.l0"])
+    assert torch.equal(*adjoints)
 
 
 # ---- errors --------------------------------------------------------------------------------------
@@ -273,16 +308,13 @@ def raising(*_):
 def a_wrong_input(s, layer):
     with pytest.raises((RuntimeError, ValueError)):
         layer(torch.zeros(2, 3, 99, dtype=torch.float64))
+    layer.eval()  # no dropout in what follows
 
 
-def a_hook_that_fails_in_the_call(s, layer):
-    with layer.register_forward_hook(raising), pytest.raises(KeyError):
-        layer(s.x)
-
-
-def a_pre_hook_that_fails_in_the_call(s, layer):
-    with layer.register_forward_pre_hook(raising), pytest.raises(KeyError):
-        layer(s.x)
+def hooks_that_fail_in_the_call(s, layer):
+    for register in (layer.register_forward_pre_hook, layer.register_forward_hook):
+        with register(raising), pytest.raises(KeyError):
+            layer(s.x)
 
 
 def a_hook_that_fails_in_the_backward_pass(s, layer):
@@ -299,8 +331,6 @@ def a_weight_changed_before_the_backward_pass(s, layer):
         layer.weight_hh_l0.mul_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
-    layer.zero_grad()
-    s.leaf.grad = None
 
 
 def a_second_backward_pass_through_a_freed_graph(s, layer):
@@ -312,8 +342,7 @@ def a_second_backward_pass_through_a_freed_graph(s, layer):
 
 FAULTS = [
     a_wrong_input,
-    a_hook_that_fails_in_the_call,
-    a_pre_hook_that_fails_in_the_call,
+    hooks_that_fail_in_the_call,
     a_hook_that_fails_in_the_backward_pass,
     a_weight_changed_before_the_backward_pass,
     a_second_backward_pass_through_a_freed_graph,
@@ -323,28 +352,15 @@ FAULTS = [
 @every_kind
 @pytest.mark.parametrize("fault", FAULTS)
 def test_errors_are_those_without_recording_and_what_follows_is_right(fault, kind):
-    def run(watcher):
+    records = []
+    for watcher in (None, UnrolledCalls, Flow):
         s = Scene(kind, watcher=watcher)
-        layer = s.layer()
-        with s.watch(layer):
+        with s.watched(num_layers=2, dropout=0.5) as layer:
             fault(s, layer)
             s.loss(layer(s.x)).backward()
-        return s
-
-    run(None)
-    unrolled, recorded = run(UnrolledCalls), run(Flow)
-    last, right = recorded.flow.records[-1], unrolled.flow.records[-1]
-    assert_close(last.adjoint, right.hidden, kind)
-
-
-@every_kind
-def test_an_error_in_the_block_ends_the_recording(kind):
-    s = Scene(kind, watcher=Flow)
-    layer = s.layer()
-    with pytest.raises(KeyError), s.watch(layer) as flow:
-        raising()
-    s.loss(layer(s.x)).backward()
-    assert flow.records == []
+        records.append([r for r in s.flow.records if r.layer == "encoder.l0"] if watcher else [])
+    _, unrolled, recorded = records
+    assert_close(recorded[-1].adjoint, unrolled[-1].hidden, kind)
 
 
 def what_can_be_patched(layer):
@@ -358,7 +374,7 @@ def what_can_be_patched(layer):
 
 @every_kind
 @pytest.mark.parametrize("fails", [False, True])
-def test_nothing_is_left_behind(kind, fails):
+def test_nothing_is_left_behind_and_nothing_recorded_any_more(kind, fails):
     s = Scene(kind, watcher=Flow)
     layer = s.layer()
     s.loss(layer(s.x)).backward()
@@ -368,24 +384,22 @@ def test_nothing_is_left_behind(kind, fails):
         if fails:
             raising()
     assert what_can_be_patched(layer) == before
+    s.loss(layer(s.x)).backward()
+    assert len(s.flow.records) == 1
 
 
 # ---- copies --------------------------------------------------------------------------------------
 
 
-def pickled(model):
-    return pickle.loads(pickle.dumps(model))
-
-
 def saved(model):
     buffer = io.BytesIO()
-    torch.save(model, buffer)
+    torch.save(model, buffer)  # a pickle
     buffer.seek(0)
     return torch.load(buffer, weights_only=False)
 
 
 @every_kind
-@pytest.mark.parametrize("copied", [copy.deepcopy, pickled, saved])
+@pytest.mark.parametrize("copied", [copy.deepcopy, saved])
 def test_a_copy_made_inside_the_block_is_an_ordinary_module(kind, copied):
     s = Scene(kind, watcher=Flow)
     layer = s.layer()
@@ -407,47 +421,32 @@ def test_a_copy_made_inside_the_block_is_an_ordinary_module(kind, copied):
     assert [first.call, second.call] == [0, 1]
 
 
-@every_kind
-def test_layers_outside_the_model_are_not_recorded(kind):
-    s = Scene(kind, watcher=Flow)
-    inside, outside = s.layer(), s.layer()
-    with s.watch(inside) as flow:
-        s.loss(inside(s.x), outside(s.x)).backward()
-    assert [r.layer for r in flow.records] == ["encoder.l0"]
-
-
 # ---- several flows -------------------------------------------------------------------------------
-
-
-def two_layers(s):
-    layer = s.layer()
-    return layer, nn.ModuleDict({"encoder": layer, "decoder": s.cls(5, 5, **s.options)})
-
-
-def run_both(s, model):
-    output, _ = model["encoder"](s.x)
-    output.register_hook(lambda g: 2 * g)
-    s.loss(model["decoder"](output)).backward()
 
 
 @every_kind
 @pytest.mark.parametrize("order", ["outer_first", "inner_first"])
 def test_flows_on_a_model_and_on_its_part_do_not_disturb_each_other(kind, order):
     s = Scene(kind)
-    layer, model = two_layers(s)
+    layer = s.layer()
+    model = nn.ModuleDict({"encoder": layer, "decoder": s.cls(5, 5, dtype=s.dtype, **s.options)})
+
+    def run():
+        output, _ = layer(s.x)
+        output.register_hook(lambda g: 2 * g)
+        s.loss(model["decoder"](output)).backward()
+
     with UnrolledCalls(model) as expected:
-        run_both(s, model)
+        run()
     flows = [Flow(model), Flow(model), Flow(layer)]
     for flow in flows:
         flow.__enter__()
-    run_both(s, model)
-    if order == "inner_first":
-        flows.reverse()
-    for flow in flows:
+    run()
+    ending = flows if order == "outer_first" else flows[::-1]
+    for flow in ending:
         flow.__exit__(None, None, None)
-        if flow is not flows[-1]:
-            run_both(s, model)  # of which those that have ended learn nothing
-    flows.sort(key=lambda flow: len(flow.records[-1].layer), reverse=True)
+        run()  # of which those that have ended learn nothing
+    assert "_compiled_call_impl" not in vars(layer)
     for flow in flows[:2]:
         first = [r for r in flow.records if r.call == 0]
         for actual, right in zip(first, expected.records, strict=True):
@@ -455,21 +454,7 @@ def test_flows_on_a_model_and_on_its_part_do_not_disturb_each_other(kind, order)
             assert_close(actual.adjoint, right.hidden, kind)
     assert flows[2].records[0].layer == "l0"
     assert_close(flows[2].records[0].adjoint, expected.records[0].hidden, kind)
-    calls = sorted(max(r.call for r in flow.records) for flow in flows)
-    assert calls == [0, 1, 2]
-
-
-@every_kind
-def test_a_flow_that_is_entered_again_goes_on(kind):
-    s = Scene(kind)
-    layer = s.layer()
-    flow, unrolled = Flow(layer), UnrolledCalls(layer)
-    for each in (flow, unrolled):
-        for factor in (1, 2):
-            with each:
-                loss = s.loss(layer(factor * s.x))
-            loss.backward()
-    assert_records(flow, unrolled)
+    assert [max(r.call for r in flow.records) for flow in ending] == [0, 1, 2]
 
 
 @every_kind
@@ -522,7 +507,6 @@ def test_threads_do_not_mix_up_their_calls(kind, shared):
             thread.join()
     assert not failures
     records = [record for flow in flows for record in flow.records]
-    assert len(records) == 10
     for actual, right in zip(records, expected.records, strict=True):
         assert_close(actual.adjoint, right.hidden, kind)
 
@@ -554,7 +538,7 @@ def distributed_worker(rank, folder):
     store = dist.FileStore(f"{folder}/store", 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     for wrap in (sharded, sharded_by_layer, nn.parallel.DistributedDataParallel):
-        for kind in MAIN:
+        for kind in ("LSTM", "FusedRNN", "LeakyRNN"):
             record_wrapped_and_alone(wrap, kind)
     # No wrapped model may outlive the group: the destructor of DistributedDataParallel's would wait
     # for gloo's threads and hold the lock of Python's interpreter, for which these wait.

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from benchmarks.instruments import recording_table
 from rnn_cuda import backend, instruments
+from rnn_cuda.instruments import plots
 from tests.differentiation_table import TABLE, outcomes, render
 from tests.experiments.studies import study_of
 from tests.idx_files import write_mnist
@@ -90,7 +92,16 @@ def test_an_example_runs_as_printed(title, code, tmp_path, monkeypatch):
     if title.endswith("Compilers") and backend.requested() == "reference":
         pytest.skip("loads the kernels, and the reference is the active backend")
     monkeypatch.chdir(tmp_path)  # one saves a figure
-    exec(compile(code, title, "exec"), {"__name__": "example"})
+    scope = {"__name__": "example"}
+    exec(compile(code, title, "exec"), scope)
+    if title == "instruments.md, Gradient flow":
+        assert scope["norm"].shape == scope["cell"].shape == scope["both"].shape == (50, 16)
+        assert scope["vectors"].shape == (50, 16, 32)
+    if "figure" in scope:
+        axes = scope["figure"].axes[0]
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == list(scope["norms"])
+        assert len(axes.collections) == 3  # a band each
+        assert {path.name for path in Path("figures").iterdir()} == {"profile.png", "profile.svg"}
 
 
 def test_every_example_of_these_pages_is_run():
@@ -98,8 +109,14 @@ def test_every_example_of_these_pages_is_run():
 
 
 def test_every_instrument_that_is_a_function_is_on_its_page():
-    names = [name for name in instruments.__all__ if name[0].islower()]
+    names = [name for name in instruments.__all__ + plots.__all__ if name[0].islower()]
+    names = [name for name in names if name not in ("as_text", "legend", "save")]
     assert [name for name in names if f"`{name}`" not in PAGES["instruments"]] == []
+
+
+def test_the_command_for_the_cost_of_recording_measures_every_module():
+    printed = str(recording_table(((4, 2, 3, 5),), rounds=1))
+    assert all(name in printed for name in ("FusedRNN", "RNN", "LSTM", "GRU", "4, 2, 3, 5"))
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
-from pathlib import Path
+from functools import partial
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -22,7 +22,6 @@ from rnn_cuda import instruments
 from rnn_cuda.instruments import plots
 from rnn_cuda.instruments.plots._series import median, quantile
 
-INSTRUMENTS = Path(__file__).parents[1] / "docs" / "instruments.md"
 T = 12
 FALLING = 10.0 ** -np.arange(T)[::-1]  # in the order of time: the last step's norm is 1
 
@@ -265,6 +264,8 @@ def test_singular_values_are_a_line_per_lag_darker_with_length():
     assert len(bands(axes)) == 2
     light, dark = (sum(line(axes, f"lag {k}").get_color()[:3]) for k in (1, 10))
     assert light > dark
+    axes = axes_of(plots.jacobian_singular_values([[0.0, -1.0]], [3], indices=[1, 64]))
+    assert line(axes, "lag 3").get_xdata().tolist() == [1, 64]
 
 
 # 8. histograms
@@ -331,52 +332,54 @@ TEXTS = [
     "x" * 400,
 ]
 TITLE = "_a $x_$ and $y_$ of 漢字"
-DRAWN_WITH_LABELS = {
-    "adjoint_profile": lambda: plots.adjoint_profile(
-        labelled(FALLING), labelled(FALLING), stages=(TITLE, "b"), title=TITLE
+ALL = {
+    # By name: draws lines with the labels of ``s``, in given axes and with a title if it has one.
+    "adjoint_profile": lambda s, **o: plots.adjoint_profile(
+        s(FALLING), s(FALLING), stages=(TITLE, "b"), **o
     ),
-    "adjoint_heatmap": lambda: plots.adjoint_heatmap(np.stack([FALLING] * 2), title=TITLE),
-    "loss_curves": lambda: plots.loss_curves(labelled(FALLING), title=TITLE),
-    "gradient_norms": lambda: plots.gradient_norms(labelled(FALLING), 1.0, title=TITLE),
-    "horizon_cliff": lambda: plots.horizon_cliff(labelled([0.1, 1.0]), [1, 2], title=TITLE),
-    "share_solved": lambda: plots.horizon_cliff(
-        labelled([0.1, 1.0]), [1, 2], share_solved=True, title=TITLE
+    "adjoint_heatmap": lambda s, **o: plots.adjoint_heatmap(np.stack([FALLING] * 2), **o),
+    "loss_curves": lambda s, **o: plots.loss_curves(s(FALLING), **o),
+    "gradient_norms": lambda s, **o: plots.gradient_norms(s(FALLING), 1.0, **o),
+    "horizon_cliff": lambda s, **o: plots.horizon_cliff(s([0.1, 1.0]), [1, 2], **o),
+    "share_solved": lambda s, **o: plots.horizon_cliff(
+        s([0.1, 1.0]), [1, 2], share_solved=True, **o
     ),
-    "solved_by_ratio": lambda: plots.solved_by_ratio(
-        labelled([-2.5, -np.inf]), labelled([0.1, 1.0]), title=TITLE
+    "quality_by_horizon": lambda s, **o: plots.quality_by_horizon(
+        s([0.1, 1.0]), [1, 2], score_label=TITLE, references=s([0.2, 0.3]), **o
     ),
-    "lyapunov_spectrum": lambda: plots.lyapunov_spectrum(labelled([-0.1, -np.inf]), title=TITLE),
-    "jacobian_singular_values": lambda: plots.jacobian_singular_values([[0.0]], [1], title=TITLE),
-    "recurrent_weights": lambda: plots.recurrent_weights(
-        *[labelled([1.0, 2.0])] * 3, margin_label=TITLE
+    "solved_by_ratio": lambda s, **o: plots.solved_by_ratio(s([-2.5, -np.inf]), s([0.1, 1.0]), **o),
+    "lyapunov_spectrum": lambda s, **o: plots.lyapunov_spectrum(s([-0.1, -np.inf]), **o),
+    "jacobian_singular_values": lambda s, **o: plots.jacobian_singular_values([[-1.0]], [1], **o),
+    "recurrent_weights": lambda s, title=None, **o: plots.recurrent_weights(
+        *[s([1.0, 2.0])] * 3, margin_label=title, **o
     ),
-    "saturation_histograms": lambda: plots.saturation_histograms(labelled([0.1]), labelled([0.2])),
-    "remedy_bars": lambda: plots.remedy_bars(labelled(0.5), score_label=TITLE, title=TITLE),
-    "speed_against_accuracy": lambda: plots.speed_against_accuracy(
-        labelled(1), labelled(1), score_label=TITLE, seconds_label=TITLE, title=TITLE
+    "saturation_histograms": lambda s, title=None, ax=None: plots.saturation_histograms(
+        s([0.1]), s([0.2]) if ax is None else None, ax=ax
+    ),
+    "remedy_bars": lambda s, **o: plots.remedy_bars(s(0.5), score_label=TITLE, **o),
+    "speed_against_accuracy": lambda s, **o: plots.speed_against_accuracy(
+        s(1), s(1), score_label=TITLE, seconds_label=TITLE, **o
     ),
 }
+TITLES = {"adjoint_profile": 2, "quality_by_horizon": 2, "remedy_bars": 2}
+TITLES |= {"speed_against_accuracy": 3, "saturation_histograms": 0}
 
 
 def labelled(values) -> dict:
     return dict.fromkeys(TEXTS, values)
 
 
-@pytest.mark.parametrize("name", DRAWN_WITH_LABELS)
+@pytest.mark.parametrize("name", ALL)
 def test_every_text_can_be_drawn_in_every_place_of_a_figure(name, tmp_path):
     with warnings.catch_warnings(), mpl.rc_context({"svg.fonttype": "none"}):
         warnings.simplefilter("error")
-        (path,) = plots.save(DRAWN_WITH_LABELS[name](), tmp_path / "figure", ["svg"])
+        (path,) = plots.save(ALL[name](labelled, title=TITLE), tmp_path / "figure", ["svg"])
     drawn = [words.strip() for words in ElementTree.parse(path).getroot().itertext()]
-    titles = {"recurrent_weights": 1, "remedy_bars": 2, "adjoint_profile": 2}
-    titles |= {"speed_against_accuracy": 3, "saturation_histograms": 0}
-    assert drawn.count(TITLE) == titles.get(name, 1)
-    if name in ("adjoint_heatmap", "jacobian_singular_values"):
-        return
-    for text in TEXTS:
-        for row in text.splitlines():
+    assert drawn.count(TITLE) == TITLES.get(name, 1)
+    if name not in ("adjoint_heatmap", "jacobian_singular_values"):
+        for row in (row for text in TEXTS for row in text.splitlines()):
             # What is longer than there is room for may be cut, and shares may follow a label.
-            assert any(words.startswith(row[:30]) for words in drawn), text
+            assert any(words.startswith(row[:30]) for words in drawn), row
 
 
 def test_a_bitmap_of_every_text_can_be_drawn_too(tmp_path):
@@ -385,10 +388,25 @@ def test_a_bitmap_of_every_text_can_be_drawn_too(tmp_path):
         plots.save(plots.remedy_bars(labelled(0.5), title=TITLE), tmp_path / "figure", ["png"])
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_a_legend_has_the_labels_that_were_given(text):
-    assert legend(axes_of(plots.adjoint_profile({text: FALLING, "b": FALLING}))) == [text, "b"]
-    assert legend(plots.saturation_histograms({text: [0.1]}).axes[0]) == [f"{text}: 0%"]
+def test_a_legend_has_the_labels_that_were_given():
+    assert legend(axes_of(plots.adjoint_profile(labelled(FALLING)))) == TEXTS
+    shares = legend(plots.saturation_histograms(labelled([0.1])).axes[0])
+    assert shares == [f"{text}: 0%" for text in TEXTS]
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "recurrent_weights"])
+def test_a_figure_can_be_drawn_into_given_axes_and_settings_stay_as_they_were(name):
+    def draw(axes):
+        return ALL[name](lambda values: {"a": values}, ax=axes)
+
+    before, figure = dict(mpl.rcParams), Figure()
+    axes = figure.subplots()
+    assert draw(axes) is figure
+    assert axes.has_data()
+    assert draw(None) is not figure
+    assert dict(mpl.rcParams) == before
+    nested = Figure().subfigures(1, 1)
+    assert draw(nested.subplots()) is nested.figure
 
 
 def test_formulas_of_our_own_and_of_the_callers_axes_are_still_formulas(tmp_path):
@@ -435,41 +453,7 @@ def test_histograms_that_were_counted_before_are_drawn_as_they_are():
     assert legend(right) == ["gate"]
 
 
-def test_singular_values_can_be_some_of_all():
-    axes = axes_of(plots.jacobian_singular_values([[0.0, -1.0]], [3], indices=[1, 64]))
-    assert line(axes, "lag 3").get_xdata().tolist() == [1, 64]
-    with pytest.raises(ValueError, match=r"indices: expected shape \(2,\)"):
-        plots.jacobian_singular_values([[0.0, -1.0]], [3], indices=[1])
-
-
 # All of them
-
-EVERY = {
-    "adjoint_profile": lambda ax: plots.adjoint_profile({"a": FALLING}, ax=ax),
-    "adjoint_heatmap": lambda ax: plots.adjoint_heatmap(np.stack([FALLING] * 2), ax=ax),
-    "loss_curves": lambda ax: plots.loss_curves({"a": FALLING}, ax=ax),
-    "gradient_norms": lambda ax: plots.gradient_norms({"a": FALLING}, 1.0, ax=ax),
-    "horizon_cliff": lambda ax: plots.horizon_cliff({"a": [0.1, 1.0]}, [1, 2], ax=ax),
-    "solved_by_ratio": lambda ax: plots.solved_by_ratio({"a": [-1.0]}, {"a": [0.0]}, ax=ax),
-    "lyapunov_spectrum": lambda ax: plots.lyapunov_spectrum({"a": [-0.1, -0.2]}, ax=ax),
-    "jacobian_singular_values": lambda ax: plots.jacobian_singular_values([[-1, -2.0]], [1], ax=ax),
-    "saturation_histograms": lambda ax: plots.saturation_histograms({"a": [0.1]}, ax=ax),
-    "remedy_bars": lambda ax: plots.remedy_bars({"a": 0.5}, ax=ax),
-    "speed_against_accuracy": lambda ax: plots.speed_against_accuracy({"a": 1}, {"a": 1}, ax=ax),
-}
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_a_figure_can_be_drawn_into_given_axes_and_settings_stay_as_they_were(name):
-    before = dict(mpl.rcParams)
-    figure = Figure()
-    axes = figure.subplots()
-    assert EVERY[name](axes) is figure
-    assert axes.has_data()
-    assert EVERY[name](None) is not figure
-    assert dict(mpl.rcParams) == before
-    nested = Figure().subfigures(1, 1)
-    assert EVERY[name](nested.subplots()) is nested.figure
 
 
 def test_panels_can_be_given_as_an_array_and_their_number_is_checked():
@@ -503,70 +487,43 @@ def test_saving_writes_bitmap_and_vector_that_repeat_to_the_byte(tmp_path):
         plots.save(figure, tmp_path / "c", ["bmpp"])
 
 
+A, B = {"a": [1.0]}, {"b": [1.0]}
+
+
 @pytest.mark.parametrize(
-    ("call", "error", "words"),
+    ("function", "arguments", "error"),
     [
-        (lambda: plots.adjoint_profile([1.0]), TypeError, "norms: .*mapping.*got list"),
-        (lambda: plots.adjoint_profile({}), ValueError, "norms: expected at least one label"),
-        (lambda: plots.adjoint_profile({"a": -FALLING}), ValueError, "a: expected no negative"),
+        (plots.adjoint_profile, ([1.0],), "TypeError: norms: .*mapping.*got list"),
+        (plots.adjoint_profile, ({},), "ValueError: norms: expected at least one label"),
+        (plots.adjoint_profile, ({"a": -FALLING},), "ValueError: a: expected no negative"),
+        (plots.adjoint_profile, ({"a": [[[1]]]},), r"ValueError: norms\['a'\]: .*\(1, 1, 1\)"),
+        (partial(plots.adjoint_profile, band=(0.9, 0.1)), (A,), "ValueError: band: "),
+        (plots.adjoint_profile, ({"a": ["x"]},), r"TypeError: norms\['a'\]: .*numbers"),
+        (plots.adjoint_heatmap, (FALLING,), r"ValueError: norms: .*\(12,\)"),
+        (plots.adjoint_heatmap, (-np.ones((2, 2)),), "ValueError: norms: .*negative"),
+        (plots.adjoint_heatmap, (np.ones((2, 2)), [2, 1]), "ValueError: steps: .*increasing"),
+        (plots.loss_curves, (A, [1, 2]), r"ValueError: steps: .*\(1,\), got \(2,\)"),
+        (plots.gradient_norms, (A, 0), "ValueError: threshold: .*got 0"),
+        (plots.solved_by_ratio, (A, B), r"ValueError: errors: .*\['a', 'b'\]"),
+        (partial(plots.solved_by_ratio, decades=0), (A, A), "ValueError: decades: "),
+        (plots.horizon_cliff, (A, [1, 2]), r"ValueError: errors\['a'\]: expected 2 .*got 1"),
+        (plots.jacobian_singular_values, ([[0.0]], [1, 2]), "ValueError: lags: .*1 .*got 2"),
         (
-            lambda: plots.adjoint_profile({"a": np.ones((2, 2, 2))}),
-            ValueError,
-            r"norms\['a'\]: .*\(2, 2, 2\)",
+            partial(plots.jacobian_singular_values, indices=[1]),
+            ([[0.0, -1.0]], [3]),
+            r"ValueError: indices: expected shape \(2,\)",
         ),
-        (lambda: plots.adjoint_profile({"a": FALLING}, band=(0.9, 0.1)), ValueError, "band: "),
-        (lambda: plots.adjoint_profile({"a": ["x"]}), TypeError, r"norms\['a'\]: .*numbers"),
-        (lambda: plots.adjoint_heatmap(FALLING), ValueError, r"norms: .*\(12,\)"),
-        (lambda: plots.adjoint_heatmap(-np.ones((2, 2))), ValueError, "norms: .*negative"),
-        (
-            lambda: plots.adjoint_heatmap(np.ones((2, 2)), [2, 1]),
-            ValueError,
-            "steps: expected increasing",
-        ),
-        (
-            lambda: plots.loss_curves({"a": FALLING}, [1, 2]),
-            ValueError,
-            r"steps: expected shape \(12,\), got \(2,\)",
-        ),
-        (lambda: plots.gradient_norms({"a": FALLING}, 0), ValueError, "threshold: .*got 0"),
-        (
-            lambda: plots.solved_by_ratio({"a": [1.0]}, {"b": [1.0]}),
-            ValueError,
-            r"errors: .*\['a', 'b'\]",
-        ),
-        (lambda: plots.solved_by_ratio({"a": [1]}, {"a": [1]}, decades=0), ValueError, "decades: "),
-        (
-            lambda: plots.horizon_cliff({"a": [1.0]}, [1, 2]),
-            ValueError,
-            r"errors\['a'\]: expected 2 points, got 1",
-        ),
-        (
-            lambda: plots.jacobian_singular_values([[0.0]], [1, 2]),
-            ValueError,
-            "lags: expected 1 of them, got 2",
-        ),
-        (
-            lambda: plots.saturation_histograms({"a": [0.1]}, {"f": [1.5]}),
-            ValueError,
-            r"gates\['f'\]: expected values in \[0, 1\]",
-        ),
-        (lambda: plots.saturation_histograms({"a": [np.nan]}), ValueError, "finite values"),
-        (lambda: plots.remedy_bars({"a": -1.0}, log=True), ValueError, "scores: .*negative"),
-        (
-            lambda: plots.speed_against_accuracy({"a": 1}, {"b": 1}),
-            ValueError,
-            r"scores: .*\['a', 'b'\]",
-        ),
-        (
-            lambda: plots.speed_against_accuracy({"a": 0}, {"a": 1}),
-            ValueError,
-            r"seconds\['a'\]: expected numbers above 0, got 0",
-        ),
+        (plots.saturation_histograms, (A, {"f": [1.5]}), r"ValueError: gates\['f'\]: .*\[0, 1\]"),
+        (plots.saturation_histograms, ({"a": [np.nan]},), "ValueError: .*finite values"),
+        (partial(plots.remedy_bars, log=True), ({"a": -1.0},), "ValueError: scores: .*negative"),
+        (plots.speed_against_accuracy, (A, B), r"ValueError: scores: .*\['a', 'b'\]"),
+        (plots.speed_against_accuracy, ({"a": 0}, A), r"ValueError: seconds\['a'\]: .*got 0"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name(call, error, words):
-    with pytest.raises(error, match=words):
-        call()
+def test_what_makes_no_sense_is_refused_by_name(function, arguments, error):
+    with pytest.raises((TypeError, ValueError)) as raised:
+        function(*arguments)
+    assert re.match(error, f"{raised.typename}: {raised.value}")
 
 
 def test_without_matplotlib_the_module_loads_and_says_what_is_missing():
@@ -583,24 +540,3 @@ except ImportError as error:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "draws with matplotlib, which is not installed: pip install matplotlib" in done.stdout
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_the_example_in_the_documentation_draws_a_line_and_a_band_per_initialisation(
-    tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", INSTRUMENTS.read_text(), re.DOTALL)
-    (example,) = (block for block in blocks if "plots.save" in block)
-    scope = {}
-    exec(compile(example, INSTRUMENTS.name, "exec"), scope)
-    axes = axes_of(scope["figure"])
-    assert legend(axes) == list(scope["norms"])
-    assert len(bands(axes)) == 3
-    assert {path.name for path in Path("figures").iterdir()} == {"profile.png", "profile.svg"}
-
-
-def test_the_documentation_lists_every_figure():
-    listed = set(re.findall(r"`(\w+)`", INSTRUMENTS.read_text()))
-    others = {"COLOURS", "MARKERS", "STYLE", "as_text", "legend", "save"}
-    assert set(plots.__all__) - others <= listed

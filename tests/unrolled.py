@@ -1,17 +1,16 @@
-"""Adjoints by autograd, through cells written out: the judge of ``rnn_cuda.instruments``.
+"""Recurrent layers of every kind, written out step by step: the judge of ``rnn_cuda.instruments``.
 
-One sample at a time, one step at a time; every h_t and c_t is a node of the graph. Nothing here is
-shared with what it judges but the modules' parameters.
+Derivatives are autograd's. Nothing here is shared with what it judges but the modules' parameters.
+What a program does with its layers is unrolled by ``unrolled_calls.py``, with the same steps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor, nn
+from torch.autograd.functional import jacobian
 
-import rnn_cuda
+from rnn_cuda import AntisymmetricRNN, FusedRNN, LeakyRNN
 
 NONLINEARITIES = {
     "tanh": torch.tanh,
@@ -19,143 +18,106 @@ NONLINEARITIES = {
     "sigmoid": torch.sigmoid,
     "identity": lambda z: z,
 }
+KINDS = {
+    "FusedRNN": (FusedRNN, {}),
+    "FusedRNN_relu": (FusedRNN, {"nonlinearity": "relu"}),
+    "FusedRNN_sigmoid": (FusedRNN, {"nonlinearity": "sigmoid"}),
+    "FusedRNN_identity": (FusedRNN, {"nonlinearity": "identity"}),
+    "RNN": (nn.RNN, {}),
+    "RNN_relu": (nn.RNN, {"nonlinearity": "relu"}),
+    "LeakyRNN": (LeakyRNN, {"leak": 0.3}),
+    "AntisymmetricRNN": (AntisymmetricRNN, {"step_size": 0.4, "diffusion": 0.2}),
+    "GRU": (nn.GRU, {}),
+    "LSTM": (nn.LSTM, {}),
+    "LSTM_projected": (nn.LSTM, {"proj_size": 3}),
+}
 
 
-@dataclass
-class Trajectory:
-    """The states of one layer and direction over one sample, as nodes of the graph."""
-
-    h: list[Tensor] = field(default_factory=list)
-    # c_t as the next step uses it: h_t does not hang on it
-    c: list[Tensor] = field(default_factory=list)
-    c_total: list[Tensor] = field(default_factory=list)  # c_t as h_t and the next step use it
-
-
-@dataclass
-class Unrolled:
-    input: Tensor  # (T, I)
-    output: Tensor  # (T, D * P)
-    h_n: Tensor  # (L * D, P)
-    c_n: Tensor | None  # (L * D, H)
-    trajectories: dict[str, Trajectory]  # by suffix; steps in the order of time
-
-
-def unroll(
-    module: nn.Module,
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    *,
-    cuts_cell: bool = False,
-    cuts_hidden: bool = False,
-) -> Unrolled:
-    """Run ``module`` over one sample ``x`` (T, I), in float64 and without dropout.
-
-    Two mistakes can be planted: that gradients do not pass from one c_t to the next, or that they
-    do not pass from h_t to the next step.
-    """
-    input = x
-    is_lstm = isinstance(module, nn.LSTM)
-    H, P = module.hidden_size, module.proj_size or module.hidden_size
-    trajectories, finals, cells, index = {}, [], [], 0
-    for layer in range(module.num_layers):
-        outputs = []
-        for suffix in [""] + (["_reverse"] if module.bidirectional else []):
-            name, states = f"l{layer}{suffix}", Trajectory()
-
-            def weight(kind, name=name):
-                value = getattr(module, f"{kind}_{name}", None)
-                return None if value is None else value.detach().double()
-
-            h = torch.zeros(P).double() if h0 is None else h0[index]
-            c = torch.zeros(H).double() if c0 is None else c0[index]
-            steps = range(len(x))
-            for t in reversed(steps) if suffix else steps:
-                h, c_total = _step(
-                    module,
-                    weight,
-                    x[t],
-                    h.detach() if cuts_hidden else h,
-                    c.detach() if cuts_cell else c,
-                )
-                states.h.append(h)
-                if is_lstm:
-                    c = c_total.clone()
-                    states.c.append(c)
-                    states.c_total.append(c_total)
-            if suffix:
-                for nodes in (states.h, states.c, states.c_total):
-                    nodes.reverse()
-            trajectories[name] = states
-            outputs.append(torch.stack(states.h))
-            finals.append(h)
-            cells.append(c)
-            index += 1
-        x = torch.cat(outputs, dim=-1)
-    c_n = torch.stack(cells) if is_lstm else None
-    return Unrolled(input, x, torch.stack(finals), c_n, trajectories)
-
-
-def _step(module, weight, x, h, c):
-    """h_t, and c_t of an LSTM."""
-
-    def affine(kind, v):
-        bias = weight(f"bias_{kind}")
-        return weight(f"weight_{kind}") @ v + (0 if bias is None else bias)
-
+def step_of(module, weights, x, h, c):
+    """h_t, and c_t of an LSTM, of some samples."""
+    w_ih, w_hh, *rest = weights
+    b_ih, b_hh = rest[:2] if module.bias else (0, 0)
+    if isinstance(module, AntisymmetricRNN):
+        w_hh = w_hh - w_hh.T - module.diffusion * torch.eye(len(w_hh), dtype=w_hh.dtype)
+    z_x, z_h = x @ w_ih.T + b_ih, h @ w_hh.T + b_hh
     if isinstance(module, nn.LSTM):
-        i, f, g, o = (affine("ih", x) + affine("hh", h)).chunk(4)
+        i, f, g, o = (z_x + z_h).chunk(4, dim=-1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
-        return (h if weight("weight_hr") is None else weight("weight_hr") @ h), c
+        return (h @ rest[-1].T if module.proj_size else h), c
     if isinstance(module, nn.GRU):
-        (x_r, x_z, x_n), (h_r, h_z, h_n) = affine("ih", x).chunk(3), affine("hh", h).chunk(3)
+        (x_r, x_z, x_n), (h_r, h_z, h_n) = z_x.chunk(3, dim=-1), z_h.chunk(3, dim=-1)
         r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
         return (1 - z) * (x_n + r * h_n).tanh() + z * h, None
-    f = NONLINEARITIES[module.nonlinearity]
-    if isinstance(module, rnn_cuda.LeakyRNN):
-        return (1 - module.leak) * h + module.leak * f(affine("ih", x) + affine("hh", h)), None
-    if isinstance(module, rnn_cuda.AntisymmetricRNN):
-        M = weight("weight_hh")
-        A = M - M.T - module.diffusion * torch.eye(len(M)).double()
-        z = weight("weight_ih") @ x + A @ h
-        for bias in (weight("bias_ih"), weight("bias_hh")):
-            z = z if bias is None else z + bias
-        return h + module.step_size * f(z), None
-    return f(affine("ih", x) + affine("hh", h)), None
+    new = NONLINEARITIES[module.nonlinearity](z_x + z_h)
+    if isinstance(module, LeakyRNN):
+        return (1 - module.leak) * h + module.leak * new, None
+    return (h + module.step_size * new if isinstance(module, AntisymmetricRNN) else new), None
 
 
-@dataclass
-class Adjoints:
-    """By suffix, over all samples: (T, B, features), NaN behind a sample's end."""
+def make(kind: str, input_size: int = 3, hidden_size: int = 5, **options) -> nn.Module:
+    """A module of that kind with larger weights than the default, so that all matters."""
+    cls, own = KINDS[kind]
+    module = cls(input_size, hidden_size, **own, **options)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(1.5)
+        for name, parameter in module.named_parameters():
+            if "relu" in kind and name.startswith("bias_ih"):
+                parameter.add_(4)  # or all units would close sooner or later
+    return module
 
-    hidden: dict[str, Tensor]
-    cell: dict[str, Tensor]
-    cell_total: dict[str, Tensor]
 
+class Unrolled:
+    """One layer and direction over one input, in float64; time in the order of processing.
 
-def adjoints(module, samples, h0, c0, loss_of_sample, **mistakes) -> Adjoints:
-    """Total adjoints of ``sum_b loss_of_sample(b, unrolled)``.
-
-    ``samples`` are (T_b, I); h0 and c0, (L * D, B, features) or None; all float64.
+    ``states[t]`` is s_t as a tuple (h_t,) or (h_t, c_t), each (B, features).
     """
-    T = max(len(x) for x in samples)
-    found = Adjoints({}, {}, {})
-    for b, x in enumerate(samples):
-        start = [None if s is None else s[:, b] for s in (h0, c0)]
-        # The weights are constants here: something has to require a gradient.
-        run = unroll(module, x.detach().requires_grad_(), *start, **mistakes)
-        loss = loss_of_sample(b, run)
-        for suffix, states in run.trajectories.items():
-            for kind in ("hidden", "cell", "cell_total"):
-                nodes = getattr(states, "h" if kind == "hidden" else kind.replace("cell", "c"))
-                if not nodes:
-                    continue
-                grads = torch.autograd.grad(
-                    loss, nodes, retain_graph=True, materialize_grads=True, allow_unused=True
-                )
-                whole = getattr(found, kind).setdefault(
-                    suffix, torch.full((T, len(samples), len(nodes[0])), torch.nan).double()
-                )
-                whole[: len(nodes), b] = torch.stack(grads)
-    return found
+
+    def __init__(self, module, input, hx=None, layer=0, reverse=False):
+        self.module = module
+        x = input.double()
+        x = x.transpose(0, 1) if module.batch_first else x
+        for below in range(layer):
+            outputs = []
+            for direction in range(2 if module.bidirectional else 1):
+                self._run(x, hx, below, direction == 1)
+                output = torch.stack([state[0] for state in self.states[1:]])
+                outputs.append(output.flip(0) if direction == 1 else output)
+            x = torch.cat(outputs, dim=-1)
+        self._run(x, hx, layer, reverse)
+
+    @torch.no_grad()
+    def _run(self, x, hx, layer, reverse):
+        module, name = self.module, f"l{layer}{'_reverse' if reverse else ''}"
+        kinds = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * module.bias
+        kinds += ["weight_hr"] * bool(module.proj_size)
+        self._weights = [getattr(module, f"{kind}_{name}").double() for kind in kinds]
+        if hx is None:
+            sizes = [module.proj_size or module.hidden_size]
+            sizes += [module.hidden_size] * isinstance(module, nn.LSTM)
+            state = tuple(x.new_zeros(x.shape[1], size) for size in sizes)
+        else:
+            index = layer * (2 if module.bidirectional else 1) + reverse
+            state = tuple(h[index].double() for h in (hx if isinstance(hx, tuple) else (hx,)))
+        self.x, self.states = x.flip(0) if reverse else x, [state]
+        for x_t in self.x:
+            self.states.append(self._step(x_t, self.states[-1]))
+
+    def _step(self, x, state):
+        after = step_of(self.module, self._weights, x, *state, *[None] * (2 - len(state)))
+        return after[: len(state)]
+
+    def jacobian(self, t: int, sample: int) -> Tensor:
+        """ds_t/ds_{t-1} of one sample, (S, S); for an LSTM s is (h, c)."""
+        before = [part[sample] for part in self.states[t - 1]]
+        sizes = [len(part) for part in before]
+        x = self.x[t - 1, sample]
+        return jacobian(lambda s: torch.cat(self._step(x, s.split(sizes))), torch.cat(before))
+
+    def product(self, start: int, stop: int, sample: int) -> Tensor:
+        """ds_stop/ds_start."""
+        found = torch.eye(sum(part.shape[1] for part in self.states[0]), dtype=torch.float64)
+        for t in range(start + 1, stop + 1):
+            found = self.jacobian(t, sample) @ found
+        return found

@@ -18,8 +18,7 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
 from rnn_cuda.modules import ElmanStack
-from rnn_cuda.residual import AntisymmetricRNN, LeakyRNN
-from tests.unrolled import NONLINEARITIES
+from tests.unrolled import step_of
 
 RECURRENT = (nn.RNN, nn.LSTM, nn.GRU, ElmanStack)
 FORWARDS = {kind.forward.__code__ for kind in RECURRENT}
@@ -138,28 +137,6 @@ class Call:
         for t, size in enumerate(self._sizes):
             table[t, :size] = gradients.get((index, t, kind), 0)
         return table if self._order is None else table.index_select(1, self._order)
-
-
-def step_of(module, weights, x, h, c):
-    """h_t, and c_t of an LSTM, of some samples."""
-    w_ih, w_hh, *rest = weights
-    b_ih, b_hh = rest[:2] if module.bias else (0, 0)
-    if isinstance(module, AntisymmetricRNN):
-        w_hh = w_hh - w_hh.T - module.diffusion * torch.eye(len(w_hh), dtype=w_hh.dtype)
-    z_x, z_h = x @ w_ih.T + b_ih, h @ w_hh.T + b_hh
-    if isinstance(module, nn.LSTM):
-        i, f, g, o = (z_x + z_h).chunk(4, dim=-1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * c.tanh()
-        return (h @ rest[-1].T if module.proj_size else h), c
-    if isinstance(module, nn.GRU):
-        (x_r, x_z, x_n), (h_r, h_z, h_n) = z_x.chunk(3, dim=-1), z_h.chunk(3, dim=-1)
-        r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
-        return (1 - z) * (x_n + r * h_n).tanh() + z * h, None
-    new = NONLINEARITIES[module.nonlinearity](z_x + z_h)
-    if isinstance(module, LeakyRNN):
-        return (1 - module.leak) * h + module.leak * new, None
-    return (h + module.step_size * new if isinstance(module, AntisymmetricRNN) else new), None
 
 
 class UnrolledCalls:
