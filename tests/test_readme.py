@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from tests.experiments.studies import study_of
+from tests.experiments.small_studies import study_of
 from tests.idx_files import write_mnist
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from experiments.fields import ConfigError
 from experiments.models import CORES
 from experiments.optimizers import CONFIGS
 from experiments.study import StudyConfig, parse_study, resolved
-from tests.experiments.studies import choices, composed, study_of
+from tests.experiments.small_studies import choices, composed, study_of
 from tests.idx_files import write_mnist
 
 ADDING = {"model": {"core": "rnn"}, "task": {"name": "adding"}}

@@ -15,7 +15,7 @@ from experiments.execution import execute
 from experiments.record import METRICS, OWNER, RECORD, owned
 from experiments.tasks.adding import AddingTask
 from tests.experiments.processes import SERVER
-from tests.experiments.studies import tiny
+from tests.experiments.small_studies import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread", "forked")
 PAIR = ("horizons=[10,12]", "contrast_horizons=[]")

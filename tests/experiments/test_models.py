@@ -16,7 +16,7 @@ from experiments.probes.adjoint import Adjoint
 from experiments.record import Record
 from experiments.study import resolved
 from tests.experiments.processes import make, printed_by, small
-from tests.experiments.studies import ROOT, choices, composed, listing_also
+from tests.experiments.small_studies import ROOT, choices, composed, listing_also
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

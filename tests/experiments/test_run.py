@@ -14,7 +14,7 @@ import pytest
 from experiments import run
 from experiments.record import OWNER, RECORD
 from tests.experiments.processes import SERVER
-from tests.experiments.studies import TINY
+from tests.experiments.small_studies import TINY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

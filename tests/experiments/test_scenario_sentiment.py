@@ -19,7 +19,7 @@ from experiments.fields import ConfigError
 from experiments.tasks import _opinions, build_task
 from experiments.tasks._reviews import words_of
 from experiments.train import train
-from tests.experiments.scenarios import check_scenario, generator, run_of
+from tests.experiments.scenario_checks import check_scenario, generator, run_of
 
 GRAMMAR = {"name": "sentiment", "test_size": 300}
 CLAUSE = re.compile(r"\b(?:i|we) (?:found|thought|called) (?:it|this) (\w+) (\w+)")

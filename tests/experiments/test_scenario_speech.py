@@ -27,7 +27,7 @@ from experiments.tasks._transcripts import constant_error, marks, peaks, texts, 
 from experiments.tasks._wav import RATE, WavError, read_wav, wav_bytes
 from experiments.tasks.speech import SpeechConfig, SpeechTask
 from experiments.train import load_run, train
-from tests.experiments.scenarios import check_scenario, generator, run_of
+from tests.experiments.scenario_checks import check_scenario, generator, run_of
 
 UNSCORED = -100
 

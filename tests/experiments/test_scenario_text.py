@@ -14,7 +14,7 @@ from experiments import use
 from experiments.fields import ConfigError
 from experiments.tasks import build_task
 from experiments.train import load_run, train
-from tests.experiments.scenarios import check_scenario, generator, run_of
+from tests.experiments.scenario_checks import check_scenario, generator, run_of
 
 WORDS = "the cat saw the dog. a dog sat on a mat, the cat ran.\n" * 40
 

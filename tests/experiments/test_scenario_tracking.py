@@ -17,7 +17,7 @@ from experiments.looks import Animation, Drawing
 from experiments.tasks import build_task
 from experiments.tasks._frames import streamed
 from experiments.train import load_run, train
-from tests.experiments.scenarios import check_scenario, generator, run_of
+from tests.experiments.scenario_checks import check_scenario, generator, run_of
 
 OPTIONS = {"name": "tracking", "test_size": 40}
 

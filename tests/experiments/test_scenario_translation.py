@@ -25,8 +25,8 @@ from experiments.tasks._parallel_text import ParallelText
 from experiments.tasks._worded import number_words, ordinal_words
 from experiments.tasks.translation import TranslationConfig, TranslationTask
 from experiments.train import load_run, train
-from tests.experiments.scenarios import check_scenario, generator, run_of
-from tests.experiments.studies import study_of
+from tests.experiments.scenario_checks import check_scenario, generator, run_of
+from tests.experiments.small_studies import study_of
 
 UNSCORED = -100
 

@@ -21,7 +21,7 @@ from experiments.tasks import build_task
 from experiments.tasks._frames import film, streamed
 from experiments.tasks._sprites import centre_of_mass, reflected, shrunk
 from experiments.train import train
-from tests.experiments.scenarios import check_scenario, generator, run_of
+from tests.experiments.scenario_checks import check_scenario, generator, run_of
 from tests.idx_files import idx_bytes
 
 SYNTHETIC = {"name": "video", "test_size": 30}

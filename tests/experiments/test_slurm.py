@@ -16,7 +16,7 @@ from experiments.fields import ConfigError
 from experiments.record import METRICS, OWNER, Record
 from experiments.run import CONFIGURATION
 from experiments.study import parse_study
-from tests import fake_slurm
+from tests.experiments import fake_slurm
 
 SMALL = [
     "experiment=smoke",

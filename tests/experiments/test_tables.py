@@ -17,7 +17,7 @@ from experiments.run import compare, run_study
 from experiments.run_folder import FAILURE
 from experiments.tables import ROUNDING, conclusions, say_view, verdict_text
 from experiments.view import Entry, View
-from tests.experiments.studies import quiet, study_of, tiny
+from tests.experiments.small_studies import quiet, study_of, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

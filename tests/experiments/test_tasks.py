@@ -23,7 +23,7 @@ from experiments.fields import Config, ConfigError, choice, fraction, integer, n
 from experiments.tasks import TASKS, build_task, shown_metric
 from experiments.train import train
 from tests.experiments.processes import printed_by
-from tests.experiments.studies import choices, composed, listing_also, study_of
+from tests.experiments.small_studies import choices, composed, listing_also, study_of
 from tests.idx_files import idx_bytes, mnist_like, write_mnist
 
 CHOICES = choices("task")

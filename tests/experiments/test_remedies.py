@@ -23,7 +23,7 @@ from experiments.remedies import REMEDIES, Problem
 from experiments.train import Interrupted, train
 from rnn_cuda.instruments import lyapunov_exponents
 from tests.experiments.processes import printed_by
-from tests.experiments.studies import ROOT, example, listing_also
+from tests.experiments.small_studies import ROOT, example, listing_also
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
