@@ -11,7 +11,7 @@ from benchmarks.instruments import recording_table
 from rnn_cuda import backend, instruments
 from rnn_cuda.instruments import plots
 from tests.differentiation_table import TABLE, outcomes, render
-from tests.experiments.studies import study_of
+from tests.experiments.small_studies import study_of
 from tests.idx_files import write_mnist
 
 ROOT = Path(__file__).parents[1]

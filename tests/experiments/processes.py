@@ -11,9 +11,12 @@ import multiprocessing
 import os
 import signal
 import socket
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +139,7 @@ class Countdown:
 
 
 def in_process(
-    values: Mapping[str, Any], root: Path, kill_at: int | None, results: Any, options: dict
+    values: Mapping[str, Any], root: Path, kill_at: int | None, options: dict, results: Any
 ) -> None:
     """Make a run, dying at a moment; else send the number of moments."""
     countdown = Countdown(kill_at)
@@ -145,24 +148,38 @@ def in_process(
     results.send(countdown.count)
 
 
-def killed(values: Mapping[str, Any], root: Path, kill_at: int | None, **options: Any) -> int:
-    """Make a run in a process that dies at a moment; return how many moments there were, or 0."""
-    ours, theirs = SERVER.Pipe(duplex=False)
-    process = SERVER.Process(target=in_process, args=(values, root, kill_at, theirs, options))
+def forked(target: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
+    """Call a function in a process of its own, with a pipe to this one as its last argument."""
+    ours, theirs = SERVER.Pipe()
+    process = SERVER.Process(target=target, args=(*arguments, theirs))
     process.start()
     theirs.close()
+    return process, ours
+
+
+def wait_for(
+    holds: Callable[[], Any], process: BaseProcess | None = None, seconds: float = 120.0
+) -> None:
+    """Wait until something holds, which a process that still runs brings about."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert process is None or process.is_alive(), "it ended by itself"
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def killed(values: Mapping[str, Any], root: Path, kill_at: int | None, **options: Any) -> int:
+    """Make a run in a process that dies at a moment; return how many moments there were, or 0."""
+    process, pipe = forked(in_process, values, root, kill_at, options)
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL)
-    return ours.recv() if process.exitcode == 0 else 0
+    return pipe.recv() if process.exitcode == 0 else 0
 
 
 def printed_by(program: str) -> str:
     """Run a program in a process of its own; return what it prints, its traceback too."""
-    ours, theirs = SERVER.Pipe(duplex=False)
-    process = SERVER.Process(target=_run_program, args=(program, theirs))
-    process.start()
-    theirs.close()
-    printed = ours.recv()
+    process, pipe = forked(_run_program, program)
+    printed = pipe.recv()
     process.join()
     return printed
 

@@ -15,7 +15,7 @@ from experiments.fields import ConfigError
 from experiments.models import CORES
 from experiments.optimizers import CONFIGS
 from experiments.study import StudyConfig, parse_study, resolved
-from tests.experiments.studies import choices, composed, study_of
+from tests.experiments.small_studies import choices, composed, study_of
 from tests.idx_files import write_mnist
 
 ADDING = {"model": {"core": "rnn"}, "task": {"name": "adding"}}
@@ -23,13 +23,6 @@ ADDING = {"model": {"core": "rnn"}, "task": {"name": "adding"}}
 
 def identity(**values) -> str:
     return RunConfig.parse({**ADDING, **values}).identity
-
-
-@pytest.fixture(scope="module")
-def mnist_root(tmp_path_factory) -> str:
-    root = tmp_path_factory.mktemp("mnist")
-    write_mnist(root)
-    return str(root)
 
 
 # Identity
@@ -103,8 +96,7 @@ OTHERS = [
 
 
 def test_every_value_that_counts_makes_another_run():
-    identities = [identity(**values) for values in ({}, *OTHERS)]
-    assert len(set(identities)) == len(identities)
+    assert len({identity(**values) for values in ({}, *OTHERS)}) == 1 + len(OTHERS)
 
 
 def test_mnist_counts_by_what_is_in_its_files_and_not_by_where_they_are(tmp_path):
@@ -147,10 +139,11 @@ def test_every_optimizer_parses_and_shows_every_key(name):
 
 
 @pytest.mark.parametrize("name", choices("experiment"))
-def test_every_experiment_makes_a_study_in_every_budget(name, mnist_root):
+def test_every_experiment_makes_a_study_in_every_budget(name, tmp_path):
     words = [f"experiment={name}"]
     if "task: mnist\n" in (CONFIGURATION / "experiment" / f"{name}.yaml").read_text():
-        words.append(f"task.root={mnist_root}")
+        write_mnist(tmp_path)
+        words.append(f"task.root={tmp_path}")
     with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
         config = compose("config", words)
         study = parse_study(config, words)
@@ -173,16 +166,12 @@ def test_every_experiment_makes_a_study_in_every_budget(name, mnist_root):
 
 def test_the_main_job_is_the_horizon_ladder_as_specified():
     study = study_of()
-    ladder = [member for member in study.members if member.contrast_of is None]
-    assert [m.run.horizon for m in ladder] == [T for T in (10, 20, 30, 50, 100) for _ in range(3)]
-    run = ladder[0].run
-    assert (run.core.name, run.core.config.hidden_size, run.task.name) == (
-        "fused_rnn",
-        64,
-        "adding",
-    )
+    ladder = [member.run for member in study.members if member.contrast_of is None]
+    assert [run.horizon for run in ladder] == [T for T in (10, 20, 30, 50, 100) for _ in range(3)]
+    run = ladder[0]
+    assert (run.core.name, run.task.name, run.optimizer) == ("fused_rnn", "adding", "adam")
+    assert (run.core.config.hidden_size, run.optimizer_config.learning_rate) == (64, 3e-3)
     assert (run.training.steps, run.training.batch_size) == (1500, 64)
-    assert (run.optimizer, run.optimizer_config.learning_rate) == ("adam", 3e-3)
     assert run.plain()["remedy"] == {"clipping": {"norm": 1.0, "value": None}}
     contrast = next(m for m in study.members if m.label == "ReLU + identity")
     assert (contrast.run.horizon, contrast.contrast_of) == (50, "fused_rnn")

@@ -8,14 +8,13 @@ import signal
 from multiprocessing import forkserver
 
 import pytest
-import torch
 
-from experiments import checkpoint, execution
+from experiments import execution
 from experiments.execution import execute
-from experiments.record import METRICS, OWNER, RECORD, owned
+from experiments.record import OWNER, RECORD, owned
 from experiments.tasks.adding import AddingTask
-from tests.experiments.processes import SERVER
-from tests.experiments.studies import tiny
+from tests.experiments import processes
+from tests.experiments.small_studies import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread", "forked")
 PAIR = ("horizons=[10,12]", "contrast_horizons=[]")
@@ -26,7 +25,7 @@ def forked(monkeypatch):
     """Fork workers from the server that has torch loaded; test_run.py has some that are spawned."""
     # Before a pool holds signals back: a server that is started then never gets any.
     forkserver.ensure_running()
-    monkeypatch.setattr(execution.multiprocessing, "get_context", lambda _: SERVER)
+    monkeypatch.setattr(execution.multiprocessing, "get_context", lambda _: processes.SERVER)
 
 
 class Watch:
@@ -46,24 +45,9 @@ class Watch:
         return {horizon: outcome.state for horizon, outcome in self.outcomes.items()}
 
 
-def traces(study):
-    """What a run leaves that no clock has a part in."""
-    found = []
-    for member in study.members:
-        record = json.loads((member.folder / RECORD).read_text())
-        del record["provenance"]
-        weights = checkpoint.load(member.folder)["model"]
-        found.append((record, (member.folder / METRICS).read_bytes(), weights))
-    return found
-
-
 def assert_same(ours, theirs):
-    for (record, metrics, weights), (other, other_metrics, others) in zip(
-        traces(ours), traces(theirs), strict=True
-    ):
-        assert record == other
-        assert metrics == other_metrics
-        assert all(torch.equal(weights[name], others[name]) for name in weights)
+    for each, other in zip(ours.members, theirs.members, strict=True):
+        processes.assert_same(processes.outcome(each.folder), processes.outcome(other.folder))
 
 
 def fail_at(horizon, monkeypatch):

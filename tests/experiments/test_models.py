@@ -15,21 +15,21 @@ from experiments.models import CORES
 from experiments.probes.adjoint import Adjoint
 from experiments.record import Record
 from experiments.study import resolved
-from tests.experiments.processes import make, printed_by, small
-from tests.experiments.studies import ROOT, choices, composed, listing_also
+from tests.experiments.processes import assert_same, make, printed_by, small
+from tests.experiments.small_studies import ROOT, choices, composed, listing_also
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @cache
 def choice_of(name: str) -> dict:
-    return resolved(composed(f"model={name}"))["model"]
+    model = resolved(composed(f"model={name}"))["model"]
+    return {key: value for key, value in model.items() if key != "contrasts"}
 
 
 def run_of(name: str, seed: int = 0, remedy=None, **changes) -> RunConfig:
-    model = {**choice_of(name), **changes}
-    model.pop("contrasts", None)
     task = {"name": "adding", "test_size": 8}
+    model = {**choice_of(name), **changes}
     return RunConfig.parse(
         {"model": model, "task": task, "horizon": 40, "seed": seed, "remedy": remedy}
     )
@@ -54,7 +54,6 @@ def test_every_core_trains_in_bfloat16(name, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "remedy"),
     [
-        ({}, None),
         ({"num_layers": 2, "bidirectional": True}, None),
         ({}, {"initialisation": {"recurrent": "orthogonal"}}),
         ({"nonlinearity": "relu"}, {"initialisation": {"recurrent": "identity"}}),
@@ -62,29 +61,23 @@ def test_every_core_trains_in_bfloat16(name, tmp_path):
 )
 def test_fused_rnn_and_rnn_are_the_same_model(changes, remedy):
     """Same seed: equal weights; predictions, gradients, adjoints equal within float32 rounding."""
-    run = run_of("fused_rnn", remedy=remedy, **changes)
-    fused = run.build_model()
-    plain = run_of("rnn", remedy=remedy, **changes).build_model()
-    assert type(fused.core) is not type(plain.core)
-    for (name, ours), (other, theirs) in zip(
-        fused.named_parameters(), plain.named_parameters(), strict=True
-    ):
-        assert name == other
-        assert torch.equal(ours, theirs)
-    x_TBI, target = run.task.sample(32, run.horizon, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(fused(x_TBI), plain(x_TBI), rtol=1e-5, atol=1e-6)
-    gradients = [
-        torch.autograd.grad(run.task.loss(model(x_TBI), target), list(model.parameters()))
-        for model in (fused, plain)
-    ]
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6 * theirs.abs().max().item())
-    probe = Adjoint(Adjoint.Config())
-    profiles = [
-        torch.tensor(probe.measure(model, run.task, x_TBI, target)["state_norm"])
-        for model in (fused, plain)
-    ]
-    torch.testing.assert_close(*profiles, rtol=1e-4, atol=0)
+    found = []
+    for core in ("fused_rnn", "rnn"):
+        run = run_of(core, remedy=remedy, **changes)
+        model = run.build_model()
+        x_TBI, target = run.task.sample(32, run.horizon, torch.Generator().manual_seed(0))
+        parameters = dict(model.named_parameters())
+        prediction = model(x_TBI)
+        gradients = torch.autograd.grad(run.task.loss(prediction, target), parameters.values())
+        profile = Adjoint(Adjoint.Config()).measure(model, run.task, x_TBI, target)["state_norm"]
+        found.append((type(model.core), parameters, prediction, gradients, torch.tensor(profile)))
+    (layer, ours, *values), (other, theirs, *others) = found
+    assert layer is not other
+    assert_same(ours, theirs)
+    torch.testing.assert_close(values[0], others[0], rtol=1e-5, atol=1e-6)
+    for gradient, its in zip(values[1], others[1], strict=True):
+        torch.testing.assert_close(gradient, its, rtol=1e-4, atol=1e-6 * its.abs().max().item())
+    torch.testing.assert_close(values[2], others[2], rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("name", choices("model"))

@@ -1,4 +1,4 @@
-"""Probes: what they measure against autograd or the library, and that they change no run."""
+"""Probes: what they measure against the library or autograd, and that they change no run."""
 
 from __future__ import annotations
 
@@ -19,21 +19,20 @@ from experiments.models import CORES
 from experiments.probes import PROBES, Probe, ProbeConfig
 from experiments.record import read_metrics
 from experiments.train import train
-from rnn_cuda.instruments import lyapunov_exponents
-from tests.experiments.processes import printed_by
-from tests.experiments.studies import ROOT, example, listing_also
+from rnn_cuda.instruments import (
+    gate_activations,
+    jacobian_singular_values,
+    lyapunov_exponents,
+    recurrent_spectrum,
+)
+from tests.experiments.processes import assert_same, printed_by
+from tests.experiments.small_studies import ROOT, example, listing_also
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PLAIN, GATED = ["fused_rnn", "rnn"], ["lstm", "gru"]
-REFUSED = {
-    "adjoint": {},
-    "jacobian": {},
-    "lag_contribution": {"antisymmetric": "AntisymmetricRNN"},
-    "lyapunov": {},
-    "saturation": {},
-    "spectrum": {},
-}
+REFUSED = {("lag_contribution", "antisymmetric"): "AntisymmetricRNN"}
+NAMES = ("adjoint", "jacobian", "lag_contribution", "lyapunov", "saturation", "spectrum")
 T, B, H = 6, 3, 4
 STEP = {"leaky": {"leak": 0.3}, "antisymmetric": {"step_size": 0.2, "diffusion": 0.1}}
 
@@ -67,45 +66,41 @@ def measured(run, seed=0):
     return model, x, target, values
 
 
-def steps_of(core, x):
-    """State after each step, by single calls."""
+def states_of(core, x):
+    """The state after each step, a tuple of (B, H) each, by single calls."""
     state, states = None, []
     for x_t in x:
         _, state = core(x_t.unsqueeze(0), state)
-        states.append(state)
+        states.append(tuple(s[0] for s in (state if isinstance(state, tuple) else (state,))))
     return states
-
-
-def loss_of(run, model, state, target):
-    h_n = state[0] if isinstance(state, tuple) else state
-    return run.task.loss(model.readout(h_n[-1]), target)
 
 
 # ---- choices -------------------------------------------------------------------------------------
 
 
-def test_every_probe_has_a_choice_that_shows_its_defaults():
+def test_every_probe_has_a_choice_that_shows_its_defaults_and_is_on_the_page():
+    page = (ROOT / "docs/remedies.md").read_text(encoding="utf-8")
     for name, kind in PROBES.items():
         path = ROOT / f"hydra_conf/probe/{name}.yaml"
         assert path.read_text(encoding="utf-8").startswith(f"# @package probe.{name}\n")
         shown = OmegaConf.to_container(OmegaConf.load(path))
         assert kind.Config.parse(shown) == kind.Config()
         assert shown.keys() == asdict(kind.Config()).keys()
+        assert f"| `{name}` |" in page
     choices = {path.stem for path in (ROOT / "hydra_conf/probe").iterdir()}
-    assert choices == set(PROBES) == set(REFUSED)
+    assert choices == set(PROBES) == set(NAMES)
 
 
 @pytest.mark.parametrize("core", sorted(CORES))
-@pytest.mark.parametrize("name", sorted(REFUSED))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_probe_measures_a_core_or_is_refused_before_the_run(name, core):
-    if core in REFUSED[name]:
-        message = rf"probe\.{name} measures .*; got {REFUSED[name][core]}$"
+    if (name, core) in REFUSED:
+        message = rf"probe\.{name} measures .*; got {REFUSED[name, core]}$"
         with pytest.raises(ConfigError, match=message):
             run_of(core, name)
         return
-    for model in ({"num_layers": 2, "bidirectional": True}, {}):
-        run = run_of(core, name, model=model, precision="float32")
-        assert measured(run)[-1]
+    model = {"num_layers": 2, "bidirectional": True}
+    assert measured(run_of(core, name, model=model, precision="float32"))[-1]
 
 
 def test_a_remedy_decides_what_a_probe_gets():
@@ -121,7 +116,7 @@ def test_a_remedy_decides_what_a_probe_gets():
     run_of("lstm", "lyapunov", options={"lyapunov": {"exponents": 8}})
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_network_that_is_dead_is_measured_in_strict_json(name):
     """Closed ReLUs: singular values, adjoints and exponents that are exactly zero or -inf."""
     run = run_of("rnn", name, model={"nonlinearity": "relu"})
@@ -134,46 +129,19 @@ def test_a_network_that_is_dead_is_measured_in_strict_json(name):
 # ---- values --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("core", sorted(CORES))
-def test_jacobians_have_the_singular_values_of_autograds(core):
-    options = {"jacobian": {"lags": [1, 4, 9], "sequences": 2, "values": 100}}
-    run = run_of(core, "jacobian", options=options)
+def test_jacobians_are_the_librarys_on_some_sequences():
+    options = {"jacobian": {"lags": [1, 4, 9], "sequences": 2, "values": 3}}
+    run = run_of("lstm", "jacobian", options=options)
     model, x, _, values = measured(run)
     assert values["lags"] == [1, 4, T]
-    for lag, logs in zip(values["lags"], values["log10_values"], strict=True):
-        expected = []
-        for sample in range(2):
-            start = torch.zeros(H * (2 if core == "lstm" else 1), dtype=torch.float64)
-
-            def after(state, rows):
-                given = state.view(-1, 1, 1, H)
-                h0 = tuple(given) if core == "lstm" else given[0]
-                _, end = model.core(rows, h0)
-                return torch.cat(end).flatten() if core == "lstm" else end.flatten()
-
-            if lag < T:
-                start = after(start, x[: T - lag, sample : sample + 1]).detach()
-            rows = x[T - lag :, sample : sample + 1]
-            jacobian = torch.autograd.functional.jacobian(lambda s, r=rows: after(s, r), start)
-            expected.append(torch.linalg.svdvals(jacobian).log10())
-        mean = torch.stack(expected).mean(0)
-        assert values["ranks"] == list(range(1, len(mean) + 1))
-        torch.testing.assert_close(torch.tensor(logs, dtype=torch.float64), mean, rtol=0, atol=1e-6)
+    assert values["ranks"] == [1, 5, 8]  # evenly
+    expected = jacobian_singular_values(model.core, x[:, :2], [1, 4, T]).mean(1)
+    assert values["log10_values"] == expected[:, [0, 4, 7]].tolist()
 
 
-def test_a_few_of_the_singular_values_are_picked_evenly():
-    options = {"jacobian": {"values": 3}}
-    run = run_of("fused_rnn", "jacobian", options=options, model={"hidden_size": 9})
-    values = measured(run)[-1]
-    assert values["ranks"] == [1, 5, 9]
-    assert [len(logs) for logs in values["log10_values"]] == [3, 3]
-
-
-@pytest.mark.parametrize("core", PLAIN + GATED)
-def test_exponents_are_the_librarys_on_some_sequences(core):
+def test_exponents_are_the_librarys_on_some_sequences():
     options = {"lyapunov": {"exponents": 4, "warmup": 0.5, "sequences": 2}}
-    run = run_of(core, "lyapunov", options=options)
-    model, x, _, values = measured(run)
+    model, x, _, values = measured(run_of("gru", "lyapunov", options=options))
     torch.manual_seed(0)
     expected = lyapunov_exponents(model.core, x[:, :2], 4, warmup=3).mean(0)
     assert values["exponents"] == expected.tolist()
@@ -181,71 +149,49 @@ def test_exponents_are_the_librarys_on_some_sequences(core):
 
 
 @pytest.mark.parametrize("core", sorted(CORES))
-def test_saturation_counts_what_the_states_are(core):
+def test_saturation_counts_what_the_states_and_the_librarys_gates_are(core):
     run = run_of(core, "saturation", options={"saturation": {"threshold": 0.5, "bins": 10}})
     model, x, _, values = measured(run)
-    states = [s[0][0] if isinstance(s, tuple) else s[0] for s in steps_of(model.core, x)]
-    h = torch.stack(states).detach()
-
-    def is_histogram(found, of):
+    h = torch.stack([state[0] for state in states_of(model.core, x)]).detach()
+    expected = {"hidden": (h, "share", "mean_derivative")}
+    if core in GATED:
+        expected["hidden"] = (h, "share")
+        gates = gate_activations(model.core, x)
+        expected |= {name: (gate, "share", "mean_derivative") for name, gate in gates.items()}
+        values |= values.pop("gates")
+    elif core not in PLAIN:
+        before = torch.cat([torch.zeros_like(h[:1]), h[:-1]])
+        f = (h - 0.7 * before) / 0.3 if core == "leaky" else (h - before) / 0.2
+        expected = {"hidden": (h,), "activation": (f, "share", "mean_derivative")}
+    assert values.keys() == expected.keys()
+    for name, (of, *numbers) in expected.items():
+        found = values[name]
         assert found["counts"] == torch.histc(of, 10, found["low"], found["high"]).tolist()
         assert sum(found["counts"]) == of.numel()
-
-    is_histogram(values["hidden"], h)
-    if core in GATED:
-        assert values["hidden"]["share"] == pytest.approx((h.abs() > 0.5).double().mean().item())
-        assert "mean_derivative" not in values["hidden"]
-        names = {"lstm": {"input", "forget", "cell", "output"}, "gru": {"reset", "update", "new"}}
-        assert values["gates"].keys() == names[core]
-        gate, W, U = (
-            {"lstm": ("forget",), "gru": ("update",)}[core][0],
-            *(
-                getattr(model.core, f"weight_{kind}_l0").detach()[H : 2 * H]
-                for kind in ("ih", "hh")
-            ),
-        )
-        b = (model.core.bias_ih_l0 + model.core.bias_hh_l0).detach()[H : 2 * H]
-        before = torch.cat([torch.zeros_like(h[:1]), h[:-1]])
-        opened = torch.sigmoid(x @ W.T + before @ U.T + b)
-        is_histogram(values["gates"][gate], opened)
-        derivative = (opened * (1 - opened)).mean().item()
-        assert values["gates"][gate]["mean_derivative"] == pytest.approx(derivative)
-        return
-    where = "hidden"
-    if core not in PLAIN:
-        where = "activation"
-        before = torch.cat([torch.zeros_like(h[:1]), h[:-1]])
-        h = (h - 0.7 * before) / 0.3 if core == "leaky" else (h - before) / 0.2
-        is_histogram(values["activation"], h)
-    assert values[where]["share"] == pytest.approx((h.abs() > 0.5).double().mean().item())
-    assert values[where]["mean_derivative"] == pytest.approx((1 - h * h).mean().item())
+        assert found.keys() - {"low", "high", "counts"} == set(numbers)
+        is_tanh = name in ("hidden", "activation", "cell", "new")
+        share = (of.abs() > 0.5) if is_tanh else (of < 0.25) | (of > 0.75)
+        derivative = 1 - of * of if is_tanh else of * (1 - of)
+        for number, each in (("share", share.double()), ("mean_derivative", derivative)):
+            if number in numbers:
+                assert found[number] == pytest.approx(each.mean().item())
 
 
 @pytest.mark.parametrize("core", sorted(CORES))
-def test_the_spectrum_is_that_of_each_block_and_the_first_adjoint_autograds(core):
+def test_the_spectrum_is_the_librarys_and_the_first_adjoint_autograds(core):
     run = run_of(core, "spectrum")
     model, x, target, values = measured(run)
     U = model.core.weight_hh_l0.detach()
     if core == "antisymmetric":
         U = U - U.T - 0.1 * torch.eye(H, dtype=U.dtype)
-    found = values["matrices"]["l0"]
-    for index, block in enumerate(U.split(H)):
-        singular = torch.linalg.svdvals(block)
-        expected = {
-            "spectral_radius": torch.linalg.eigvals(block).abs().max(),
-            "largest_singular_value": singular[0],
-            "smallest_singular_value": singular[-1],
-            "orthogonality_error": (block.T @ block - torch.eye(H)).norm(),
-        }
-        for key, value in expected.items():
-            assert found[key][index] == pytest.approx(value.item(), rel=1e-9)
-    first = steps_of(model.core, x[:1])[0]
-    parts = [p.detach().requires_grad_() for p in (first if core == "lstm" else (first,))]
-    _, state = model.core(x[1:], tuple(parts) if core == "lstm" else parts[0])
-    gradients = torch.autograd.grad(loss_of(run, model, state, target) * B, parts)
-    norm = torch.cat(gradients, -1).norm(dim=-1).mean().item()
+    expected = {name: value.tolist() for name, value in recurrent_spectrum(U)._asdict().items()}
+    assert values["matrices"]["l0"] == expected
+    first = [s.detach().unsqueeze(0).requires_grad_() for s in states_of(model.core, x[:1])[0]]
+    output, _ = model.core(x[1:], tuple(first) if core == "lstm" else first[0])
+    loss = run.task.loss(model.readout(output[-1]), target) * B
+    norm = torch.cat(torch.autograd.grad(loss, first), -1).norm(dim=-1).mean().item()
     assert values["first_adjoint"] == pytest.approx(norm, rel=1e-9)
-    bound = torch.linalg.svdvals(U)[0].item()
+    bound = expected["largest_singular_value"][0]
     assert values["margin"] == (pytest.approx(1 - bound) if core in PLAIN else None)
 
 
@@ -273,15 +219,12 @@ def test_the_contribution_of_a_step_is_the_gradient_of_its_own_u(core):
     U = model.core.weight_hh_l0.detach()
     norms = torch.zeros(T, B)
     for sample in range(B):
-        each = [U.clone().requires_grad_() for _ in range(T)]
-        state = None
+        each, state = [U.clone().requires_grad_() for _ in range(T)], None
         for t in range(T):
             row = x[t : t + 1, sample : sample + 1]
-            _, state = functional_call(model.core, {"weight_hh_l0": each[t]}, (row, state))
-        gradients = torch.autograd.grad(
-            loss_of(run, model, state, target[sample : sample + 1]), each
-        )
-        norms[:, sample] = torch.stack([gradient.norm() for gradient in gradients])
+            output, state = functional_call(model.core, {"weight_hh_l0": each[t]}, (row, state))
+        loss = run.task.loss(model.readout(output[-1]), target[sample : sample + 1])
+        norms[:, sample] = torch.stack([g.norm() for g in torch.autograd.grad(loss, each)])
     mean = norms.mean(1).tolist()
     assert values["contribution"] == pytest.approx(mean, rel=1e-5)
     assert values["contribution"][0] == 0
@@ -319,16 +262,9 @@ class Meddling(Probe):
 )
 def test_a_run_with_probes_is_the_run_without_to_the_bit(core, remedy, tmp_path):
     settings = {"remedy": remedy, "precision": "float32"}
-    names = [name for name in PROBES if core not in REFUSED[name]]
-    probed = run_of(
-        core,
-        *names,
-        options={
-            name: {"every": 10, **({"exponents": 3} if name == "lyapunov" else {})}
-            for name in names
-        },
-        **settings,
-    )
+    options = {name: {"every": 10} for name in NAMES}
+    options["lyapunov"]["exponents"] = 3
+    probed = run_of(core, *NAMES, options=options, **settings)
     meddled = replace(probed, probes=(Meddling(ProbeConfig(every=10)),))
     results = []
     for run in (run_of(core, **settings), probed, meddled):
@@ -340,14 +276,11 @@ def test_a_run_with_probes_is_the_run_without_to_the_bit(core, remedy, tmp_path)
         assert sorted(steps) == sorted([0, 10, 20, 25] * len(run.probes))
         assert record.probes.keys() == {probe.name for probe in run.probes}
         metrics = [row for row in rows if "probe" not in row]
-        results.append((metrics, record.result, state["model"], state["data"], state["random"]))
-    expected = results[0]
+        results.append(
+            (metrics, asdict(record.result), state["model"], state["data"], state["random"])
+        )
     for found in results[1:]:
-        assert found[:2] == expected[:2]
-        assert all(torch.equal(found[2][key], expected[2][key]) for key in expected[2])
-        assert found[3]["used"] == expected[3]["used"]
-        assert torch.equal(found[3]["generator"], expected[3]["generator"])
-        assert torch.equal(found[4]["torch"], expected[4]["torch"])
+        assert_same(found, results[0])
 
 
 def test_truncation_is_of_training_and_not_of_what_probes_see():
@@ -372,8 +305,3 @@ def test_a_probe_is_added_with_one_file_as_the_page_says(tmp_path):
     )
     names = [name for name, _ in run_of("rnn").build_model().named_parameters()]
     assert printed_by(program) == f"{sorted(names)}\n"
-
-
-def test_the_page_names_every_probe():
-    page = (ROOT / "docs/remedies.md").read_text(encoding="utf-8")
-    assert all(f"| `{name}` |" in page for name in PROBES)

@@ -1,23 +1,19 @@
 """A run that was killed or interrupted ends with the same bits as one that was not."""
 
-import os
 import random
-import signal
 import time
 
 import pytest
-import torch
 
 from experiments.config import RunConfig
-from experiments.fields import ConfigError
 from experiments.remedies import REMEDIES
 from experiments.tasks import TASKS, build_task
 from experiments.train import Interrupted
 from tests.experiments.processes import (
     BLOCK,
     OFTEN,
-    SERVER,
     assert_same,
+    forked,
     in_process,
     killed,
     make,
@@ -110,11 +106,10 @@ def test_a_run_that_diverges_and_one_that_is_solved_end_as_named(whole):
 
 
 @pytest.mark.parametrize("name", sorted(set(TASKS) - {"mnist"}))  # which is digits with files
-def test_a_run_on_any_task_killed_at_random_moments_ends_with_the_same_bits(name, whole, tmp_path):
+def test_a_run_on_any_task_killed_at_a_random_moment_ends_with_the_same_bits(name, whole, tmp_path):
     values = of_task(name)
-    moments = random.Random(name)
-    for moment in (moments.randrange(1, 60), moments.randrange(1, 30)):  # of about a hundred
-        assert killed(values, tmp_path, moment, **OFTEN) == 0
+    moment = random.Random(name).randrange(1, 60)  # of about a hundred
+    assert killed(values, tmp_path, moment, **OFTEN) == 0
     assert_same(outcome(make(values, tmp_path)), whole(values))
 
 
@@ -123,13 +118,8 @@ def test_a_run_with_any_remedy_killed_at_a_random_moment_ends_with_the_same_bits
     name, whole, tmp_path
 ):
     options = {"clipping": {"norm": 0.5}, "flossing": {"steps": 3}}.get(name, {})
-    for core in ("rnn", "lstm"):
-        values = small(model={"core": core}, remedy={name: options}, **PROBED)
-        try:
-            RunConfig.parse(values).build_model()
-            break
-        except ConfigError:
-            continue  # remedies are for some cores
+    core = "lstm" if name in ("gate_bias", "flossing") else "rnn"
+    values = small(model={"core": core}, remedy={name: options}, **PROBED)
     assert killed(values, tmp_path, random.Random(name).randrange(20, 60), **OFTEN) == 0
     assert_same(outcome(make(values, tmp_path)), whole(values))
 
@@ -152,17 +142,8 @@ def test_a_run_killed_by_the_clock_ends_with_the_same_bits(whole, tmp_path):
     values = small(training={"steps": 400}, **PROBED)
     times = random.Random(0)
     for _ in range(4):
-        process = SERVER.Process(target=in_process, args=(values, tmp_path, None, None, OFTEN))
-        process.start()
+        process, _ = forked(in_process, values, tmp_path, None, OFTEN)
         time.sleep(times.uniform(0.1, 0.9))
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
     assert_same(outcome(make(values, tmp_path)), whole(values))
-
-
-def test_probes_do_not_change_what_is_trained(whole):
-    with_probes = whole(small(**PROBED))["state"]["model"]
-    without = whole(small())["state"]["model"]
-    for name, tensor in with_probes.items():
-        assert torch.equal(tensor, without[name])

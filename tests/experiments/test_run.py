@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import pytest
 
 from experiments import run
 from experiments.record import OWNER, RECORD
-from tests.experiments.processes import SERVER
-from tests.experiments.studies import TINY
+from tests.experiments.processes import SERVER, wait_for
+from tests.experiments.small_studies import TINY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,8 +46,7 @@ def test_help_and_configuration_are_for_a_newcomer(command):
     assert out.count("python -m experiments.run ") == 6
     assert "$" not in out
     assert "hydra" not in out.replace("hydra_conf", "").lower()
-    status, out, _ = command("--cfg", "job", "experiment=smoke")
-    assert "\n  hidden_size: 16\n" in out
+    assert "\n  hidden_size: 16\n" in command("--cfg", "job", "experiment=smoke")[1]
 
 
 def test_a_sweep_ends_in_one_comparison_and_lists_the_member_that_failed(
@@ -91,10 +89,7 @@ def test_a_sweep_ends_in_one_comparison_and_lists_the_member_that_failed(
         ("training.step=3", "did you mean training.steps?"),
         ("probe.spectrum.every=3", "there is no probe.spectrum in this study; +probe.spectrum="),
         ("training=null", "field 'training' is not Optional"),
-        (
-            "model=null",
-            "each of experiment, model, optimizer, probe, remedy, task must be",
-        ),
+        ("model=null", "each of experiment, model, optimizer, probe, remedy, task must be"),
         ("+arms.x=model=lstm", "+arms.x=model=lstm is not an override that Hydra can read: "),
         ("model.hidden_size=1000000000", "model cannot be built: "),
         ("budget=", "budget must be one of"),
@@ -165,14 +160,6 @@ def session(leader: int) -> list[int]:
     return found
 
 
-def wait_for(condition, process=None, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process is None or process.is_alive(), "it ended by itself"
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_killed_it_leaves_no_process_asked_to_end_it_saves_and_twice_at_once_is_seen(tmp_path):
@@ -212,4 +199,4 @@ def test_killed_it_leaves_no_process_asked_to_end_it_saves_and_twice_at_once_is_
         for process in (second, third):
             if process is not None:
                 process.kill()
-    assert all(path.stat().st_mtime_ns > time for path, time in before.items())
+    assert all(path.stat().st_mtime_ns > at for path, at in before.items())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -16,22 +16,11 @@ from experiments import run_folder
 from experiments.record import OWNER
 from experiments.run_folder import FolderTakenError, claim, claim_next, file_name, release
 from experiments.view import STUDY
-from tests.experiments.processes import SERVER
-
-
-@dataclass(frozen=True)
-class Claimant:
-    """A process that claims a folder when it is told to, and lives until it is told."""
-
-    process: BaseProcess
-    pipe: Connection
-
-    @property
-    def pid(self):
-        return self.process.pid
+from tests.experiments.processes import forked
 
 
 def claim_when_told(how: str, folder: Path, pipe: Connection) -> None:
+    """Claim a folder when told to, and live until told."""
     pipe.recv()
     try:
         pipe.send(str(claim_next(folder) if how == "next" else claim(folder) or folder))
@@ -41,58 +30,39 @@ def claim_when_told(how: str, folder: Path, pipe: Connection) -> None:
         pipe.recv()
 
 
-def claimants(count: int, how: str, folder: Path) -> list[Claimant]:
-    found = []
-    for _ in range(count):
-        ours, theirs = SERVER.Pipe()
-        process = SERVER.Process(target=claim_when_told, args=(how, folder, theirs))
-        process.start()
-        theirs.close()
-        found.append(Claimant(process, ours))
-    return found
-
-
-def answers(processes: list[Claimant]) -> list[str]:
-    """Let all of them claim at once; return what each says of it."""
-    for each in processes:
-        each.pipe.send("claim")
-    return [each.pipe.recv() for each in processes]
-
-
-def ended(processes: list[Claimant]) -> None:
-    for each in processes:
-        each.pipe.close()
-        each.process.join(60)
-        assert each.process.exitcode is not None
+@contextmanager
+def claimants(count: int, how: str, folder: Path) -> Iterator[dict[BaseProcess, str]]:
+    """Let processes claim at once; yield what each says of it, and end them."""
+    started = [forked(claim_when_told, how, folder) for _ in range(count)]
+    for _, pipe in started:
+        pipe.send("claim")
+    yield {process: pipe.recv() for process, pipe in started}
+    for process, pipe in started:
+        pipe.close()
+        process.join(60)
+        assert process.exitcode is not None
 
 
 def test_of_processes_that_start_at_once_each_takes_a_folder_of_its_own(tmp_path):
-    processes = claimants(6, "next", tmp_path / "a" / "12-00-00_x")
-    folders = [Path(answer) for answer in answers(processes)]
-    numbers = ["12-00-00_x", *(f"12-00-00_x_{number}" for number in range(2, 7))]
-    assert sorted(folder.name for folder in folders) == numbers
-    owners = [json.loads((folder / OWNER).read_text())["pid"] for folder in folders]
-    assert owners == [process.pid for process in processes]
-    ended(processes)
+    with claimants(6, "next", tmp_path / "a" / "12-00-00_x") as answers:
+        folders = {Path(answer): process.pid for process, answer in answers.items()}
+        numbers = ["12-00-00_x", *(f"12-00-00_x_{number}" for number in range(2, 7))]
+        assert sorted(folder.name for folder in folders) == numbers
+        for folder, pid in folders.items():
+            assert json.loads((folder / OWNER).read_text())["pid"] == pid
 
 
 def test_a_named_folder_has_one_owner_and_others_are_told_whether_it_lives(tmp_path):
     folder = tmp_path / "x"
-    processes = claimants(4, "named", folder)
-    said = answers(processes)
-    (owner,) = (
-        process for process, words in zip(processes, said, strict=True) if words == str(folder)
-    )
-    before = sorted(folder.iterdir())
-    for words in said:
-        if words != str(folder):
-            assert f"refused: {folder} was taken by " in words
-    with pytest.raises(
-        FolderTakenError, match=rf"process {owner.pid} on .* is still running; choose"
-    ):
-        claim(folder)
-    owner.process.kill()
-    ended(processes)
+    with claimants(4, "named", folder) as answers:
+        (owner,) = (process for process, words in answers.items() if words == str(folder))
+        del answers[owner]
+        assert all(f"refused: {folder} was taken by " in words for words in answers.values())
+        before = sorted(folder.iterdir())
+        alive = rf"process {owner.pid} on .* is still running; choose"
+        with pytest.raises(FolderTakenError, match=alive):
+            claim(folder)
+        owner.kill()
     with pytest.raises(FolderTakenError, match=rf"process {owner.pid} .* has ended; .* or delete"):
         claim(folder)
     (folder / STUDY).touch()
@@ -137,17 +107,15 @@ def test_a_file_in_the_way_is_no_folder(tmp_path):
 
 
 def test_without_locks_an_owner_may_still_be_running(tmp_path, monkeypatch):
-    (process,) = processes = claimants(1, "named", tmp_path / "x")
-    answers(processes)
-
     def fail(*_):
         raise OSError("no locks available")
 
-    monkeypatch.setattr(run_folder.fcntl, "flock", fail)
-    with pytest.raises(FolderTakenError, match=f"process {process.pid} .* may still be running"):
-        claim(tmp_path / "x")
-    claim(tmp_path / "y")
-    ended(processes)
+    with claimants(1, "named", tmp_path / "x") as answers:
+        monkeypatch.setattr(run_folder.fcntl, "flock", fail)
+        (owner,) = answers
+        with pytest.raises(FolderTakenError, match=f"process {owner.pid} .* may still be running"):
+            claim(tmp_path / "x")
+        claim(tmp_path / "y")
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 import shutil
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -13,13 +13,12 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sklearn.linear_model import LogisticRegression
 
-from experiments import use
+from experiments import use as commanded
 from experiments.evaluation import HeldOut
 from experiments.fields import ConfigError
 from experiments.tasks import _opinions, build_task
 from experiments.tasks._reviews import words_of
-from experiments.train import train
-from tests.experiments.scenarios import check_scenario, generator, run_of
+from tests.experiments.scenario_checks import check_scenario, generator, run_of, trained, use
 
 GRAMMAR = {"name": "sentiment", "test_size": 300}
 CLAUSE = re.compile(r"\b(?:i|we) (?:found|thought|called) (?:it|this) (\w+) (\w+)")
@@ -32,8 +31,7 @@ def sentences_of(x_TBI) -> list[str]:
     """The words of one-hot vectors; nothing for a zero vector."""
     table = [*_opinions.WORDS, ""]
     symbols = x_TBI.argmax(-1).where(x_TBI.any(-1), len(table) - 1)
-    steps = [[table[symbol] for symbol in step] for step in symbols.tolist()]
-    return [" ".join(words).strip() for words in zip(*steps, strict=True)]
+    return [" ".join(table[s] for s in sample).strip() for sample in symbols.T.tolist()]
 
 
 def author_says(sentence: str) -> tuple[str, str]:
@@ -62,17 +60,11 @@ def of_tree(root, **options) -> dict:
     return {"name": "sentiment", "root": str(root), "vocabulary": 4, "test_size": 20, **options}
 
 
-def test_it_is_a_scenario_on_generated_sentences(tmp_path):
-    check_scenario(GRAMMAR, 9, tmp_path)
-
-
-def test_it_is_a_scenario_on_reviews(tree, tmp_path):
-    check_scenario(of_tree(tree), 6, tmp_path)
-
-
-def test_what_is_generated_is_called_synthetic_and_reviews_are_not(tree):
-    assert build_task(GRAMMAR).name == "synthetic_sentiment"
-    assert build_task(of_tree(tree)).name == "sentiment"
+@pytest.mark.parametrize(("is_synthetic", "horizon"), [(True, 9), (False, 6)])
+def test_it_is_a_scenario_whose_name_says_what_is_synthetic(is_synthetic, horizon, tree, tmp_path):
+    options = GRAMMAR if is_synthetic else of_tree(tree)
+    check_scenario(options, horizon, tmp_path)
+    assert build_task(options).name == ("synthetic_sentiment" if is_synthetic else "sentiment")
 
 
 @pytest.mark.parametrize("horizon", [1, 5, 6, 17])
@@ -132,16 +124,14 @@ def test_the_baselines_of_sentences_are_a_bag_of_words_and_the_last_polar_word_o
     assert found["bag of words"] == pytest.approx(
         1 - bag.score(x_TBI.sum(0), target[:, 0]), abs=0.003
     )
-    last = [[w for w in s.split() if w in GOOD | BAD][-1] in GOOD for s in sentences_of(x_TBI)]
-    wrong = torch.tensor(last) != (target[:, 0] > 0.5)
-    assert found["last polar word"] == pytest.approx(wrong.double().mean().item())
-    turned = []
-    for sentence in sentences_of(x_TBI):
+    word_errors = opinion_errors = 0
+    for sentence, label in zip(sentences_of(x_TBI), target[:, 0] > 0.5, strict=True):
         words = sentence.split()
         at = max(i for i, word in enumerate(words) if word in GOOD | BAD)
-        turned.append((words[at] in GOOD) != (words[at - 1] in ("not", "never", "hardly")))
-    wrong = torch.tensor(turned) != (target[:, 0] > 0.5)
-    assert found["last opinion"] == pytest.approx(wrong.double().mean().item())
+        word_errors += (words[at] in GOOD) != label
+        opinion_errors += ((words[at] in GOOD) != (words[at - 1] in NEGATIONS)) != label
+    assert found["last polar word"] == pytest.approx(int(word_errors) / 2000)
+    assert found["last opinion"] == pytest.approx(int(opinion_errors) / 2000)
     assert 0.1 < found["last opinion"] < found["last polar word"]
     assert task.baselines(*task.test_set(5, generator(4)), 5)["last opinion"] == 0
 
@@ -217,39 +207,35 @@ def copied(tree, tmp_path):
     return shutil.copytree(tree, tmp_path / "copy")
 
 
-def remove_folder(root):
-    for path in (root / "test" / "neg").iterdir():
-        path.unlink()
-    (root / "test" / "neg").rmdir()
+def replaced(folder, file=None):
+    """Remove a folder; put a file there if one is given."""
+    shutil.rmtree(folder)
+    if file is not None:
+        folder.write_bytes(file)
 
 
-def empty_folder(root):
-    for path in (root / "test" / "neg").iterdir():
-        path.unlink()
+def emptied(folder):
+    replaced(folder)
+    folder.mkdir()
 
 
-def rename_files(root):
-    for path in (root / "test" / "neg").iterdir():
+def renamed(folder):
+    for path in folder.iterdir():
         path.rename(path.with_suffix(".html"))
 
 
-def file_for_folder(root):
-    remove_folder(root)
-    (root / "test" / "neg").write_text("x")
-
-
-def folder_for_file(root):
-    (root / "test" / "neg" / "0_7.txt").unlink()
-    (root / "test" / "neg" / "0_7.txt").mkdir()
+def folder_for_file(path):
+    path.unlink()
+    path.mkdir()
 
 
 @pytest.mark.parametrize(
     ("damage", "place", "fault"),
     [
-        (remove_folder, "test/neg", "expected a folder of .txt files, got nothing"),
-        (file_for_folder, "test/neg", "expected a folder of .txt files, got a file"),
-        (empty_folder, "test/neg", "expected at least one .txt file, got an empty folder"),
-        (rename_files, "test/neg", "expected at least one .txt file, got 12 other file(s)"),
+        (replaced, "test/neg", "expected a folder of .txt files, got nothing"),
+        (partial(replaced, file=b"x"), "test/neg", "expected a folder of .txt files, got a file"),
+        (emptied, "test/neg", "expected at least one .txt file, got an empty folder"),
+        (renamed, "test/neg", "expected at least one .txt file, got 12 other file(s)"),
         (folder_for_file, "test/neg/0_7.txt", "cannot be read (Is a directory)"),
         (b"so bad \xe9", "test/neg/0_7.txt", "is not UTF-8 (byte 7: unexpected end of data)"),
         (b" \n<br />", "test/neg/0_7.txt", "has no word in it"),
@@ -260,7 +246,7 @@ def test_a_broken_tree_is_refused_by_file_and_fault(tree, tmp_path, damage, plac
     if isinstance(damage, bytes):
         (root / place).write_bytes(damage)
     else:
-        damage(root)
+        damage(root / place)
     with pytest.raises(ConfigError) as raised:
         build_task(of_tree(root))
     assert "task.root" in str(raised.value)
@@ -319,11 +305,9 @@ def test_every_word_of_the_look_is_inside_the_page():
 
 
 def test_a_trained_model_judges_a_text_and_a_file(tmp_path, capsys):
-    run = run_of(GRAMMAR, 4)
-    folder = tmp_path / run.folder_name
-    train(run, folder)
+    folder = str(trained(run_of(GRAMMAR, 4), tmp_path))
     given = "I thought it not marvellous, not GOOD!"
-    assert use.main([str(folder), "--text", given]) == 0
+    assert commanded.main([folder, "--text", given]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"judged (positive|negative) with 0\.\d{3}", printed[0])
     assert printed[1] == "unknown words: marvellous, ,, !"
@@ -331,15 +315,12 @@ def test_a_trained_model_judges_a_text_and_a_file(tmp_path, capsys):
     assert [line.split()[1] for line in printed[3:]] == words_of(given)
     assert [float(line.split()[0]) for line in printed[3:]][4] == 0  # nothing is unknown
     (tmp_path / "given.txt").write_text(given, encoding="utf-8")
-    assert use.main([str(folder), "--file", str(tmp_path / "given.txt")]) == 0
+    assert commanded.main([folder, "--file", str(tmp_path / "given.txt")]) == 0
     assert capsys.readouterr().out.splitlines() == printed
 
 
 def test_of_a_long_review_the_last_words_are_judged(tree, capsys):
-    run = run_of(of_tree(tree), 3)
-    parser = argparse.ArgumentParser()
-    run.task.add_arguments(parser)
-    run.task.use(run.build_model(), parser.parse_args(["--text", "a lovely new film !"]), 3)
+    use(run_of(of_tree(tree), 3), "--text", "a lovely new film !")
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "read: the last 3 of 5 words"
     assert [line.split()[1] for line in printed[4:]] == ["new", "film", "!"]
@@ -354,8 +335,5 @@ def test_of_a_long_review_the_last_words_are_judged(tree, capsys):
     ],
 )
 def test_what_cannot_be_judged_is_said(more, message):
-    run = run_of(GRAMMAR, 4)
-    parser = argparse.ArgumentParser()
-    run.task.add_arguments(parser)
     with pytest.raises(ConfigError, match=re.escape(message)):
-        run.task.use(run.build_model(), parser.parse_args(more), 4)
+        use(run_of(GRAMMAR, 4), *more)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections import Counter
 from itertools import pairwise
@@ -10,11 +9,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from experiments import use
+from experiments import use as commanded
 from experiments.fields import ConfigError
 from experiments.tasks import build_task
-from experiments.train import load_run, train
-from tests.experiments.scenarios import check_scenario, generator, run_of
+from experiments.train import load_run
+from tests.experiments.scenario_checks import check_scenario, generator, run_of, trained, use
 
 WORDS = "the cat saw the dog. a dog sat on a mat, the cat ran.\n" * 40
 
@@ -84,24 +83,6 @@ def test_knowing_nothing_and_baselines_are_counts_of_the_training_part(book):
     assert found["trigram"] < found["bigram"] < task.know_nothing_error(9)
 
 
-@pytest.mark.parametrize("core", ["fused_rnn", "rnn", "lstm", "gru"])
-def test_a_character_at_a_time_is_what_the_whole_window_is(book, core):
-    run = run_of(book, 12, model={"core": core, "hidden_size": 33})
-    task, model = run.task, run.build_model()
-    x = task._shown(model, task._test[:60].unsqueeze(1))
-    with torch.no_grad():
-        output, _ = model.core(x)
-        prediction = model.readout(output)
-    state = None
-    for t in range(len(x)):
-        shown, state = model.stream(x[t : t + 1], state)
-        h_n = state[0] if core == "lstm" else state
-        torch.testing.assert_close(shown[0], prediction[t])
-        torch.testing.assert_close(h_n[-1], output[t])
-        if core == "fused_rnn":  # what its layer promises on a CPU
-            assert torch.equal(h_n[-1], output[t])
-
-
 def test_without_temperature_it_writes_what_is_likeliest(book):
     run = run_of(book, 12)
     task, model = run.task, run.build_model()
@@ -142,25 +123,23 @@ def test_a_stream_costs_what_one_pass_costs(book, monkeypatch):
 
 
 def test_a_trained_model_writes_and_judges(book, tmp_path, capsys):
-    run = run_of(book, 12)
-    folder = tmp_path / run.folder_name
-    train(run, folder)
+    folder = trained(run_of(book, 12), tmp_path)
+    run, model = load_run(folder)
     words = [str(folder), "--prompt", "the c", "--characters", "30", "--seed", "4"]
     texts = []
     for _ in range(2):
-        assert use.main(words) == 0
+        assert commanded.main(words) == 0
         printed = capsys.readouterr()
         texts.append(printed.out)
         assert "characters a second" in printed.err
     assert texts[0] == texts[1]
     assert len(texts[0]) == len("the c") + 30
     assert texts[0].startswith("the c")
-    assert use.main([str(folder), "--file", book["file"]]) == 0
+    assert commanded.main([str(folder), "--file", book["file"]]) == 0
     said = capsys.readouterr().out
     assert said.endswith(f"{len(WORDS) + 3} characters, 3 of them unknown\n")
     bits = float(said.split(": ")[1].split()[0])
-    task, (_, model) = run.task, load_run(folder)
-    expected = task._streamed_bits(model, task._symbols(WORDS + "üüü"))
+    expected = run.task._streamed_bits(model, run.task._symbols(WORDS + "üüü"))
     assert bits == pytest.approx(expected, abs=1e-3)
 
 
@@ -178,18 +157,13 @@ def test_a_trained_model_writes_and_judges(book, tmp_path, capsys):
     ],
 )
 def test_what_it_cannot_do_is_said(book, more, message):
-    run = run_of(book, 12)
-    parser = argparse.ArgumentParser()
-    run.task.add_arguments(parser)
     with pytest.raises(ConfigError, match=message):
-        run.task.use(run.build_model(), parser.parse_args(more), 12)
+        use(run_of(book, 12), *more)
 
 
 def test_a_prompt_is_not_ignored_where_a_file_is_judged(book, capsys):
-    parser = argparse.ArgumentParser()
-    build_task(book).add_arguments(parser)
     with pytest.raises(SystemExit):
-        parser.parse_args(["--prompt", "the", "--file", "x"])
+        use(run_of(book, 12), "--prompt", "the", "--file", "x")
     assert "--file: not allowed with argument --prompt" in capsys.readouterr().err
 
 
@@ -233,10 +207,8 @@ def test_a_large_alphabet_takes_memory_for_what_occurs(tmp_path, monkeypatch):
 
 
 def test_the_same_text_is_the_same_run_wherever_it_lies(book, tmp_path):
-    other = tmp_path / "other.txt"
-    other.write_bytes((tmp_path / "book.txt").read_bytes())
-    runs = [run_of({**book, "file": str(path)}, 12) for path in (book["file"], other)]
-    assert runs[0].identity == runs[1].identity
-    changed = tmp_path / "changed.txt"
-    changed.write_text(WORDS, encoding="utf-8")
-    assert run_of({**book, "file": str(changed)}, 12).identity != runs[0].identity
+    runs = [run_of(book, 12)]
+    for name, words in (("other.txt", WORDS + "ü" * 3), ("changed.txt", WORDS)):
+        (tmp_path / name).write_text(words, encoding="utf-8")
+        runs.append(run_of({**book, "file": str(tmp_path / name)}, 12))
+    assert runs[0].identity == runs[1].identity != runs[2].identity

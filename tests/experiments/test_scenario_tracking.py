@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 import pytest
 import torch
@@ -11,13 +9,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import ndimage
 
-from experiments import use
+from experiments import use as commanded
 from experiments.fields import ConfigError
 from experiments.looks import Animation, Drawing
 from experiments.tasks import build_task
-from experiments.tasks._frames import streamed
-from experiments.train import load_run, train
-from tests.experiments.scenarios import check_scenario, generator, run_of
+from experiments.train import load_run
+from tests.experiments.scenario_checks import check_scenario, generator, run_of, trained, use
 
 OPTIONS = {"name": "tracking", "test_size": 40}
 
@@ -170,23 +167,12 @@ def test_looks_show_both_paths_and_when_the_target_is_hidden():
     assert y == pytest.approx(in_pixels(target[:, 0])[:, 0], abs=1e-4)
 
 
-@pytest.mark.parametrize("core", ["fused_rnn", "rnn", "lstm", "gru"])
-def test_a_target_is_followed_frame_by_frame_as_in_one_pass(core):
-    run = run_of(OPTIONS, 6, model={"core": core})
-    model = run.build_model()
-    x_TBI, _ = run.task.test_set(6, generator())
-    with torch.no_grad():
-        torch.testing.assert_close(streamed(model, x_TBI), model(x_TBI))
-
-
 def test_a_trained_model_follows_a_target_in_a_video_that_is_given(tmp_path, capsys):
-    run = run_of(OPTIONS, 6)
-    folder = tmp_path / run.folder_name
-    train(run, folder)
+    folder = trained(run_of(OPTIONS, 6), tmp_path)
     out, video = tmp_path / "out.gif", tmp_path / "video.npy"
     clip = np.random.default_rng(0).integers(0, 256, (7, 32, 32), dtype=np.uint8)
     np.save(video, clip)
-    assert use.main([str(folder), "--video", str(video), "--output", str(out)]) == 0
+    assert commanded.main([str(folder), "--video", str(video), "--output", str(out)]) == 0
     printed = np.array([line.split() for line in capsys.readouterr().out.splitlines()], float)
     assert printed[:, 0].tolist() == list(range(7))
     _, model = load_run(folder)
@@ -198,10 +184,10 @@ def test_a_trained_model_follows_a_target_in_a_video_that_is_given(tmp_path, cap
         assert (gif.n_frames, gif.size) == (7, (16 * 8 + 4, 16 * 8 + 4))
     # One of its own, with the true place.
     out.unlink()
-    assert use.main([str(folder), "--seed", "3"]) == 0
+    assert commanded.main([str(folder), "--seed", "3"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 10 + 6 + 5
     assert not out.exists()
-    assert use.main([str(folder), "--seed", "3", "--output", str(out)]) == 0
+    assert commanded.main([str(folder), "--seed", "3", "--output", str(out)]) == 0
     with Image.open(out) as gif:
         gif.seek(10)
         shown = np.asarray(gif.convert("RGB")).astype(int)
@@ -209,16 +195,7 @@ def test_a_trained_model_follows_a_target_in_a_video_that_is_given(tmp_path, cap
     assert (np.abs(shown - GREEN).max(-1) < 12).any()
 
 
-def test_a_model_that_reads_backwards_too_is_refused():
-    """It would see where the target comes out of the occlusion."""
-    with pytest.raises(ConfigError, match=r"^model\.bidirectional must be false for task synth"):
-        run_of(OPTIONS, 6, model={"bidirectional": True})
-
-
 def test_what_cannot_be_followed_is_said(tmp_path):
-    run = run_of(OPTIONS, 6)
-    parser = argparse.ArgumentParser()
-    run.task.add_arguments(parser)
     bad = tmp_path / "bad.npy"
     np.save(bad, np.zeros((4, 16, 15), np.uint8))
     for words, message in (
@@ -228,7 +205,7 @@ def test_what_cannot_be_followed_is_said(tmp_path):
         (["--video", str(bad)], r"--video: .*bad.npy: expected the shape .*got \[4, 16, 15\]"),
     ):
         with pytest.raises(ConfigError, match=message):
-            run.task.use(run.build_model(), parser.parse_args(words), 6)
+            use(run_of(OPTIONS, 6), *words)
     with pytest.raises(ConfigError, match=r"^task\.side must be larger than .*got 7$"):
         build_task({**OPTIONS, "side": 7})
     with pytest.raises(ConfigError, match=r"^task\.dimmed must be a number between 0 and 1; got 1"):

@@ -6,18 +6,15 @@ import os
 import shlex
 import signal
 import statistics
-import time
 
 import pytest
-from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from experiments import extras
-from experiments.record import METRICS, Record
-from experiments.run import CONFIGURATION
+from experiments.record import METRICS, OWNER, Record
 from experiments.search import main
-from experiments.study import parse_study
-from tests.experiments.processes import SERVER
+from tests.experiments.processes import SERVER, wait_for
+from tests.experiments.small_studies import study_of
 
 SMALL = [
     "horizons=[8]",
@@ -42,10 +39,10 @@ def _arguments(root, *others):
 
 def _search(root, *others):
     """Search; return what ``search.json`` holds, the folder, and what was printed."""
-    out = io.StringIO()
-    main(_arguments(root, *others), Console(file=out, width=200))
+    console = Console(file=io.StringIO(), width=200)
+    main(_arguments(root, *others), console)
     (file,) = root.glob("runs/searches/*/search.json")
-    return json.loads(file.read_text()), file.parent, out.getvalue()
+    return json.loads(file.read_text()), file.parent, console.file.getvalue()
 
 
 def _start(root, *others):
@@ -58,16 +55,11 @@ def _start(root, *others):
 def _intermediate(folder):
     import optuna
 
-    (name,) = optuna.get_all_study_names(f"sqlite:///{folder}/trials.sqlite")
-    study = optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/trials.sqlite")
-    return [trial.intermediate_values for trial in study.get_trials()]
-
-
-def _wait_for(holds, seconds=120.0):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    storage = f"sqlite:///{folder}/trials.sqlite"
+    (name,) = optuna.get_all_study_names(storage)
+    return [
+        t.intermediate_values for t in optuna.load_study(study_name=name, storage=storage).trials
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -78,22 +70,19 @@ def whole(tmp_path_factory):
 def test_a_killed_search_goes_on_to_the_same_end_with_more_trials(whole, tmp_path):
     process = _start(tmp_path, "checkpoint_seconds=1e-9", "search.n_trials=3")
     # In the third run, whenever that is.
-    _wait_for(lambda: len(list(tmp_path.glob(f"runs/records/*/{METRICS}"))) == 3)
+    wait_for(lambda: len(list(tmp_path.glob(f"runs/records/*/{METRICS}"))) == 3)
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-
     values, folder, _ = _search(tmp_path)
-
     assert list(folder.parent.iterdir()) == [folder]
     assert values["trials"] == whole[0]["trials"]
     assert _intermediate(folder) == _intermediate(whole[1])
     for trial in values["trials"]:
         if trial["state"] == "complete":
             (run,) = trial["runs"]
-            record = Record.load(tmp_path / "runs" / "records" / run)
-            (root,) = whole[1].parents[1].glob(f"records/{run}")
-            assert record.result == Record.load(root).result
+            records = [each.parents[1] / "records" / run for each in (folder, whole[1])]
+            assert Record.load(records[0]).result == Record.load(records[1]).result
 
 
 def test_what_is_drawn_depends_on_the_seed(whole, tmp_path):
@@ -102,10 +91,12 @@ def test_what_is_drawn_depends_on_the_seed(whole, tmp_path):
 
 
 def test_it_prunes_what_is_worse_than_the_median_and_nothing_else(whole):
+    """A pruned run leaves a checkpoint and no record."""
     values, folder, _ = whole
-    states = [trial["state"] for trial in values["trials"]]
     complete = []
-    for number, (state, reported) in enumerate(zip(states, _intermediate(folder), strict=True)):
+    for number, (trial, reported) in enumerate(
+        zip(values["trials"], _intermediate(folder), strict=True)
+    ):
         pruned_at = None
         for step in sorted(reported):
             best = min(value for at, value in reported.items() if at <= step)
@@ -113,20 +104,15 @@ def test_it_prunes_what_is_worse_than_the_median_and_nothing_else(whole):
             if number >= 2 and len(complete) >= 2 and best > statistics.median(others):
                 pruned_at = step
                 break
-        assert (state == "pruned") == (pruned_at is not None), number
+        assert (trial["state"] == "pruned") == (pruned_at is not None), number
         assert max(reported) == (40 if pruned_at is None else pruned_at)  # none at the end, 50
-        if state == "complete":
+        if trial["state"] == "complete":
             complete.append(reported)
-    assert {"pruned", "complete"} == set(states)
-
-
-def test_a_pruned_run_leaves_a_checkpoint_and_no_record(whole):
-    values, folder, _ = whole
-    for trial in values["trials"]:
         (run,) = trial["runs"]
         records = folder.parents[1] / "records" / run
         assert (records / "record.json").exists() == (trial["state"] == "complete")
         assert (records / "checkpoint.pt").exists()
+    assert {"pruned", "complete"} == {trial["state"] for trial in values["trials"]}
 
 
 def test_the_command_of_the_best_trial_composes_its_run(whole):
@@ -135,33 +121,25 @@ def test_the_command_of_the_best_trial_composes_its_run(whole):
     complete = [trial for trial in values["trials"] if trial["state"] == "complete"]
     assert best["value"] == min(trial["value"] for trial in complete)
     assert best["command"] in printed
-
     words = shlex.split(best["command"])
     assert words[:3] == ["python", "-m", "experiments.run"]
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
-        study = parse_study(compose("config", words[3:]), words[3:])
-    assert [member.folder.name for member in study.members] == best["runs"]
+    assert [member.folder.name for member in study_of(*words[3:]).members] == best["runs"]
 
 
 def test_processes_share_a_search(tmp_path):
     storage = "search.storage=journal"
     process = _start(tmp_path, storage)
-    _wait_for(lambda: list(tmp_path.glob(f"runs/records/*/{METRICS}")))
-
+    wait_for(lambda: list(tmp_path.glob(f"runs/records/*/{METRICS}")))
     _search(tmp_path, storage)
     process.join()
     assert process.exitcode == 0
-
-    values, _, _ = _search(tmp_path, storage)
-    trials = values["trials"]
+    trials = _search(tmp_path, storage)[0]["trials"]
     assert [trial["number"] for trial in trials] == list(range(6))
     assert {trial["state"] for trial in trials} <= {"complete", "pruned"}
     assert len({trial["params"]["optimizer.learning_rate"] for trial in trials}) == 6
-    owners = [
-        json.loads((tmp_path / "runs" / "records" / trial["runs"][0] / "owner.json").read_text())
-        for trial in trials
-    ]
-    assert {owner["pid"] for owner in owners} == {process.pid, os.getpid()}
+    owners = [tmp_path / "runs" / "records" / trial["runs"][0] / OWNER for trial in trials]
+    pids = {json.loads(owner.read_text())["pid"] for owner in owners}
+    assert pids == {process.pid, os.getpid()}
 
 
 def test_a_trial_that_no_run_can_be_made_of_fails_with_its_reason(tmp_path):
@@ -173,7 +151,6 @@ def test_a_trial_that_no_run_can_be_made_of_fails_with_its_reason(tmp_path):
         "search.sampler=random",
         "search.n_trials=3",
     )
-
     by_model = {trial["params"]["model"]: trial for trial in values["trials"]}
     assert by_model["gru"]["state"] == "fail"
     assert "model.nonlinearity" in by_model["gru"]["reason"]
@@ -203,6 +180,5 @@ def test_a_search_that_makes_no_sense_is_refused(tmp_path, others, message):
 
 def test_without_optuna_nothing_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
-
     with pytest.raises(SystemExit, match=r'needs optuna.*pip install -e "\.\[search\]"'):
         _search(tmp_path)

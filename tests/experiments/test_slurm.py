@@ -4,35 +4,26 @@ import json
 import os
 import signal
 import threading
-import time
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from experiments import extras, interrupts
+from experiments import extras, interrupts, slurm
 from experiments.checkpoint import CHECKPOINT
 from experiments.execution import execute
 from experiments.fields import ConfigError
-from experiments.record import METRICS, OWNER, Record
-from experiments.run import CONFIGURATION
-from experiments.study import parse_study
-from tests import fake_slurm
+from experiments.record import METRICS, OWNER
+from tests.experiments import fake_slurm
+from tests.experiments.processes import assert_same, outcome, wait_for
+from tests.experiments.small_studies import study_of
 
-SMALL = [
-    "experiment=smoke",
-    "horizons=[8]",
-    "contrast_horizons=[]",
-    "model.hidden_size=8",
-]
+SMALL = ("experiment=smoke", "horizons=[8]", "contrast_horizons=[]", "model.hidden_size=8")
 _has_submitit = pytest.mark.skipif(
     extras.find_spec("submitit") is None, reason='needs pip install -e ".[cluster]"'
 )
 
 
 def _study(root, *overrides):
-    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
-        overrides = [*SMALL, f"output.root={root}", *overrides]
-        return parse_study(compose("config", overrides), overrides)
+    return study_of(*SMALL, f"output.root={root}", *overrides)
 
 
 def _execute(study, is_asked_to_end=lambda: False):
@@ -44,24 +35,14 @@ def _execute(study, is_asked_to_end=lambda: False):
             study,
             is_asked_to_end,
             lambda member, step, loss: progress.append((member, step)),
-            lambda member, outcome: outcomes.setdefault(member.run.seed, outcome),
+            lambda member, its: outcomes.setdefault(member.run.seed, its),
         )
     return outcomes, progress
-
-
-def _assert_same(member, other):
-    """Two records of a run agree to the bit, wall-clock times aside."""
-    record, other_record = Record.load(member.folder), Record.load(other.folder)
-    assert record.result == other_record.result
-    assert record.probes == other_record.probes
-    assert (member.folder / METRICS).read_bytes() == (other.folder / METRICS).read_bytes()
 
 
 @pytest.fixture
 def often(monkeypatch):
     """Look at the jobs often: what has to come before a run ends then comes early in it."""
-    from experiments import slurm
-
     monkeypatch.setattr(slurm, "_POLL_SECONDS", 0.05)
 
 
@@ -73,7 +54,7 @@ LONG = ("training.steps=2000", "evaluation.every=500")
 def undisturbed(tmp_path_factory):
     study = _study(tmp_path_factory.mktemp("undisturbed"), *LONG)
     _execute(study)
-    return study.reference
+    return outcome(study.reference.folder)
 
 
 @pytest.mark.slow
@@ -86,18 +67,25 @@ def test_a_local_job_that_fails_stops_nothing_and_one_that_is_cancelled_goes_on_
     damaged, cancelled = (member.folder for member in study.members)
     damaged.mkdir(parents=True)
     (damaged / CHECKPOINT).write_bytes(b"nothing that could be read")
-
     outcomes, _ = _execute(study, lambda: (cancelled / METRICS).exists())
-
-    assert {seed: outcome.state for seed, outcome in outcomes.items()} == {
-        1: "failed",
-        0: "interrupted",
-    }
+    assert (outcomes[1].state, outcomes[0].state) == ("failed", "interrupted")
     assert "no checkpoint can be read" in outcomes[1].reason
     assert (cancelled / CHECKPOINT).exists()
-    again = _study(tmp_path, *LONG)
-    _execute(again)
-    _assert_same(again.reference, undisturbed)
+    _execute(_study(tmp_path, *LONG))
+    assert_same(outcome(cancelled), undisturbed)
+
+
+def _owner(folder):
+    """Return the process that trains a run, once it has begun."""
+    wait_for((folder / METRICS).exists)
+    return json.loads((folder / OWNER).read_text())["pid"]
+
+
+def _preempt(folder):
+    pid = _owner(folder)
+    os.kill(pid, signal.SIGTERM)
+    wait_for((folder / CHECKPOINT).exists)
+    os.kill(pid, signal.SIGUSR2)
 
 
 @pytest.mark.slow
@@ -105,20 +93,14 @@ def test_a_local_job_that_fails_stops_nothing_and_one_that_is_cancelled_goes_on_
 def test_preempted_jobs_of_slurm_go_on_and_a_dead_one_is_a_failure(
     tmp_path, monkeypatch, often, undisturbed
 ):
-    slurm = tmp_path / "slurm"
-    slurm.mkdir()
-    fake_slurm.install(slurm)
-    monkeypatch.setenv("PATH", str(slurm), prepend=os.pathsep)
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    fake_slurm.install(folder)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     monkeypatch.setattr("submitit.SlurmJob._results_timeout_s", 0)
     options = ["slurm.partition=cpu", "slurm.mem_gb=2.5", "slurm.extra={account: me}"]
-    study = _study(
-        tmp_path,
-        *LONG,
-        "seeds=[0,1]",
-        "launcher=slurm",
-        "slurm.array_parallelism=7",
-        *options,
-    )
+    options += ["launcher=slurm", "slurm.array_parallelism=7"]
+    study = _study(tmp_path, *LONG, "seeds=[0,1]", *options)
     preempted, killed = study.members
     signals = [
         threading.Thread(target=_preempt, args=(preempted.folder,)),
@@ -126,12 +108,10 @@ def test_preempted_jobs_of_slurm_go_on_and_a_dead_one_is_a_failure(
     ]
     for thread in signals:
         thread.start()
-
     outcomes, progress = _execute(study)
-
     for thread in signals:
         thread.join()
-    script = (slurm / "submission.sh").read_text()
+    script = (folder / "submission.sh").read_text()
     for flag in ("partition=cpu", "mem=2560M", "account=me", "array=0-1%2", "signal=USR2@90"):
         assert f"#SBATCH --{flag}\n" in script
     assert outcomes[0].state == "done"
@@ -141,27 +121,7 @@ def test_preempted_jobs_of_slurm_go_on_and_a_dead_one_is_a_failure(
     assert outcomes[1].reason.startswith("job 7_1: ended without a result (state NODE_FAIL)")
     assert not (killed.folder / "record.json").exists()
     assert max(step for member, step in progress if member is preempted) > 0
-    _assert_same(preempted, undisturbed)
-
-
-def _preempt(folder):
-    pid = _owner(folder)
-    os.kill(pid, signal.SIGTERM)
-    _wait_for((folder / CHECKPOINT).exists)
-    os.kill(pid, signal.SIGUSR2)
-
-
-def _owner(folder):
-    """Return the process that trains a run, once it has begun."""
-    _wait_for((folder / METRICS).exists)
-    return json.loads((folder / OWNER).read_text())["pid"]
-
-
-def _wait_for(holds, seconds=120.0):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    assert_same(outcome(preempted.folder), undisturbed)
 
 
 @_has_submitit
@@ -169,36 +129,23 @@ def test_a_job_that_was_not_requeued_is_a_failure_with_its_reason(tmp_path):
     """A call that fails outside of a run, as submitit's own do."""
     import submitit
 
-    from experiments import slurm
-
     job = submitit.LocalExecutor(tmp_path).submit(fake_slurm.not_requeued)
     job.wait()
-
-    outcome = slurm._outcome(job)
-
-    assert outcome.state == "failed"
+    failed = slurm._outcome(job)
+    assert failed.state == "failed"
     assert "UncompletedJobError: Job not requeued because: timed-out too many times." in (
-        outcome.reason
+        failed.reason
     )
 
 
 @_has_submitit
-def test_without_slurm_it_says_so(tmp_path, monkeypatch):
+def test_without_slurm_and_with_an_option_that_submitit_lacks_nothing_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    study = _study(tmp_path, "launcher=slurm")
-
     with pytest.raises(ConfigError, match='launcher=slurm: Could not detect "srun"'):
-        _execute(study)
-
-
-@_has_submitit
-def test_an_option_that_submitit_lacks_is_named(tmp_path, monkeypatch):
+        _execute(_study(tmp_path, "launcher=slurm"))
     fake_slurm.install(tmp_path)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    study = _study(tmp_path, "launcher=slurm", "slurm.extra={acount: me}")
-
     with pytest.raises(ConfigError, match=r"Unavailable parameter.*acount.*account"):
-        _execute(study)
+        _execute(_study(tmp_path, "launcher=slurm", "slurm.extra={acount: me}"))
 
 
 @pytest.mark.parametrize(
@@ -225,10 +172,8 @@ def test_a_wrong_setting_is_named(tmp_path, override, message):
 )
 def test_without_its_package_nothing_runs(tmp_path, monkeypatch, override, package, extra):
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
-
     with pytest.raises(ConfigError) as error:
         _study(tmp_path, override)
-
     assert str(error.value) == (
         f'{override} needs {package}, which is not installed: pip install -e ".[{extra}]"'
     )

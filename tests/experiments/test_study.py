@@ -9,7 +9,7 @@ import pytest
 
 from experiments.execution import worker_count
 from experiments.fields import ConfigError
-from tests.experiments.studies import ROOT, study_of, tiny
+from tests.experiments.small_studies import ROOT, study_of, tiny
 
 
 def test_arms_by_horizons_by_seeds_and_the_overrides_reach_every_arm():

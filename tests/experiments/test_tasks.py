@@ -18,20 +18,15 @@ from torch import Tensor
 
 from experiments import tasks as package
 from experiments.composition import CONFIGURATION
-from experiments.config import RunConfig
 from experiments.fields import Config, ConfigError, choice, fraction, integer, number
+from experiments.record import Record
 from experiments.tasks import TASKS, build_task, shown_metric
-from experiments.train import train
 from tests.experiments.processes import printed_by
-from tests.experiments.studies import choices, composed, listing_also, study_of
+from tests.experiments.scenario_checks import UNSCORED, check_data, generator, run_of, trained
+from tests.experiments.small_studies import choices, composed, listing_also, study_of
 from tests.idx_files import idx_bytes, mnist_like, write_mnist
 
 CHOICES = choices("task")
-UNSCORED = -100
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(scope="session")
@@ -156,13 +151,14 @@ class Case:
 
 
 TRIAL = {"noise": 0.0}
+MEMORIZATION = {"name": "noiseless_memorization"}
 CASES = [
     Case({"name": "adding"}, {2: 2, 9: 9, 40: 40}, sum_of_marked, many=20_000),
     Case({"name": "multiplication"}, {10: 10, 40: 40}, product_of_marked, many=20_000),
     Case({"name": "copy_memory"}, {1: 21, 30: 50}, lambda x, _: repeated(x, 10, 8)),
-    Case({"name": "noiseless_memorization"}, {1: 11, 30: 40}, lambda x, _: repeated(x, 5, 2)),
+    Case(MEMORIZATION, {1: 11, 30: 40}, lambda x, _: repeated(x, 5, 2)),
     Case(
-        {"name": "noiseless_memorization", "symbols": 5, "pattern": 10},
+        {**MEMORIZATION, "symbols": 5, "pattern": 10},
         {1: 21, 30: 50},
         lambda x, _: repeated(x, 10, 5),
     ),
@@ -176,14 +172,15 @@ CASES = [
     Case({"name": "parametric_working_memory", **TRIAL}, {1: 71, 20: 90}, lower_first),
     Case({"name": "delayed_match_to_sample", **TRIAL}, {1: 111, 20: 130}, is_other, many=4000),
 ]
+# Every form of both data sets, and every form with both questions.
 IMAGE_CASES = []
-for data, side in (("digits", 8), ("mnist", 28)):
-    for form, question in product(("rows", "pixels", "permuted", "noise_padded"), ("class", "odd")):
+for index, (data, side) in enumerate((("digits", 8), ("mnist", 28))):
+    for form in ("rows", "pixels", "permuted", "noise_padded"):
+        question = ("class", "odd")[(index + (form in ("pixels", "noise_padded"))) % 2]
         options = {"name": data, "form": form, "question": question, "permutation_seed": 3}
         length = side * side if form in ("pixels", "permuted") else side
         steps = {length: length, **({length + 9: length + 9} if form == "noise_padded" else {})}
-        oracle = partial(named_image, options)
-        IMAGE_CASES.append(Case(options, steps, oracle, many=4000))
+        IMAGE_CASES.append(Case(options, steps, partial(named_image, options), many=4000))
 
 every_case = pytest.mark.parametrize("case", CASES + IMAGE_CASES, ids=str)
 
@@ -195,38 +192,24 @@ def test_every_task_is_tested_here_or_has_a_file():
 
 
 @every_case
-def test_batches_have_the_shapes_that_the_task_states(case, mnist_root):
+def test_batches_are_what_the_task_states_and_horizons_out_of_range_are_refused(case, mnist_root):
     task = task_of(case.options, mnist_root)
     for horizon, steps in case.steps.items():
-        x_TBI, target = task.sample(7, horizon, generator())
-        assert x_TBI.shape == (steps, 7, task.input_size)
-        assert x_TBI.dtype == torch.float32
-        assert x_TBI.isfinite().all()
-        of_steps = (7,) if task.reads == "last" else (steps, 7)
-        if target.dtype == torch.long:
-            assert target.shape == of_steps
-            assert target[target != UNSCORED].max() < task.output_size
-        else:
-            assert target.dtype == torch.float32
-            assert target.shape == (*of_steps, task.output_size)
-        assert (target == UNSCORED).any() == (task.reads == "masked")
-        test_x, test_target = task.test_set(horizon, generator())
-        assert test_x.shape == (steps, test_x.shape[1], task.input_size)
-        assert test_target.dtype == target.dtype
-        assert 0 <= task.dependency(horizon) < steps
-
-
-@every_case
-def test_a_seed_fixes_the_batch_and_no_other_generator_is_used(case, mnist_root):
-    task = task_of(case.options, mnist_root)
-    horizon = max(case.steps)
-    before = torch.get_rng_state()
-    one, two, other = (task.sample(64, horizon, generator(seed)) for seed in (3, 3, 4))
-    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-    assert not torch.equal(one[0], other[0])
-    tests = [task.test_set(horizon, generator(5)) for _ in range(2)]
-    assert all(torch.equal(a, b) for a, b in zip(*tests, strict=True))
-    assert torch.equal(torch.get_rng_state(), before)
+        assert len(check_data(task, horizon)[0]) == steps
+    low, high = task.minimum_horizon, task.maximum_horizon
+    assert low == min(case.steps)
+    task.sample(200, low, generator())
+    task.check_horizon("horizons", low)
+    refused = rf"^horizons must be .*{low}.* for task {task.name}; got {low - 1}$"
+    with pytest.raises(ConfigError, match=refused):
+        task.check_horizon("horizons", low - 1)
+    if high is None:
+        task.check_horizon("horizons", 10_000)
+    else:
+        assert high == max(case.steps)
+        task.check_horizon("horizons", high)
+        with pytest.raises(ConfigError, match=rf"{high}.*; got {high + 1}$"):
+            task.check_horizon("horizons", high + 1)
 
 
 @every_case
@@ -238,6 +221,10 @@ def test_the_input_determines_the_answer(case, mnist_root):
             task.test_set(horizon, generator(2)),
         ):
             torch.testing.assert_close(case.oracle(x_TBI, horizon), target, rtol=1e-6, atol=0)
+    if case in IMAGE_CASES:
+        name, form, question, _ = case.options.values()
+        odd = "_odd" if question == "odd" else ""
+        assert task.name == f"{form}_{name}{odd}".removeprefix("rows_")
 
 
 @every_case
@@ -308,37 +295,9 @@ def test_the_dependency_is_the_longest_lag_that_matters(case, mnist_root):
 
 
 @every_case
-def test_horizons_out_of_range_are_refused_and_the_bounds_are_not(case, mnist_root):
-    task = task_of(case.options, mnist_root)
-    low, high = task.minimum_horizon, task.maximum_horizon
-    assert low == min(case.steps)
-    task.sample(200, low, generator())
-    task.check_horizon("horizons", low)
-    refused = rf"^horizons must be .*{low}.* for task {task.name}; got {low - 1}$"
-    with pytest.raises(ConfigError, match=refused):
-        task.check_horizon("horizons", low - 1)
-    if high is None:
-        task.check_horizon("horizons", 10_000)
-    else:
-        assert high == max(case.steps)
-        task.check_horizon("horizons", high)
-        with pytest.raises(ConfigError, match=rf"{high}.*; got {high + 1}$"):
-            task.check_horizon("horizons", high + 1)
-
-
-@every_case
-def test_any_model_of_the_laboratory_trains_on_it(case, mnist_root, tmp_path):
-    task = task_of(case.options, mnist_root)
-    run = RunConfig.parse(
-        {
-            "model": {"core": "rnn", "hidden_size": 8},
-            "task": task.settings,
-            "horizon": min(case.steps),
-            "training": {"steps": 2, "batch_size": 8},
-            "evaluation": {"probe_size": 2, "train_size": 8},
-        }
-    )
-    record = train(run, tmp_path / run.folder_name)
+def test_a_model_trains_on_it(case, mnist_root, tmp_path):
+    settings = task_of(case.options, mnist_root).settings
+    record = Record.load(trained(run_of(settings, min(case.steps)), tmp_path))
     assert record.status == "finished"
     assert math.isfinite(record.result.test_error)
 
@@ -346,37 +305,42 @@ def test_any_model_of_the_laboratory_trains_on_it(case, mnist_root, tmp_path):
 # Each task's own traits
 
 
-def test_the_tasks_of_before_draw_what_they_drew():
-    """To the bit; hashes from before there was a file per task."""
+def digest(*tensors: Tensor) -> str:
+    hasher = hashlib.sha256()
+    for tensor in tensors:
+        hasher.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+        hasher.update(tensor.contiguous().numpy().tobytes())
+    return hasher.hexdigest()[:16]
 
-    def digest(*tensors: Tensor) -> str:
-        hasher = hashlib.sha256()
-        for tensor in tensors:
-            hasher.update(str((tensor.dtype, tuple(tensor.shape))).encode())
-            hasher.update(tensor.contiguous().numpy().tobytes())
-        return hasher.hexdigest()[:16]
 
-    drawn = {}
-    for name in ("adding", "copy_memory", "temporal_order"):
-        task = build_task({"name": name, "test_size": 50})
-        for horizon, seed in product((10, 33), (0, 12345)):
-            batch = task.sample(17, horizon, generator(seed))
-            test = task.test_set(horizon, generator(seed))
-            drawn[name, horizon, seed] = digest(*batch), digest(*test)
-    assert drawn == {
-        ("adding", 10, 0): ("9dd642f1a6edbcc8", "e7e6416d3fd28e3a"),
-        ("adding", 10, 12345): ("dd4907ed04b2d170", "12d257e2b1d6e9e3"),
-        ("adding", 33, 0): ("30095fbb8245e9f5", "81899d632a279293"),
-        ("adding", 33, 12345): ("f3c9e447abb21a9f", "a32dee4cb413490d"),
-        ("copy_memory", 10, 0): ("f5041f89bacda979", "d3d4e5c627b4317e"),
-        ("copy_memory", 10, 12345): ("4367c3c6da537cda", "082a96e29ce5078e"),
-        ("copy_memory", 33, 0): ("fa1df2ce805ef2d1", "75db9313cab78c82"),
-        ("copy_memory", 33, 12345): ("081575a3779dcdcb", "52d962e08e23f04f"),
-        ("temporal_order", 10, 0): ("8800b3d14d996bb2", "996ba488dbcd3f3d"),
-        ("temporal_order", 10, 12345): ("94b76eefdcec02f7", "e3854fc5f0c9f946"),
-        ("temporal_order", 33, 0): ("6993aaa3fdf9e22d", "e9c2b4230477f99c"),
-        ("temporal_order", 33, 12345): ("2dfc7457977345b1", "5db3edaf17a6ba94"),
-    }
+DRAWN = [
+    ({"name": "adding"}, "c4f783fc514cb1bc"),
+    ({"name": "multiplication"}, "6ada38ab1ff9b821"),
+    ({"name": "copy_memory"}, "7e9fb7844d941087"),
+    ({"name": "noiseless_memorization"}, "d5160cb89cf68805"),
+    ({"name": "noiseless_memorization", "symbols": 3, "pattern": 4}, "18b8a6846faef19c"),
+    ({"name": "temporal_order"}, "89f89e9ccdbba2f6"),
+    ({"name": "temporal_order", "symbols": 3}, "04f57fcaa0998c30"),
+    ({"name": "delayed_recall", "length": 40}, "c8579407268c3059"),
+    ({"name": "temporal_xor", "length": 40}, "25248c737e62767b"),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), DRAWN)
+def test_a_task_draws_what_it_drew(options, expected):
+    """To the bit: else records of before and of now would not be of one task.
+
+    What was drawn when these hashes were taken was checked: where marks, cues and delimiters are,
+    and that everything else is blank.
+    """
+    task, drawn = build_task({"test_size": 50, **options}), []
+    for horizon, seed in product((10, 33), (0, 12345)):
+        drawn += task.sample(17, horizon, generator(seed))
+        drawn += task.test_set(horizon, generator(seed))
+    assert digest(*drawn) == expected
+
+
+def test_images_are_drawn_as_they_were_and_held_out_ones_are_no_others():
     # Rows and labels by hash, the noise by what it is: its last bits depend on the processor.
     images = {}
     for options, seed in (({}, 0), ({}, 12345), ({"test_fraction": 0.3, "split_seed": 7}, 1)):
@@ -387,69 +351,17 @@ def test_the_tasks_of_before_draw_what_they_drew():
         after_choice = generator(seed)
         torch.randint(0, 1437, (17,), generator=after_choice)
         assert torch.equal(x_TBI[8:], torch.randn(x_TBI[8:].shape, generator=after_choice))
+        drawn, held_out = (
+            {row.numpy().tobytes() for row in x.transpose(0, 1)}
+            for x in (task.sample(2000, 8, generator())[0], test_x)
+        )
+        assert not drawn & held_out
+    assert shown_metric(task, 0.25) == 0.75
     assert images == {
         0: ("a01969259c37556c", "103bfdd5d2855a72"),
         12345: ("88d89a8c20b4fc63", "103bfdd5d2855a72"),
         1: ("abbbcec86452ce6f", "dfab2221515aa414"),
     }
-
-
-def test_adding_marks_one_number_in_each_half():
-    task = build_task({"name": "adding"})
-    for horizon in (2, 7, 50):
-        x_TBI, _ = task.sample(4000, horizon, generator())
-        values, marks = x_TBI.unbind(-1)
-        half = horizon // 2
-        assert set(marks.unique().tolist()) <= {0.0, 1.0}
-        assert (marks[:half].sum(0) == 1).all()
-        assert (marks[half:].sum(0) == 1).all()
-        assert (marks.sum(1) > 0).all()
-        assert values.mean().item() == pytest.approx(0.5, abs=0.02)
-
-
-def test_multiplication_marks_one_number_in_the_first_tenth_and_one_before_the_middle():
-    x_TBI, _ = build_task({"name": "multiplication"}).sample(4000, 50, generator())
-    values, marks = x_TBI.unbind(-1)
-    assert set(marks.unique().tolist()) == {0.0, 1.0}
-    assert (marks[:5].sum(0) == 1).all()
-    assert (marks[5:25].sum(0) == 1).all()
-    assert not marks[25:].any()
-    assert (marks[:25].sum(1) > 0).all()
-    assert values.std().item() == pytest.approx(1 / math.sqrt(12), rel=0.02)
-
-
-def test_copy_memory_has_its_delimiter_where_the_paper_has_it():
-    symbols = build_task({"name": "copy_memory"}).sample(64, 30, generator())[0]
-    assert (symbols.sum(-1) == 1).all()
-    symbols = symbols.argmax(-1)
-    assert set(symbols[:10].unique().tolist()) == set(range(8))
-    assert (symbols[39] == 9).all()
-    assert (symbols[10:39] == 8).all()
-    assert (symbols[40:] == 8).all()
-
-
-def test_noiseless_memorization_shows_nothing_but_the_pattern_and_the_cue():
-    task = build_task({"name": "noiseless_memorization", "symbols": 3, "pattern": 4})
-    symbols = task.sample(64, 30, generator())[0].argmax(-1)
-    assert set(symbols[:4].unique().tolist()) == {0, 1, 2}
-    assert (symbols[4:34] == 3).all()  # T = 30 steps of constant input
-    assert (symbols[34] == 4).all()
-    assert (symbols[35:] == 3).all()
-    assert len(symbols) == 38
-
-
-@pytest.mark.parametrize(("cues", "tenths"), [(2, (1, 5)), (3, (1, 3, 6))])
-def test_temporal_order_puts_its_cues_in_their_tenths(cues, tenths):
-    task = build_task({"name": "temporal_order", "symbols": cues})
-    assert task.name == ("temporal_order" if cues == 2 else "temporal_order_3_symbols")
-    x_TBI, _ = task.sample(4000, 50, generator())
-    is_cue = x_TBI.argmax(-1) < 2
-    assert (is_cue.sum(0) == cues).all()
-    for tenth in tenths:
-        where = is_cue[5 * tenth : 5 * tenth + 5]
-        assert (where.sum(0) == 1).all()
-        assert (where.sum(1) > 0).all()
-    assert set(x_TBI.argmax(-1).unique().tolist()) == set(range(6))
 
 
 def test_latch_shows_its_class_and_then_noise_alone():
@@ -575,55 +487,9 @@ def test_a_match_is_of_any_direction_and_so_is_a_difference():
 # Images
 
 
-def test_the_test_images_are_held_out_and_the_noise_is_noise():
-    task = study_of("experiment=noise_padded_digits").reference.run.task
-    assert task.name == "noise_padded_digits"
-    x_TBI, target = task.sample(2000, 40, generator())
-    test_x, test_target = task.test_set(40, generator())
-    assert test_x.shape == (40, 360, 8)
-    assert (x_TBI[:8].min(), x_TBI[:8].max()) == (0, 1)
-    assert x_TBI[8:].mean().item() == pytest.approx(0, abs=0.01)
-    assert x_TBI[8:].std().item() == pytest.approx(1, abs=0.01)
-    seen = {row.numpy().tobytes() for row in x_TBI[:8].transpose(0, 1)}
-    held_out_images = {row.numpy().tobytes() for row in test_x[:8].transpose(0, 1)}
-    assert not seen & held_out_images
-    assert (target.bincount(minlength=10) > 0).all()
-    assert test_target.bincount().max() / len(test_target) < 0.12
-    assert shown_metric(task, 0.25) == 0.75
-
-
-def test_the_forms_show_the_same_image():
-    forms = {}
-    for form, horizon in (("rows", 8), ("pixels", 64), ("permuted", 64), ("noise_padded", 8)):
-        task = build_task({"name": "digits", "form": form, "permutation_seed": 5})
-        forms[form] = task.sample(20, horizon, generator())[0]
-        assert task.name == ("digits" if form == "rows" else f"{form}_digits")
-    assert torch.equal(forms["noise_padded"], forms["rows"])
-    assert torch.equal(forms["pixels"].squeeze(-1), forms["rows"].transpose(1, 2).flatten(0, 1))
-    # One order for all images, fixed by its seed, and none of the pixels is lost.
-    order = torch.randperm(64, generator=generator(5))
-    assert torch.equal(forms["permuted"], forms["pixels"][order])
-    other = build_task({"name": "digits", "form": "permuted", "permutation_seed": 6})
-    assert not torch.equal(other.sample(20, 64, generator())[0], forms["permuted"])
-
-
-def test_odd_or_even_is_one_logit_judged_by_rounding():
-    task = build_task({"name": "digits", "question": "odd"})
-    assert (task.name, task.output_size, task.metric) == ("digits_odd", 1, "accuracy")
-    _, target = task.test_set(8, generator())
-    _, digits = build_task({"name": "digits"}).test_set(8, generator())
-    assert torch.equal(target.squeeze(-1), (digits % 2).float())
-    logits = torch.randn(target.shape, generator=generator(), dtype=torch.float64)
-    probability = torch.sigmoid(logits)
-    accuracy = (probability.round() == target).double().mean().item()
-    assert 1 - task.error(logits, target).item() == pytest.approx(accuracy, rel=1e-12)
-    likelihood = probability.where(target == 1, 1 - probability)
-    loss = task.loss(logits, target.double()).item()
-    assert loss == pytest.approx(-likelihood.log().mean().item(), rel=1e-12)
-
-
-@pytest.mark.parametrize("compressed", [False, True])
-@pytest.mark.parametrize("folder", [".", "MNIST/raw", "raw"])
+@pytest.mark.parametrize(
+    ("folder", "compressed"), [(".", False), (".", True), ("MNIST/raw", True), ("raw", False)]
+)
 def test_mnist_is_read_from_its_files_compressed_or_not_also_where_torchvision_puts_them(
     folder, compressed, tmp_path
 ):
@@ -641,69 +507,53 @@ def test_mnist_is_read_from_its_files_compressed_or_not_also_where_torchvision_p
 IMAGES, LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 
 
-def changed(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
-    return lambda root: (root / name).write_bytes(change((root / name).read_bytes()))
+def corrupt(content: bytes) -> bytes:
+    packed = gzip.compress(content)
+    return packed[:200] + b"?" + packed[201:]
 
 
-def replaced(name: str, data: Tensor) -> Callable[[Path], object]:
-    return changed(name, lambda _: idx_bytes(data))
+def of(data: Tensor) -> Callable[[bytes], bytes]:
+    return lambda _: idx_bytes(data)
 
 
 @pytest.mark.parametrize(
-    ("file", "breaks", "fault"),
+    ("file", "change", "fault"),
     [
-        (IMAGES, lambda root: (root / IMAGES).unlink(), "missing; neither it nor .*gz is in"),
-        (LABELS, lambda root: (root / LABELS).unlink(), "missing; neither it nor .*gz is in"),
-        (IMAGES, changed(IMAGES, lambda b: b[:-1]), "truncated; .* 20 x 28 x 28, so 15696 bytes"),
-        (
-            IMAGES,
-            changed(IMAGES, lambda b: b[:10]),
-            "truncated; expected a header of 16 .*got 10",
-        ),
-        (IMAGES, changed(IMAGES, lambda b: b""), "wrong magic number; .* got an empty file"),
-        (IMAGES, changed(IMAGES, lambda b: b + b"x"), "too long; .* 15696 bytes were expected"),
-        (
-            IMAGES,
-            changed(IMAGES, lambda b: b"<!DOCTYPE html>"),
-            "wrong magic number; .* 00000803",
-        ),
-        (IMAGES, changed(IMAGES, lambda b: b[:2] + bytes([13]) + b[3:]), "got 00000d03"),
-        (
-            LABELS,
-            lambda r: (r / LABELS).write_bytes((r / IMAGES).read_bytes()),
-            "expected 00000801",
-        ),
-        (LABELS, replaced(LABELS, mnist_like(19, 0)[1]), "19 labels, but .* holds 20 images"),
-        (LABELS, replaced(LABELS, mnist_like(20, 0)[1] + 3), "expected labels from 0 to 9, got 12"),
-        (IMAGES, replaced(IMAGES, torch.zeros(20, 32, 32, dtype=torch.uint8)), "got 32 x 32"),
-        (IMAGES, replaced(IMAGES, torch.zeros(0, 28, 28, dtype=torch.uint8)), "holds nothing"),
-        (IMAGES, changed(IMAGES, lambda b: gzip.compress(b)[:-20]), "truncated or corrupt gzip"),
-        (IMAGES, changed(IMAGES, lambda b: gzip.compress(b)[:3]), "truncated or corrupt gzip"),
-        (
-            IMAGES,
-            changed(IMAGES, lambda b: gzip.compress(b)[:200] + b"?" + gzip.compress(b)[201:]),
-            "truncated or corrupt gzip",
-        ),
+        (IMAGES, None, "missing; neither it nor .*gz is in"),
+        (LABELS, None, "missing; neither it nor .*gz is in"),
+        (IMAGES, lambda b: b[:-1], "truncated; .* 20 x 28 x 28, so 15696 bytes"),
+        (IMAGES, lambda b: b[:10], "truncated; expected a header of 16 .*got 10"),
+        (IMAGES, lambda b: b"", "wrong magic number; .* got an empty file"),
+        (IMAGES, lambda b: b + b"x", "too long; .* 15696 bytes were expected"),
+        (IMAGES, lambda b: b"<!DOCTYPE html>", "wrong magic number; .* 00000803"),
+        (IMAGES, lambda b: b[:2] + bytes([13]) + b[3:], "got 00000d03"),
+        (LABELS, of(mnist_like(20, 1)[0]), "expected 00000801"),
+        (LABELS, of(mnist_like(19, 0)[1]), "19 labels, but .* holds 20 images"),
+        (LABELS, of(mnist_like(20, 0)[1] + 3), "expected labels from 0 to 9, got 12"),
+        (IMAGES, of(torch.zeros(20, 32, 32, dtype=torch.uint8)), "got 32 x 32"),
+        (IMAGES, of(torch.zeros(0, 28, 28, dtype=torch.uint8)), "holds nothing"),
+        (IMAGES, lambda b: gzip.compress(b)[:-20], "truncated or corrupt gzip"),
+        (IMAGES, lambda b: gzip.compress(b)[:3], "truncated or corrupt gzip"),
+        (IMAGES, corrupt, "truncated or corrupt gzip"),
     ],
 )
-def test_a_broken_file_is_refused_by_its_name_and_its_fault(file, breaks, fault, tmp_path):
+def test_a_broken_file_is_refused_by_its_name_and_its_fault(file, change, fault, tmp_path):
     write_mnist(tmp_path)
-    build_task({"name": "mnist", "root": str(tmp_path)})
-    breaks(tmp_path)
-    package._built.cache_clear()
+    path = tmp_path / file
+    if change is None:
+        path.unlink()
+    else:
+        path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ConfigError, match=rf"^task\.root .*: .*{file}.*{fault}"):
         build_task({"name": "mnist", "root": str(tmp_path)})
 
 
 def test_mnist_needs_a_folder(tmp_path):
-    words = (
-        r"^task\.root \(MNIST_ROOT .*\) must be the folder .*: .*nowhere: expected a folder, got n"
-    )
-    with pytest.raises(ConfigError, match=words):
-        build_task({"name": "mnist", "root": str(tmp_path / "nowhere")})
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"file: expected a folder, got a file"):
-        build_task({"name": "mnist", "root": str(tmp_path / "file")})
+    words = r"^task\.root \(MNIST_ROOT .*\) must be the folder .*: .*{}: expected a folder, got {}"
+    for name, got in (("nowhere", "nothing"), ("file", "a file")):
+        with pytest.raises(ConfigError, match=words.format(name, got)):
+            build_task({"name": "mnist", "root": str(tmp_path / name)})
 
 
 # Configuration
@@ -791,20 +641,22 @@ adding, order, latch, match, digits, mnist = (partial(dict, name=name) for name 
 def test_a_bad_option_is_refused_by_the_name_of_its_key(options, message):
     with pytest.raises(ConfigError) as raised:
         build_task(options)
-    before, _, after = message.partition(".*")
-    assert before in str(raised.value)
-    assert after in str(raised.value)
+    assert all(part in str(raised.value) for part in message.split(".*"))
 
 
 def test_a_run_is_refused_before_it_starts_where_its_task_cannot_be_had(tmp_path):
-    with pytest.raises(ConfigError, match=r"^horizons must be 8 for task digits; got 10$"):
-        study_of("task=digits")
-    with pytest.raises(ConfigError, match=r"^horizons must be from 1 to 49 for task delayed_rec"):
-        study_of("task=delayed_recall", "task.length=50")
-    with pytest.raises(ConfigError, match=r"^task\.root .*: expected a folder, got nothing"):
-        study_of("task=mnist", f"task.root={tmp_path / 'nowhere'}")
-    with pytest.raises(ConfigError, match=r"^horizons must be at least 10 for task temporal_order"):
-        study_of("experiment=noise_padded_digits", "task=temporal_order")
+    nowhere = f"task.root={tmp_path / 'nowhere'}"
+    for overrides, message in (
+        (["task=digits"], r"^horizons must be 8 for task digits; got 10$"),
+        (["task=delayed_recall", "task.length=50"], "^horizons must be from 1 to 49 for task dela"),
+        (["task=mnist", nowhere], r"^task\.root .*: expected a folder, got nothing"),
+        (
+            ["experiment=noise_padded_digits", "task=temporal_order"],
+            "^horizons must be at least 10 for task temporal_order",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            study_of(*overrides)
 
 
 def test_a_configuration_is_checked_however_it_is_made():

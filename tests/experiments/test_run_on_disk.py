@@ -9,17 +9,19 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 from experiments import checkpoint, interrupts, record
+from experiments.checkpoint import CheckpointError
 from experiments.config import RunConfig
 from experiments.evaluation import evaluate
 from experiments.record import MetricsLog, Record, RecordError, RunTakenError, is_owned, owned
 from experiments.tasks.adding import AddingTask
 from experiments.train import Interrupted, load_run, train
-from tests.experiments.processes import OFTEN, SERVER, assert_same, make, outcome, small
+from tests.experiments.processes import OFTEN, assert_same, forked, make, outcome, small
 
 STEPS = 11
 VALUES = small(training={"steps": STEPS})
@@ -29,6 +31,15 @@ VALUES = small(training={"steps": STEPS})
 def whole(tmp_path_factory):
     """Return the folder of a run that nothing has stopped; do not change it."""
     return make(VALUES, tmp_path_factory.mktemp("whole"))
+
+
+@contextmanager
+def refused(folder, error, message):
+    """Refuse to go on with a run, and change none of its files."""
+    before = contents(folder)
+    with pytest.raises(error, match=message):
+        yield
+    assert contents(folder) == before
 
 
 @pytest.fixture
@@ -53,12 +64,9 @@ def contents(folder):
 # ---- what is there at the end
 
 
-def test_each_step_is_logged_once_and_in_order(whole):
+def test_each_step_is_logged_once_and_the_trained_model_can_be_loaded(whole):
     rows = record.read_metrics(whole)
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, STEPS + 1))
-
-
-def test_the_trained_model_can_be_loaded_from_the_folder(whole):
     run, model = load_run(whole)
     test = run.task.test_set(run.horizon, torch.Generator().manual_seed(run.evaluation.seed))
     assert evaluate(model, run, test) == Record.load(whole).result.test_error
@@ -102,15 +110,11 @@ def test_a_folder_without_a_checkpoint_has_no_model(tmp_path):
         load_run(tmp_path)
 
 
-def test_a_run_that_has_ended_is_shown_and_nothing_is_written(whole):
-    before = contents(whole) | {"owner.json": (whole / "owner.json").read_bytes()}
-    assert train(RunConfig.parse(VALUES), whole) == Record.load(whole)
-    assert contents(whole) | {"owner.json": (whole / "owner.json").read_bytes()} == before
-
-
-def test_a_run_that_has_ended_is_shown_from_a_folder_that_cannot_be_locked(whole, monkeypatch):
+def test_a_run_that_has_ended_is_shown_and_nothing_is_opened_for_writing(whole, monkeypatch):
+    before = {path.name: path.read_bytes() for path in whole.iterdir()}
     monkeypatch.setattr(os, "open", lambda *_: pytest.fail("opened for writing"))
-    assert train(RunConfig.parse(VALUES), whole).status == "finished"
+    assert train(RunConfig.parse(VALUES), whole) == Record.load(whole)
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
 
 
 def test_a_folder_of_another_name_is_refused(tmp_path):
@@ -159,7 +163,7 @@ def test_a_run_stopped_by_a_full_disk_goes_on_when_there_is_space(whole, tmp_pat
     assert_same(resumed(folder), outcome(whole))
 
 
-def limited(root, size):
+def limited(root, size, _):
     """Make a run in a process whose files have a greatest size."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -171,8 +175,7 @@ def limited(root, size):
 
 @pytest.mark.parametrize("size", [50, 300, 3000])  # in the owner's file, in the log, a checkpoint
 def test_the_system_s_own_refusal_names_the_file_and_harms_nothing(whole, half, size):
-    process = SERVER.Process(target=limited, args=(half.parent, size))
-    process.start()
+    process, _ = forked(limited, half.parent, size)
     process.join()
     assert process.exitcode == 7
     assert_same(resumed(half), outcome(whole))
@@ -211,38 +214,26 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(half):
 def test_a_run_none_of_whose_checkpoints_can_be_read_is_not_begun_again(half, damage):
     for name in (checkpoint.CHECKPOINT, checkpoint.PREVIOUS):
         (half / name).write_bytes(damage((half / name).read_bytes()))
-    before = contents(half)
-    with pytest.raises(checkpoint.CheckpointError, match=r"no checkpoint can be read.*delete"):
-        resumed(half)
-    assert contents(half) == before
-
-
-def test_a_checkpoint_of_another_version_is_refused(half, monkeypatch):
-    monkeypatch.setattr(checkpoint, "VERSION", 2)
-    with pytest.raises(checkpoint.CheckpointError, match="version 1, this program reads 2"):
+    with refused(half, CheckpointError, r"no checkpoint can be read.*delete"):
         resumed(half)
 
 
-def test_a_checkpoint_that_does_not_fit_the_model_is_refused(half):
-    state = checkpoint.load(half)
-    del state["model"]["readout.bias"]
-    checkpoint.save(half, state)
-    with pytest.raises(
-        checkpoint.CheckpointError, match=r"does not fit this program.*readout\.bias"
-    ):
-        resumed(half)
-
-
-def test_a_checkpoint_of_another_run_is_refused(half):
+def test_a_checkpoint_of_another_version_model_or_run_is_refused(half, monkeypatch):
     other = small(training={"steps": STEPS}, seed=7)
     folder = half.parent / RunConfig.parse(other).folder_name
     shutil.copytree(half, folder)
-    before = contents(folder)
-    with pytest.raises(checkpoint.CheckpointError, match="that of another run"):
-        make(other, half.parent)
-    with pytest.raises(checkpoint.CheckpointError, match="that of another run"):
-        load_run(folder)
-    assert contents(folder) == before
+    for goes_on in (lambda: make(other, half.parent), lambda: load_run(folder)):
+        with refused(folder, CheckpointError, "that of another run"):
+            goes_on()
+    with monkeypatch.context() as patch, refused(half, CheckpointError, "version 1, .* reads 2"):
+        patch.setattr(checkpoint, "VERSION", 2)
+        resumed(half)
+    state = checkpoint.load(half)
+    del state["model"]["readout.bias"]
+    checkpoint.save(half, state)
+    for goes_on in (resumed, load_run):
+        with refused(half, CheckpointError, r"does not fit this program.*readout\.bias"):
+            goes_on(half)
 
 
 # ---- a damaged log, record or configuration
@@ -258,22 +249,16 @@ def test_a_log_with_a_half_written_last_line_goes_on(whole, half):
 @pytest.mark.parametrize("keep", [0, 100])
 def test_a_log_older_than_its_checkpoint_is_refused(half, keep):
     os.truncate(half / "metrics.jsonl", keep)
-    before = contents(half)
-    with pytest.raises(RecordError, match=r"metrics\.jsonl is not the log.*delete the folder"):
+    with refused(half, RecordError, r"metrics\.jsonl is not the log.*delete the folder"):
         resumed(half)
-    assert contents(half) == before
 
 
 @pytest.mark.parametrize("garbage", [b"\x00\xff", b"3\n", b"\n\n"])
 def test_a_log_that_is_damaged_inside_is_refused(half, garbage):
     path = half / "metrics.jsonl"
-    content = bytearray(path.read_bytes())
-    content[: len(garbage)] = garbage
-    path.write_bytes(content)
-    before = contents(half)
-    with pytest.raises(RecordError, match=r"metrics\.jsonl is not the log.*line 1 is damaged"):
+    path.write_bytes(garbage + path.read_bytes()[len(garbage) :])
+    with refused(half, RecordError, r"metrics\.jsonl is not the log.*line 1 is damaged"):
         resumed(half)
-    assert contents(half) == before
 
 
 def test_a_configuration_that_is_damaged_or_another_run_s_is_written_again(whole, half):
@@ -290,33 +275,22 @@ RECORDS = {
     "a list": (lambda text: "[]", "version None"),
     "another version": (lambda text: text.replace('"version": 1', '"version": 9'), "version 9"),
     "without result": (lambda text: text.replace('"result"', '"resolt"'), "record.resolt"),
-    "a number for identity": (lambda text: json.dumps(json.loads(text) | {"identity": 3}), "ident"),
-    "an empty result": (
-        lambda text: json.dumps(json.loads(text) | {"result": {}}),
-        "record.result",
-    ),
-    "a number for a probe": (
-        lambda text: json.dumps(json.loads(text) | {"probes": {"adjoint": {"trained": 3}}}),
-        "probes.adjoint.trained",
-    ),
     "an unknown status": (lambda text: text.replace('"finished"', '"fine"'), "record.status"),
-    "of another run": (
-        lambda text: json.dumps(json.loads(text) | {"identity": "0" * 16}),
-        "record of another run, 0000000000000000",
-    ),
+    "a number for identity": ({"identity": 3}, "ident"),
+    "an empty result": ({"result": {}}, "record.result"),
+    "a number for a probe": ({"probes": {"adjoint": {"trained": 3}}}, "probes.adjoint.trained"),
+    "of another run": ({"identity": "0" * 16}, "record of another run, 0000000000000000"),
 }
 
 
 @pytest.mark.parametrize(("change", "reason"), RECORDS.values(), ids=RECORDS)
 def test_a_record_that_cannot_be_read_is_an_error_and_stays(whole, tmp_path, change, reason):
-    folder = tmp_path / whole.name
-    shutil.copytree(whole, folder)
+    folder = shutil.copytree(whole, tmp_path / whole.name)
     path = folder / "record.json"
-    path.write_text(change(path.read_text()))
-    before = contents(folder)
-    with pytest.raises(RecordError, match=reason):
+    text = path.read_text()
+    path.write_text(change(text) if callable(change) else json.dumps(json.loads(text) | change))
+    with refused(folder, RecordError, reason):
         make(VALUES, tmp_path)
-    assert contents(folder) == before
 
 
 # ---- whose the folder is
@@ -332,23 +306,17 @@ def hold(folder, ready):
 @pytest.fixture
 def owner(half):
     """Start another process that owns the folder; return its id."""
-    ours, theirs = SERVER.Pipe(duplex=False)
-    process = SERVER.Process(target=hold, args=(half, theirs))
-    process.start()
-    theirs.close()
-    yield ours.recv()
+    process, pipe = forked(hold, half)
+    yield pipe.recv()
     process.kill()
     process.join()
 
 
 def test_a_live_run_is_not_taken_and_a_dead_one_s_is(whole, half, owner):
     assert is_owned(half)
-    before = contents(half)
-    with pytest.raises(
-        RunTakenError, match=rf"process {owner} on {os.uname().nodename}, started 2"
-    ):
+    message = rf"process {owner} on {os.uname().nodename}, started 2"
+    with refused(half, RunTakenError, message):
         resumed(half)
-    assert contents(half) == before
     (half / f".checkpoint.pt.{owner}.unfinished").write_bytes(b"half")
     os.kill(owner, signal.SIGKILL)
     assert_same(resumed(half), outcome(whole))
@@ -397,28 +365,22 @@ def test_a_folder_that_cannot_be_written_to_is_named(half):
 
 def end_at(folder, number, results):
     """Make a run that sends itself a signal at its first progress; send what became of it."""
-    with interrupts.noticed() as is_asked:
-        try:
-            make(
-                VALUES,
-                folder.parent,
-                on_progress=lambda *_: os.kill(os.getpid(), number),
-                is_asked_to_end=is_asked,
-                checkpoint_seconds=1e9,
-            )
-        except Interrupted:
-            results.send(checkpoint.load(folder)["step"])
+
+    def signal_itself(*_):
+        os.kill(os.getpid(), number)
+
+    options = {"on_progress": signal_itself, "checkpoint_seconds": 1e9}
+    with interrupts.noticed() as is_asked, pytest.raises(Interrupted):
+        make(VALUES, folder.parent, is_asked_to_end=is_asked, **options)
+    results.send(checkpoint.load(folder)["step"])
 
 
 @pytest.mark.parametrize("number", interrupts.SIGNALS, ids=lambda number: number.name)
 def test_a_signal_saves_and_ends_the_run(whole, tmp_path, number):
     folder = tmp_path / whole.name
-    ours, theirs = SERVER.Pipe(duplex=False)
-    process = SERVER.Process(target=end_at, args=(folder, number, theirs))
-    process.start()
-    theirs.close()
+    process, pipe = forked(end_at, folder, number)
     process.join()
-    assert ours.recv() == 4
+    assert pipe.recv() == 4
     assert_same(resumed(folder), outcome(whole))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 
@@ -12,19 +11,24 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import checkpoint, figures, report, tasks, use, view
+from experiments import figures, report, tasks, use, view
 from experiments.config import RunConfig
 from experiments.evaluation import HeldOut, evaluate, verdict
 from experiments.fields import ConfigError
 from experiments.looks import Animation, Drawing, Picture, Text, save_looks, saved_looks
+from experiments.models import CORES
 from experiments.record import Record
+from experiments.tasks._frames import streamed
 from experiments.tasks._task import MASKED_NUMBERS
 from experiments.tasks.adding import AddingTask
-from experiments.train import load_run, train
+from experiments.train import load_run
+from tests.experiments.scenario_checks import run_of as scenario_run
+from tests.experiments.scenario_checks import trained
 
+ADDING = {"name": "adding", "test_size": 20}
 VALUES = {
     "model": {"core": "fused_rnn", "hidden_size": 4},
-    "task": {"name": "adding", "test_size": 20},
+    "task": ADDING,
     "horizon": 6,
     "training": {"steps": 4, "batch_size": 3},
     "evaluation": {"every": 2},
@@ -64,9 +68,8 @@ def scenario(monkeypatch):
 
 @pytest.fixture
 def finished(scenario, tmp_path):
-    run = RunConfig.parse(VALUES)
-    folder = tmp_path / run.folder_name
-    return folder, train(run, folder)
+    folder = trained(RunConfig.parse(VALUES), tmp_path)
+    return folder, Record.load(folder)
 
 
 def test_a_task_judges_models_itself_and_its_record_holds_what_it_measures(finished):
@@ -107,14 +110,13 @@ def test_looks_are_made_on_the_way_and_change_no_number(finished, monkeypatch, t
     _, model = load_run(folder)
     assert str(model.readout.weight.sum().item()) in texts[-1]
     monkeypatch.setattr(AddingTask, "looks", lambda *_: [])
-    run = RunConfig.parse(VALUES)
-    without = tmp_path / "without" / run.folder_name
-    assert train(run, without).result == record.result
+    without = trained(RunConfig.parse(VALUES), tmp_path / "without")
+    assert Record.load(without).result == record.result
     assert not saved_looks(without)
     assert (without / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
 
 
-def test_a_report_shows_baselines_measures_and_looks_as_text(finished, tmp_path):
+def test_a_report_and_its_figures_show_baselines_measures_and_looks(finished, tmp_path):
     folder, record = finished
     path, _ = report.write([folder])
     page = path.read_text(encoding="utf-8")
@@ -125,10 +127,6 @@ def test_a_report_shows_baselines_measures_and_looks_as_text(finished, tmp_path)
     assert "below that of half" in page
     markdown, _ = report.write([folder], tmp_path / "page.md")
     assert "    <b> " in markdown.read_text(encoding="utf-8")
-
-
-def test_quality_is_drawn_with_its_baselines(finished):
-    folder, _ = finished
     seen = view.View("x", "", "", [view.entry_of(folder)])
     (drawn,) = figures.drawn(seen, ["quality"])
     words = [text.get_text() for text in drawn.figure.axes[0].get_legend().get_texts()]
@@ -143,18 +141,13 @@ LOOKS = [
 ]
 
 
-def test_every_kind_of_look_is_a_file_with_the_same_bytes_each_time(tmp_path):
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        save_looks(LOOKS, tmp_path / name, 12)
-    found = saved_looks(tmp_path / "a")
+def test_every_kind_of_look_is_a_file_that_holds_it(tmp_path):
+    save_looks(LOOKS, tmp_path, 12)
+    found = saved_looks(tmp_path)
     names = {path.name for files in found.values() for path in files.values()}
     assert names == {
         f"000012_{name}" for name in ("text.txt", "picture.png", "video.gif", "drawing.svg")
     }
-    for files in found.values():
-        other = tmp_path / "b" / "looks" / files[12].name
-        assert other.read_bytes() == files[12].read_bytes()
     with Image.open(found["video"][12]) as video:
         assert (video.n_frames, video.size, video.info["duration"]) == (5, (7, 6), 70)
     with Image.open(found["picture"][12]) as picture:
@@ -181,12 +174,13 @@ def test_a_look_that_is_half_written_is_none(look, tmp_path, monkeypatch):
     assert list((tmp_path / "looks").iterdir()) == [before]
 
 
-def test_a_trained_model_is_used_by_its_folder_or_that_of_its_study(finished, capsys):
+def test_a_trained_model_is_used_by_its_folder_or_that_of_its_study(finished, capsys, monkeypatch):
     folder, _ = finished
-    for each in (folder, folder.parent):
-        assert use.main([str(each), "--number", "3"]) == 0
+    for here, word in ((".", folder), (".", folder.parent), (folder, "."), (folder.parent, ".")):
+        monkeypatch.chdir(here)
+        assert use.main([str(word), "--number", "3"]) == 0
         assert capsys.readouterr().out == "3 6 False\n"
-    assert use.main([str(folder), "--number", "-1"]) == 1
+    assert use.main([folder.name, "--number", "-1"]) == 1
     assert capsys.readouterr().err == "error: --number must be at least 0; got -1\n"
     with pytest.raises(SystemExit):
         use.main([str(folder), "--help"])
@@ -195,45 +189,32 @@ def test_a_trained_model_is_used_by_its_folder_or_that_of_its_study(finished, ca
     )
 
 
-def test_the_folder_of_what_is_used_may_be_relative(finished, capsys, monkeypatch):
-    folder, _ = finished
-    for here, word in ((folder, "."), (folder.parent, folder.name), (folder.parent, ".")):
-        monkeypatch.chdir(here)
-        assert use.main([word, "--number", "3"]) == 0
-    assert capsys.readouterr().out == 3 * "3 6 False\n"
-
-
 def test_what_cannot_be_used_is_said(tmp_path, capsys):
-    for name, fault in (
+    def fault(folder):
+        assert use.main([str(folder)]) == 1
+        return capsys.readouterr().err
+
+    (tmp_path / "y").touch()
+    for name, words in (
         ("x", "{} is missing"),
         ("y", "{} is not a folder"),
         ("", "no records in {}"),
     ):
-        folder = tmp_path / name
-        (tmp_path / "y").write_text("")
-        assert use.main([str(folder)]) == 1
-        expected = f"error: RUN must be a run's folder, or a study's: {fault.format(folder)}\n"
-        assert capsys.readouterr().err == expected
-    run = RunConfig.parse({**VALUES, "evaluation": {}})
-    folder = tmp_path / run.folder_name
-    train(run, folder)
-    assert use.main([str(folder)]) == 1
-    assert "task adding" in capsys.readouterr().err
+        said = f"RUN must be a run's folder, or a study's: {words.format(tmp_path / name)}"
+        assert fault(tmp_path / name) == f"error: {said}\n"
+    folder = trained(RunConfig.parse({**VALUES, "evaluation": {}}), tmp_path)
+    assert "task adding" in fault(folder)
     (folder / "config.json").write_text("{")
     (folder / "record.json").unlink()
-    assert use.main([str(folder)]) == 1
-    assert f"{folder}: no run that can be read" in capsys.readouterr().err
+    assert f"{folder}: no run that can be read" in fault(folder)
     (folder / "checkpoint.pt").unlink()
-    assert use.main([str(folder)]) == 1
-    assert f"RUN must have a run that was trained; {folder} has none" in capsys.readouterr().err
+    assert f"RUN must have a run that was trained; {folder} has none" in fault(folder)
 
 
 def test_a_model_whose_task_has_other_data_now_is_not_used(tmp_path, capsys):
     book = tmp_path / "book.txt"
     book.write_text("a cat sat on a mat. " * 40)
-    run = RunConfig.parse({**VALUES, "task": {"name": "text", "file": str(book)}})
-    folder = tmp_path / run.folder_name
-    train(run, folder)
+    folder = trained(scenario_run({"name": "text", "file": str(book)}, 6), tmp_path)
     book.write_text("a mat sat on a cat. " * 40)  # the same alphabet
     tasks._built.cache_clear()  # as a new process does
     assert use.main([str(folder)]) == 1
@@ -242,37 +223,37 @@ def test_a_model_whose_task_has_other_data_now_is_not_used(tmp_path, capsys):
     assert str(book) in error
 
 
-def test_weights_that_do_not_fit_the_model_are_an_error_of_the_checkpoint(finished):
-    folder, _ = finished
-    state = checkpoint.load(folder)
-    del state["model"]["readout.bias"]
-    checkpoint.save(folder, state)
-    with pytest.raises(checkpoint.CheckpointError, match=r"does not fit.*readout\.bias"):
-        load_run(folder)
-
-
-@pytest.mark.parametrize("core", ["fused_rnn", "rnn", "lstm", "gru", "leaky", "antisymmetric"])
+@pytest.mark.parametrize("core", sorted(CORES))
 def test_a_stream_has_the_states_of_the_whole_sequence(core):
-    run = RunConfig.parse({**VALUES, "model": {"core": core, "hidden_size": 9, "num_layers": 2}})
-    model = run.build_model()
+    model = scenario_run(ADDING, 6, model={"core": core, "num_layers": 2}).build_model()
     x_TBI = torch.randn(11, 3, 2)
-    whole, last = model.stream(x_TBI)
+    with torch.no_grad():
+        output, last = model.core(x_TBI)
+        whole = model.readout(output)
     pieces, state = [], None
     for piece in x_TBI.split([1, 1, 4, 1, 3, 1]):
         prediction, state = model.stream(piece, state)
+        assert not prediction.requires_grad
         pieces.append(prediction)
     torch.testing.assert_close(torch.cat(pieces), whole)
+    torch.testing.assert_close(state, last)
+    torch.testing.assert_close(streamed(model, x_TBI), whole)
     if core == "fused_rnn":  # a CPU's states do not depend on how a sequence is cut
         assert torch.equal(state, last)
-    assert not whole.requires_grad
 
 
-def test_a_bidirectional_model_does_not_stream():
-    model = dataclasses.replace(RunConfig.parse(VALUES)).core
-    values = {**VALUES, "model": {**VALUES["model"], "bidirectional": True}}
-    model = RunConfig.parse(values).build_model()
+def test_a_bidirectional_model_does_not_stream_and_must_not_see_answers_among_inputs():
+    both_ways = {"bidirectional": True}
     with pytest.raises(ValueError, match="bidirectional must be false to stream"):
-        model.stream(torch.zeros(1, 1, 2))
+        scenario_run(ADDING, 6, model=both_ways).build_model().stream(torch.zeros(1, 1, 2))
+    for options in (
+        {"name": "text"},
+        {"name": "translation", "source": "dates"},
+        {"name": "tracking"},
+    ):
+        message = rf"^model\.bidirectional must be false for task .*{options['name']}"
+        with pytest.raises(ConfigError, match=message):
+            scenario_run(options, 25, model=both_ways)
 
 
 def test_masked_numbers_that_are_nan_do_not_count():
@@ -301,15 +282,3 @@ def test_a_reader_of_what_is_printed_may_end_first(finished, monkeypatch, capsys
         monkeypatch.setattr(sys, "stdout", unread)
         assert use.main([str(folder), "--number", "3"]) == 0
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("name", ["text", "translation"])
-def test_a_model_that_reads_backwards_must_not_see_the_answers(name):
-    values = {
-        **VALUES,
-        "task": {"name": name, **({"source": "dates"} if name == "translation" else {})},
-        "horizon": 25,
-        "model": {**VALUES["model"], "bidirectional": True},
-    }
-    with pytest.raises(ConfigError, match=f"bidirectional must be false for task .*{name}"):
-        RunConfig.parse(values)
