@@ -7,10 +7,16 @@ import pytest
 import torch
 
 from rnn_cuda.build import CompilerNotFoundError, find_cxx
-from tests.emulated_programs import Workshop
+from tests.native_programs import Workshop
 
 # What compiles most comes first, so that of several processes none is left with it at the end.
-LONGEST = ("test_cuda_defects", "test_sanitizers", "test_emulated", "test_compile", "test_emulator")
+LONGEST = (
+    "test_cuda_kernels",
+    "test_cpu_kernels",
+    "test_cuda_operators_emulated",
+    "test_compile",
+    "test_emulator",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -59,12 +65,12 @@ def any_half_precision() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def emulator_workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
-    """Compile programs that run CUDA kernels on the CPU; the emulator itself only once."""
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    """Compile programs that run kernels outside PyTorch; what several need only once."""
     try:
         find_cxx()
     except CompilerNotFoundError as error:
         pytest.skip(str(error))
-    workshop = Workshop(tmp_path_factory.mktemp("emulated"))
+    workshop = Workshop(tmp_path_factory.mktemp("native"))
     yield workshop
     workshop.pool.shutdown(cancel_futures=True)

@@ -134,68 +134,42 @@ def test_a_library_that_does_not_load_falls_back(monkeypatch, tmp_path):
         assert not backend.use_native("cpu", torch.float32)
 
 
-@pytest.fixture
-def failing_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine whose CUDA kernels do not compile, while its CPU kernels do."""
-    library = build()
-
-    def create(*_: object, kernels: str = "auto") -> SimpleNamespace:
-        cuda = object() if kernels == "auto" else None
-        return SimpleNamespace(cuda=cuda, cuda_note="")
-
-    def build_only_for_the_cpu(recipe: SimpleNamespace) -> Path:
-        if recipe.cuda is not None:
-            raise BuildError("nvcc: unsupported GNU version")
-        return library
-
-    monkeypatch.setattr(backend, "_library", None)
-    monkeypatch.setattr("rnn_cuda.build.Recipe.create", create)
-    monkeypatch.setattr("rnn_cuda.build.build", build_only_for_the_cpu)
+NO_CUDA = "rnn_cuda has no CUDA kernels"
+ARCHITECTURES = "TORCH_CUDA_ARCH_LIST: 7.5 is not supported."
+CUDA_TROUBLE = {
+    "does not compile": ("", f"{NO_CUDA}, because they do not compile: nvcc: unsupported GNU"),
+    "does not load": ("", f"{NO_CUDA}, because they cannot be loaded"),
+    "left out": (ARCHITECTURES, f"{NO_CUDA} for some devices. {ARCHITECTURES}"),
+}
 
 
-@pytest.mark.usefixtures("failing_nvcc")
-def test_an_nvcc_that_fails_costs_one_warning_and_not_the_cpu_kernels():
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        assert [backend.use_native(*kind) for kind in KINDS] == [True] * 3
-    messages = [str(warning.message) for warning in caught]
-    assert len(messages) == 1
-    assert messages[0].startswith("rnn_cuda has no CUDA kernels, because they do not compile: nvcc")
-    if not backend._has_kernels("cuda"):
-        with pytest.warns(backend.BackendWarning, match="for cuda tensors: they do not compile"):
-            assert not backend.use_native("cuda", torch.float32)
-
-
-def test_cuda_kernels_that_do_not_load_cost_one_warning_and_not_the_cpu_kernels(
-    monkeypatch, tmp_path
+@pytest.mark.parametrize("trouble", CUDA_TROUBLE)
+def test_cuda_kernels_with_trouble_cost_one_warning_and_not_the_cpu_kernels(
+    trouble, monkeypatch, tmp_path
 ):
-    library = build()
-    damaged = tmp_path / "librnn_cuda.so"
+    note, expected = CUDA_TROUBLE[trouble]
+    library, damaged = build(), tmp_path / "librnn_cuda.so"
     damaged.write_bytes(b"not a library")
 
     def create(*_: object, kernels: str = "auto") -> SimpleNamespace:
-        return SimpleNamespace(cuda=object() if kernels == "auto" else None, cuda_note="")
+        return SimpleNamespace(cuda=object() if kernels == "auto" else None, cuda_note=note)
+
+    def build_for(recipe: SimpleNamespace) -> Path:
+        if recipe.cuda is not None and trouble == "does not compile":
+            raise BuildError("nvcc: unsupported GNU version")
+        return damaged if recipe.cuda is not None and trouble == "does not load" else library
 
     monkeypatch.setattr(backend, "_library", None)
     monkeypatch.setattr("rnn_cuda.build.Recipe.create", create)
-    monkeypatch.setattr("rnn_cuda.build.build", lambda recipe: damaged if recipe.cuda else library)
-    with pytest.warns(backend.BackendWarning, match="CUDA kernels, because they cannot be loaded"):
-        assert [backend.use_native(*kind) for kind in KINDS] == [True] * 3
-
-
-def test_architectures_that_are_left_out_cost_one_warning(monkeypatch):
-    library = build()
-    note = "TORCH_CUDA_ARCH_LIST: 7.5 is not supported."
-    recipe = SimpleNamespace(cuda=object(), cuda_note=note)
-    monkeypatch.setattr(backend, "_library", None)
-    monkeypatch.setattr("rnn_cuda.build.Recipe.create", lambda **_: recipe)
-    monkeypatch.setattr("rnn_cuda.build.build", lambda _: library)
+    monkeypatch.setattr("rnn_cuda.build.build", build_for)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert [backend.use_native(*kind) for kind in KINDS] == [True] * 3
-    assert [str(warning.message) for warning in caught] == [
-        f"rnn_cuda has no CUDA kernels for some devices. {note}"
-    ]
+    assert len(caught) == 1
+    assert str(caught[0].message).startswith(expected)
+    if trouble == "does not compile" and not backend._has_kernels("cuda"):
+        with pytest.warns(backend.BackendWarning, match="for cuda tensors: they do not compile"):
+            assert not backend.use_native("cuda", torch.float32)
 
 
 def test_a_gpu_that_the_kernels_are_not_compiled_for_runs_the_reference(monkeypatch):

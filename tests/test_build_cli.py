@@ -127,22 +127,18 @@ def test_clean_lists_what_it_removes(main, tmp_path):
     status, printed, _ = main("--clean", RNN_CUDA_CACHE_DIR=str(cache))
     assert (status, printed) == (0, f"removed {library.parent}\n")
     assert not library.exists()
-
-
-def test_clean_of_an_empty_cache(main, tmp_path):
-    status, printed, _ = main("--clean", RNN_CUDA_CACHE_DIR=str(tmp_path / "none"))
-    assert (status, printed) == (0, f"nothing to remove in {tmp_path / 'none'}\n")
+    status, printed, _ = main("--clean", RNN_CUDA_CACHE_DIR=str(cache))
+    assert (status, printed) == (0, f"nothing to remove in {cache}\n")
 
 
 @pytest.mark.parametrize(
     ("backend", "on_cpu"), [("native", "an error (no C++"), ("reference", "reference\n")]
 )
-def test_info_under_another_backend(backend, on_cpu, monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("RNN_CUDA_BACKEND", backend)
+def test_info_under_another_backend(backend, on_cpu, main, monkeypatch, tmp_path):
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert __main__.main(["--info"]) == 0
-    assert f"CPU tensors use   {on_cpu}" in capsys.readouterr().out
+    status, printed, _ = main("--info", RNN_CUDA_BACKEND=backend, PATH=str(tmp_path))
+    assert status == 0
+    assert f"CPU tensors use   {on_cpu}" in printed
 
 
 def test_ptxas_output_is_read():
@@ -158,13 +154,10 @@ def test_unreadable_ptxas_output_is_an_error():
         check_cuda.parse_ptxas("ptxas info : Compiling entry function 'k' for 'sm_90'\n")
 
 
-def test_check_cuda_without_sources_is_an_error(tmp_path):
+def test_check_cuda_needs_sources_and_nvcc(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "find_cuda", lambda: (None, "nvcc is nowhere"))
     with pytest.raises(BuildError, match=r"There are no CUDA sources in .*csrc/cuda to"):
         check_cuda.check_cuda(write_sources(tmp_path / "csrc"))
-
-
-def test_check_cuda_without_nvcc_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe, "find_cuda", lambda: (None, "nvcc is nowhere"))
     with pytest.raises(BuildError, match="Cannot check the CUDA kernels: nvcc is nowhere"):
         check_cuda.check_cuda(write_sources(tmp_path / "csrc", cuda=True))
 
@@ -176,12 +169,6 @@ def cuda_sources(tmp_path, monkeypatch) -> Path:
     return write_sources(tmp_path / "csrc", cuda=True)
 
 
-@pytest.fixture
-def without_operators(monkeypatch) -> None:
-    """Loading the library is all that is asked of it."""
-    monkeypatch.setattr(check_cuda, "_LOAD", "import ctypes, sys; ctypes.CDLL(sys.argv[1])")
-
-
 @needs_nvcc
 def test_check_cuda_fails_where_the_architecture_list_leaves_nothing(cuda_sources, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5")
@@ -190,10 +177,12 @@ def test_check_cuda_fails_where_the_architecture_list_leaves_nothing(cuda_source
 
 
 @needs_nvcc
-@pytest.mark.usefixtures("without_operators")
-def test_check_cuda_accepts_clean_kernels_that_load(cuda_sources, tmp_path, capsys, monkeypatch):
+def test_check_cuda_wants_clean_kernels_that_register(cuda_sources, tmp_path, capsys, monkeypatch):
     architectures = ("sm_80", "sm_90", "sm_100", "sm_120")
     monkeypatch.setattr(check_cuda, "ARCHITECTURES", architectures)
+    assert check_cuda.check_cuda(cuda_sources, tmp_path / "cache") == 1
+    assert "the library does not load: " in capsys.readouterr().out
+    monkeypatch.setattr(check_cuda, "_LOAD", "import ctypes, sys; ctypes.CDLL(sys.argv[1])")
     assert check_cuda.check_cuda(cuda_sources, tmp_path / "cache") == 0
     table = capsys.readouterr().out
     assert all(arch in table for arch in architectures)
@@ -202,7 +191,6 @@ def test_check_cuda_accepts_clean_kernels_that_load(cuda_sources, tmp_path, caps
 
 
 @needs_nvcc
-@pytest.mark.usefixtures("without_operators")
 @pytest.mark.parametrize(
     ("source", "summary"),
     [
@@ -211,17 +199,12 @@ def test_check_cuda_accepts_clean_kernels_that_load(cuda_sources, tmp_path, caps
     ],
     ids=["local memory", "no kernel"],
 )
-def test_check_cuda_fails_on(source, summary, cuda_sources, tmp_path, capsys):
+def test_check_cuda_fails_on(source, summary, cuda_sources, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(check_cuda, "_LOAD", "")
     (cuda_sources / "cuda" / "kernel.cu").write_text(source)
     (cuda_sources / "cuda" / "binding.cpp").write_text("")
     assert check_cuda.check_cuda(cuda_sources, tmp_path / "cache") == 1
     assert summary in capsys.readouterr().out
-
-
-@needs_nvcc
-def test_check_cuda_fails_on_a_library_that_registers_nothing(cuda_sources, tmp_path, capsys):
-    assert check_cuda.check_cuda(cuda_sources, tmp_path / "cache") == 1
-    assert "the library does not load: " in capsys.readouterr().out
 
 
 @needs_nvcc
@@ -240,10 +223,9 @@ def test_check_cuda_raises_what_the_compiler_says(file, text, message, cuda_sour
         check_cuda.check_cuda(cuda_sources, tmp_path / "cache")
 
 
-def test_info_on_emulated_kernels(monkeypatch, capsys):
-    monkeypatch.setenv("RNN_CUDA_BACKEND", "emulated")
-    assert __main__.main(["--info"]) == 0
-    printed = capsys.readouterr().out
+def test_info_on_emulated_kernels(main):
+    status, printed, _ = main("--info", RNN_CUDA_BACKEND="emulated")
+    assert status == 0
     assert "CPU tensors use   the CUDA kernels, emulated\n" in printed
     assert "CUDA tensors use  an error (they were not asked for)\n" in printed
     assert "-DRNN_CUDA_EMULATED" in printed

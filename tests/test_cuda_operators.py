@@ -1,7 +1,7 @@
 """The operators of the CUDA kernels, by every kind of plan, against float64.
 
-They run on the emulated kernels, or on a GPU; tests/test_emulated.py runs them from a session with
-another backend.
+They run on the emulated kernels, or on a GPU; test_cuda_operators_emulated.py runs them from a
+session with another backend.
 """
 
 from __future__ import annotations
@@ -21,13 +21,18 @@ from rnn_cuda.operators.layer_gradients import gradients_by_parts
 from tests.test_functional import batch_sizes_of, relative_error, widened
 
 EMULATED = backend.requested() == "emulated"
+only_emulated = pytest.mark.skipif(
+    not EMULATED, reason="a GPU counts no launches, chooses its schedule, fails on no demand"
+)
 DEVICE = "cpu" if EMULATED else "cuda"
 
 if not EMULATED and not torch.cuda.is_available():
     pytest.skip("needs RNN_CUDA_BACKEND=emulated, or a GPU", allow_module_level=True)
 
 HALVES = (torch.bfloat16, torch.float16)
+# In half precision: as far as rounding each state once lets them.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+TOLERANCE |= {dtype: 4 * torch.finfo(dtype).eps for dtype in HALVES}
 
 # For H = 70: five row tiles in float32, three in half precision. Every residency, both numbers of
 # columns, warps that share rows, a batch tile of several column groups, fused input and not.
@@ -82,7 +87,6 @@ LAYOUTS = list(itertools.product([False, True], repeat=2))  # packed, reverse
 
 @every_plan
 def test_values_and_gradients_equal_the_float64_reference(dtype, text):
-    """In half precision: as far as rounding each state once lets them."""
     with rnn_cuda.plan_override(text):
         for seed, (packed, reverse) in enumerate(LAYOUTS):
             tensors, sizes = problem(dtype, packed, seed)
@@ -103,12 +107,11 @@ def test_values_and_gradients_equal_the_float64_reference(dtype, text):
                 expected, wide_inputs, [c.double() for c in cotangents]
             )
             names = ["output", "h_n", *(f"d{k}" for k, v in leaves.items() if v is not None)]
-            tolerance = TOLERANCE.get(dtype, 4 * torch.finfo(dtype).eps)
             for name, got, want in zip(
                 names, [*actual, *grads], [*expected, *expected_grads], strict=True
             ):
                 error = relative_error(got, want)
-                assert error < tolerance, (name, error, packed, options)
+                assert error < TOLERANCE[dtype], (name, error, packed, options)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -126,7 +129,6 @@ def test_half_precisions_round_once_per_step_as_the_reference_does(dtype, text):
 
 @every_plan
 def test_the_linear_recurrence_equals_the_float64_reference(dtype, text):
-    tolerance = TOLERANCE.get(dtype, 4 * torch.finfo(dtype).eps)
     for seed, (packed, reverse) in enumerate(LAYOUTS):
         torch.manual_seed(seed)
         sizes = batch_sizes_of(LENGTHS) if packed else None
@@ -138,7 +140,7 @@ def test_the_linear_recurrence_equals_the_float64_reference(dtype, text):
         with rnn_cuda.plan_override(text):
             got = functional.linear_recurrence(*args, reverse=reverse, batch_sizes=sizes)
         want = reference.linear_recurrence(*wide, reverse=reverse, batch_sizes=sizes)
-        assert relative_error(got, want) < tolerance, (packed, reverse)
+        assert relative_error(got, want) < TOLERANCE[dtype], (packed, reverse)
 
 
 # ---- all gradients at once -----------------------------------------------------------------------
@@ -202,17 +204,17 @@ def test_every_choice_of_gradients_leaves_the_others_out(direction):
 
 @every_plan
 def test_the_norms_of_the_adjoints_are_those_of_float64(dtype, text):
-    tolerance = TOLERANCE.get(dtype, 4 * torch.finfo(dtype).eps)
-    for seed, (packed, reverse) in enumerate(LAYOUTS):
-        args = gradient_arguments(dtype, packed, "reverse" if reverse else "forward", seed)
+    choices = itertools.product(["forward", "reverse", "both"], [False, True])
+    for seed, (direction, packed) in enumerate(choices):
+        args = gradient_arguments(dtype, packed, direction, seed)
         wanted = wanting(args, only=[NORMS])
         with rnn_cuda.plan_override(text):
             (norms,) = operator(*args, wanted)
         with rnn_cuda.plan_override("residency=streamed"):
             (exact,) = gradients_by_parts(*in_float64(args), wanted)
         assert norms.dtype == torch.float64
-        assert norms.shape == (1, *args[4].shape[:-1])
-        assert ((norms - exact).abs() / exact).max() < tolerance, (packed, reverse)
+        assert norms.shape == (1 + (direction == "both"), *args[4].shape[:-1])
+        assert ((norms - exact).abs() / exact).max() < TOLERANCE[dtype], (packed, direction)
 
 
 @every_plan
@@ -234,8 +236,6 @@ def test_norms_do_not_vanish_before_the_adjoint_does(dtype, text):
 
 # ---- both directions at once ---------------------------------------------------------------------
 
-only_emulated = pytest.mark.skipif(not EMULATED, reason="a GPU does not count its launches")
-
 
 def launches_of(f, *args, **kwargs):
     """Return the result, and how many kernels were launched (None on a GPU)."""
@@ -248,7 +248,6 @@ def launches_of(f, *args, **kwargs):
 
 @every_plan
 def test_both_directions_equal_the_float64_reference_in_one_launch_each_way(dtype, text):
-    tolerance = TOLERANCE.get(dtype, 4 * torch.finfo(dtype).eps)
     for seed, packed in enumerate((False, True)):
         tensors, sizes = problem(dtype, packed, seed)  # one direction with h0, and with two biases
         x, *forward = tensors.values()
@@ -269,26 +268,12 @@ def test_both_directions_equal_the_float64_reference_in_one_launch_each_way(dtyp
             outputs = [t for each in of_each for t in each]
             grads, backward_launches = launches_of(torch.autograd.grad, outputs, leaves, cotangents)
         for i, (got, want) in enumerate(zip([*outputs, *grads], expected, strict=True)):
-            assert relative_error(got, want) < tolerance, (i, packed)
+            assert relative_error(got, want) < TOLERANCE[dtype], (i, packed)
         if "streamed" in text:
             assert launches in (2 * T, None)
         else:
             assert launches in (1, None)
         assert backward_launches == launches
-
-
-@every_plan
-def test_norms_of_both_directions_are_those_of_float64(dtype, text):
-    tolerance = TOLERANCE.get(dtype, 4 * torch.finfo(dtype).eps)
-    for packed in (False, True):
-        args = gradient_arguments(dtype, packed, "both", seed=3)
-        wanted = wanting(args, only=[NORMS])
-        with rnn_cuda.plan_override("residency=streamed"):
-            (exact,) = gradients_by_parts(*in_float64(args), wanted)
-        with rnn_cuda.plan_override(text):
-            (found,) = operator(*args, wanted)
-        assert found.shape == (2, *args[4].shape[:-1])
-        assert ((found - exact).abs() / exact).max() < tolerance, packed
 
 
 @only_emulated
@@ -328,7 +313,6 @@ def test_the_plan_of_both_directions_is_what_a_module_runs_with(directions, monk
 
 @every_plan
 def test_one_step_one_sample_and_a_batch_beyond_a_tile(dtype, text):
-    tolerance = TOLERANCE.get(dtype, 4 * torch.finfo(dtype).eps)
     tensors, _ = problem(dtype, False, 1)
     for steps, batch in ((1, 1), (2, 1), (1, 35), (3, 35)):
         tensors["x"] = torch.randn(steps, batch, I, device=DEVICE).to(dtype)
@@ -337,13 +321,12 @@ def test_one_step_one_sample_and_a_batch_beyond_a_tile(dtype, text):
             got = elman_rnn(*tensors.values())
         want = reference.elman_rnn(*[t.double() for t in tensors.values()])
         for actual, expected in zip(got, want, strict=True):
-            assert relative_error(actual, expected) < tolerance, (steps, batch)
+            assert relative_error(actual, expected) < TOLERANCE[dtype], (steps, batch)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_any_number_of_hidden_units_and_inputs(dtype):
     rng = random.Random(0)
-    tolerance = TOLERANCE.get(dtype, 4 * torch.finfo(dtype).eps)
     for hidden in (1, 2, 7, 16, 31, 33, 64, 129):
         inputs = rng.choice([1, 5, 33, 64])
         x = torch.randn(3, 4, inputs, device=DEVICE).to(dtype)
@@ -352,7 +335,7 @@ def test_any_number_of_hidden_units_and_inputs(dtype):
         for reverse in (False, True):
             got, _ = elman_rnn(x, None, W, U, reverse=reverse)
             want, _ = reference.elman_rnn(x.double(), None, W.double(), U.double(), reverse=reverse)
-            assert relative_error(got, want) < tolerance, (hidden, inputs)
+            assert relative_error(got, want) < TOLERANCE[dtype], (hidden, inputs)
 
 
 def test_an_input_without_features_leaves_the_bias():
@@ -403,20 +386,6 @@ def test_memory_layout_does_not_matter(text):
             torch.testing.assert_close(actual, run([expanded.contiguous(), *leaves[1:]]))
 
 
-@pytest.mark.parametrize(("dtype", "text"), [PLANS[1], PLANS[4], PLANS[7], PLANS[11]])
-def test_results_repeat_to_the_bit(dtype, text):
-    with rnn_cuda.plan_override(text):
-        for packed, reverse in LAYOUTS:
-            args = gradient_arguments(dtype, packed, "reverse" if reverse else "both", 1)
-            with torch.no_grad():
-                runs = [
-                    torch.ops.rnn_cuda.layer_forward(*args[1:4], *args[6:9])
-                    + operator(*args, wanting(args))
-                    for _ in range(2)
-                ]
-            assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
-
-
 @pytest.mark.parametrize("text", FLOAT32_PLANS[:1] + FLOAT32_PLANS[3:4] + FLOAT32_PLANS[-1:])
 def test_nan_and_infinity_spread_as_in_the_reference(text):
     tensors, sizes = problem(torch.float32, True, 1)
@@ -438,7 +407,7 @@ def test_nan_and_infinity_spread_as_in_the_reference(text):
         assert elman_rnn(x, None, W, U)[0].isnan().all()
 
 
-@pytest.mark.skipif(not EMULATED, reason="a GPU chooses its own schedule")
+@only_emulated
 @pytest.mark.parametrize("schedule", ["descending", "random:7", "starving:3"])
 def test_results_do_not_depend_on_which_thread_runs_first(schedule, monkeypatch):
     for dtype, text in (PLANS[1], PLANS[4], PLANS[7], PLANS[11], PLANS[13]):
@@ -490,7 +459,7 @@ def test_an_impossible_override_is_an_error_that_names_its_field():
         elman_rnn(*[t.double() for t in tensors.values()])
 
 
-@pytest.mark.skipif(not EMULATED, reason="a GPU refuses no launch on demand")
+@only_emulated
 def test_a_launch_that_fails_names_the_plan(monkeypatch):
     tensors, _ = problem(torch.float32, False, 1)
     monkeypatch.setenv("RNN_CUDA_EMULATOR_SCHEDULE", "sideways")

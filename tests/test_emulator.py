@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.emulated_programs import EMULATOR, KERNEL_OPTIONS, NATIVE, SANITIZERS, SCHEDULES, run
+from tests.native_programs import EMULATED_OPTIONS, EMULATOR, NATIVE, SANITIZERS, SCHEDULES, run
 
 pytestmark = pytest.mark.slow
 
@@ -71,15 +71,22 @@ RACES = (
 
 
 @pytest.fixture(scope="module")
-def checkers(emulator_workshop):
-    workshop = emulator_workshop
+def compiled(workshop):
     source = NATIVE / "check_emulator.cpp"
-    programs = {}
-    for sanitizer, flags in SANITIZERS.items():
-        name = f"check_emulator-{sanitizer}"
-        program = workshop.compile(source, name, [*KERNEL_OPTIONS, *flags])
-        programs[sanitizer] = workshop.link(name, [program], sanitizer)
-    return programs
+    return {
+        sanitizer: workshop.compile(
+            source, f"check_emulator-{sanitizer}", [*EMULATED_OPTIONS, *flags]
+        )
+        for sanitizer, flags in SANITIZERS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def checkers(workshop, compiled):
+    return {
+        sanitizer: workshop.link_emulated(f"check-{sanitizer}", [program], sanitizer)
+        for sanitizer, program in compiled.items()
+    }
 
 
 # What happens before what, as ThreadSanitizer sees it, depends little on the schedule.
@@ -171,12 +178,11 @@ def test_a_schedule_that_does_not_exist_is_refused(checkers):
     assert "not 'random'" in done.stdout
 
 
-def test_other_processors_switch_fibers_with_ucontext(emulator_workshop):
-    workshop = emulator_workshop
-    options = ["-std=c++17", "-O1", "-DRNN_CUDA_EMULATOR_UCONTEXT"]
+def test_other_processors_switch_fibers_with_ucontext(workshop, compiled):
+    options = ["-std=c++17", "-O1", "-DRNN_CUDA_EMULATED", "-DRNN_CUDA_EMULATOR_UCONTEXT"]
     context = workshop.compile(EMULATOR / "context.cpp", "context-ucontext", options)
-    source = workshop.compile(NATIVE / "check_emulator.cpp", "check-ucontext", KERNEL_OPTIONS)
     others = [o for o in workshop.emulator if o.result().stem != "emulator-context"]
-    program = workshop.link("check_emulator-ucontext", [context, source], "none", emulator=others)
+    objects, emulator = [compiled["none"]], [context, *others]
+    program = workshop.link_emulated("check-ucontext", objects, "none", emulator).result()
     for case in RIGHT:
-        assert run(program.result(), case).stdout == "ok\n"
+        assert run(program, case).stdout == "ok\n"

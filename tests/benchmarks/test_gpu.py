@@ -19,7 +19,7 @@ from benchmarks.machine import REPOSITORY
 from benchmarks.measure import plans_of
 from benchmarks.timing import summarise
 from rnn_cuda.build import BuildError, find_cxx
-from tests.emulated_programs import EMULATOR
+from tests.native_programs import EMULATOR
 
 
 @pytest.mark.parametrize(

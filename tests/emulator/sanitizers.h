@@ -12,7 +12,6 @@ RNN_CUDA_WEAK void __sanitizer_finish_switch_fiber(void* fake_stack, const void*
                                                    size_t* size);
 RNN_CUDA_WEAK void __asan_poison_memory_region(const volatile void* memory, size_t size);
 RNN_CUDA_WEAK void __asan_unpoison_memory_region(const volatile void* memory, size_t size);
-RNN_CUDA_WEAK void* __asan_region_is_poisoned(void* memory, size_t size);
 RNN_CUDA_WEAK void* __tsan_get_current_fiber();
 RNN_CUDA_WEAK void* __tsan_create_fiber(unsigned flags);
 RNN_CUDA_WEAK void __tsan_switch_to_fiber(void* fiber, unsigned flags);
@@ -37,11 +36,6 @@ inline void forbid(const void* memory, size_t bytes) {
 
 inline void allow(const void* memory, size_t bytes) {
   if (__asan_unpoison_memory_region != nullptr) __asan_unpoison_memory_region(memory, bytes);
-}
-
-inline bool is_forbidden(void* memory, size_t bytes) {
-  return __asan_region_is_poisoned != nullptr &&
-         __asan_region_is_poisoned(memory, bytes) != nullptr;
 }
 
 // What happened before released(tag) in any thread has happened for who calls acquired(tag) later.

@@ -16,21 +16,23 @@
 #include <memory>
 #include <optional>
 
+#include "cuda/device.h"
 #include "cuda/walk.h"
-#include "cuda_problem.h"
 #include "plan/planner.h"
+#include "problem.h"
 
 namespace check {
 
+using rnn_cuda::cuda::Arithmetic;
 using rnn_cuda::cuda::DeviceFigures;
 using rnn_cuda::cuda::Engine;
 using rnn_cuda::cuda::Geometry;
 using rnn_cuda::cuda::kMaxWarps;
 using rnn_cuda::cuda::Plan;
-using rnn_cuda::cuda::Problem;
 using rnn_cuda::cuda::Residency;
 using rnn_cuda::cuda::Step;
 using rnn_cuda::cuda::Walk;
+using Layer = rnn_cuda::cuda::Problem;  // what the planner is asked
 
 struct Options {
   int64_t problems = 100, seed = 0, first = 0;
@@ -77,47 +79,43 @@ Shape draw_shape(const Options& options, Residency residency) {
 
 // Any that the kernels have to be able to run, whether the planner would choose it or not. None, if
 // the problem does not seem to fit.
-std::optional<Plan> draw_plan(const Options& options, const Problem& problem, Residency residency,
+std::optional<Plan> draw_plan(const Options& options, const Layer& layer, Residency residency,
                               const DeviceFigures& device) {
   const int most_warps = options.small ? 4 : kMaxWarps;
   for (int attempt = 0; attempt < 20; ++attempt) {
     Plan plan;
     plan.residency = residency;
-    if (problem.dtype != ScalarType::Float32)
+    if (layer.dtype != ScalarType::Float32)
       plan.arithmetic = Arithmetic::TensorCore;
     else
-      plan.arithmetic = problem.allow_tf32 ? Arithmetic::TensorCoreTF32 : Arithmetic::FMA;
+      plan.arithmetic = layer.allow_tf32 ? Arithmetic::TensorCoreTF32 : Arithmetic::FMA;
     const bool fma = plan.arithmetic == Arithmetic::FMA;
     plan.engine_columns = one_in(2) ? (fma ? 1 : 8) : (fma ? 4 : 32);
     plan.columns = plan.engine_columns * static_cast<int>(uniform(1, 3));
-    plan.fuse_input = problem.input_size > 0;
+    plan.fuse_input = layer.input_size > 0;
     const Engine engine =
-        rnn_cuda::cuda::engine_of(problem.dtype, plan.arithmetic, plan.engine_columns);
-    const int64_t row_tiles = (problem.hidden_size + engine.rows - 1) / engine.rows;
+        rnn_cuda::cuda::engine_of(layer.dtype, plan.arithmetic, plan.engine_columns);
+    const int64_t row_tiles = (layer.hidden_size + engine.rows - 1) / engine.rows;
     int64_t most_blocks = 1;
     if (residency == Residency::Cluster) most_blocks = device.max_cluster_size;
-    if (residency == Residency::Grid) most_blocks = device.multiprocessors / problem.directions;
+    if (residency == Residency::Grid) most_blocks = device.multiprocessors / layer.directions;
     // Often as many as can be: the more blocks, the more ways to share what there is to do.
     most_blocks = std::min(most_blocks, row_tiles);
     plan.blocks = static_cast<int>(one_in(2) ? most_blocks : uniform(1, most_blocks));
     plan.row_warps = static_cast<int>(uniform(1, one_in(2) ? 2 : most_warps));
     plan.depth_split = static_cast<int>(uniform(1, most_warps / plan.row_warps));
-    plan.blocks = static_cast<int>(Geometry::of(problem, plan).blocks);
+    plan.blocks = static_cast<int>(Geometry::of(layer, plan).blocks);
     if (residency == Residency::Cluster && plan.blocks < 2 && row_tiles > 1) continue;
-    plan.shared_bytes = shared_bytes_of(problem, plan);
+    plan.shared_bytes = shared_bytes_of(layer, plan);
     if (plan.shared_bytes <= device.shared_bytes_per_block) return plan;
   }
   return std::nullopt;
 }
 
-Epilogue draw_epilogue() {
-  return check::kElmanEpilogues[uniform(0, std::size(check::kElmanEpilogues) - 1)];
-}
-
 // ---- running a problem --------------------------------------------------------------------------
 
 template <class S>
-using Directions = std::vector<std::unique_ptr<RecurrenceProblem<S>>>;
+using Directions = std::vector<std::unique_ptr<Problem<S>>>;
 
 void check_launched(int error) {
   if (error == 0) error = synchronize();
@@ -125,12 +123,18 @@ void check_launched(int error) {
     throw std::runtime_error(std::string("launch failed: ") + rnn_cuda::cuda::error_string(error));
 }
 
+DeviceFigures current_figures() {
+  DeviceFigures figures;
+  check_launched(rnn_cuda::cuda::figures_of_current_device(&figures));
+  return figures;
+}
+
 template <class S>
-void run_persistent(Directions<S>& directions, const Problem& problem, const Plan& plan,
+void run_persistent(Directions<S>& directions, const Layer& layer, const Plan& plan,
                     const DeviceFigures& device) {
   const Shape& shape = directions[0]->shape;
   Walk walk;
-  walk.directions = problem.directions;
+  walk.directions = layer.directions;
   walk.total_rows = shape.rows();
   Array<int64_t> sizes(shape.packed() ? shape.T : 0), starts(sizes.count());
   if (shape.packed()) {
@@ -145,10 +149,10 @@ void run_persistent(Directions<S>& directions, const Problem& problem, const Pla
     if (directions[i]->wants_norms) walk.norms[i] = directions[i]->norms.device(), norms = true;
   }
   // PyTorch's allocator aligns what it gives to more than a double.
-  const int64_t bytes = workspace_of(problem, plan, shape.rows(), norms);
+  const int64_t bytes = workspace_of(layer, plan, shape.rows(), norms);
   Array<double> workspace((bytes + 7) / 8, 0);
   walk.workspace = workspace.device();
-  check_launched(launch(walk, problem, plan, device, nullptr));
+  check_launched(launch(walk, layer, plan, device, nullptr));
 
   // Once more, on what the first launch left in the workspace.
   std::vector<std::vector<S>> results;
@@ -157,7 +161,7 @@ void run_persistent(Directions<S>& directions, const Problem& problem, const Pla
     results.push_back(direction->output.host);
     direction->poison();
   }
-  check_launched(launch(walk, problem, plan, device, nullptr));
+  check_launched(launch(walk, layer, plan, device, nullptr));
   for (size_t i = 0; i < directions.size(); ++i) {
     directions[i]->output.fetch();
     if (std::memcmp(results[i].data(), directions[i]->output.host.data(),
@@ -168,7 +172,7 @@ void run_persistent(Directions<S>& directions, const Problem& problem, const Pla
 
 // The binding's loop, with products in double for the card's.
 template <class S>
-void run_streamed(RecurrenceProblem<S>& p) {
+void run_streamed(Problem<S>& p) {
   const Shape& shape = p.shape;
   const int64_t H = shape.H;
   std::vector<double> states(static_cast<size_t>(shape.B * H), 0.0);
@@ -204,52 +208,43 @@ void run_streamed(RecurrenceProblem<S>& p) {
 }
 
 template <class S>
-std::string describe(const Directions<S>& directions, const Problem& problem, const Plan& plan) {
-  const Shape& shape = directions[0]->shape;
+std::string describe(const Directions<S>& directions, const Layer& layer, const Plan& plan) {
   std::ostringstream text;
-  text << "T=" << shape.T << " B=" << shape.B << " I=" << shape.I << " H=" << shape.H
-       << " packed=" << shape.packed() << " directions=" << problem.directions
-       << " dtype=" << rnn_cuda::cuda::name_of(problem.dtype)
+  text << directions[0]->shape.name() << " directions=" << layer.directions
        << " plan=" << rnn_cuda::cuda::describe(plan);
-  for (const auto& direction : directions) {
-    const rnn_cuda::Recurrence& r = direction->r;
-    text << "\n  epilogue=" << static_cast<int>(r.epilogue) << " reverse=" << r.reverse
-         << " initial=" << (r.initial != nullptr) << " last=" << (r.last != nullptr)
-         << " addend=" << (r.addend.data != nullptr) << " wide_addend=" << r.wide_addend
-         << " first_addend=" << (r.first_addend != nullptr) << " bias=" << (r.bias != nullptr)
-         << " norms=" << direction->wants_norms;
-  }
+  for (const auto& direction : directions) text << "\n  " << direction->name();
   return text.str();
 }
 
 template <class S>
 void check_problem(const Options& options, Residency residency, const DeviceFigures& device) {
   const Shape shape = draw_shape(options, residency);
-  Problem problem;
-  problem.dtype = kScalarType<S>;
-  problem.time_steps = shape.T, problem.batch = shape.B;
-  problem.input_size = shape.I, problem.hidden_size = shape.H;
-  problem.directions = residency == Residency::Streamed ? 1 : static_cast<int>(uniform(1, 2));
-  problem.allow_tf32 = std::is_same_v<S, float> && one_in(2);
+  Layer layer;
+  layer.dtype = kScalarType<S>;
+  layer.time_steps = shape.T, layer.batch = shape.B;
+  layer.input_size = shape.I, layer.hidden_size = shape.H;
+  layer.directions = residency == Residency::Streamed ? 1 : static_cast<int>(uniform(1, 2));
+  layer.allow_tf32 = std::is_same_v<S, float> && one_in(2);
   Plan plan;
   if (residency != Residency::Streamed) {
-    const std::optional<Plan> drawn = draw_plan(options, problem, residency, device);
+    const std::optional<Plan> drawn = draw_plan(options, layer, residency, device);
     if (!drawn) return check_problem<S>(options, residency, device);
     plan = *drawn;
   }
+  const auto kernels =
+      plan.arithmetic == Arithmetic::TensorCoreTF32 ? Kernels::CudaTF32 : Kernels::Cuda;
   Directions<S> directions;
-  for (int i = 0; i < problem.directions; ++i)
-    directions.push_back(
-        std::make_unique<RecurrenceProblem<S>>(shape, plan.arithmetic, draw_epilogue()));
+  for (int i = 0; i < layer.directions; ++i)
+    directions.push_back(std::make_unique<Problem<S>>(shape, any_of(kElmanEpilogues), kernels));
   try {
     if (residency == Residency::Streamed)
       run_streamed(*directions[0]);
     else
-      run_persistent(directions, problem, plan, device);
+      run_persistent(directions, layer, plan, device);
     for (auto& direction : directions) direction->judge();
   } catch (const std::exception& error) {
     throw std::runtime_error(std::string(error.what()) + "\nin the problem " +
-                             describe(directions, problem, plan));
+                             describe(directions, layer, plan));
   }
 }
 
@@ -260,9 +255,8 @@ std::string schedule;
 
 // A small device and, mostly, a schedule drawn for each problem, unless the environment names them.
 DeviceFigures draw_device(const Options& options) {
-  DeviceFigures figures;
   rnn_cuda::emulator::set_figures(nullptr);
-  require(rnn_cuda::cuda::figures_of_current_device(&figures), "figures of the device");
+  DeviceFigures figures = current_figures();
   if (std::getenv("RNN_CUDA_EMULATOR_DEVICE") == nullptr) {
     figures.multiprocessors = static_cast<int>(uniform(4, options.small ? 6 : 12));
     figures.max_cluster_size = options.small ? 3 : one_in(2) ? 8 : 4;
@@ -279,11 +273,7 @@ DeviceFigures draw_device(const Options& options) {
 }
 #else
 const std::string schedule;
-DeviceFigures draw_device(const Options&) {
-  DeviceFigures figures;
-  require(rnn_cuda::cuda::figures_of_current_device(&figures), "figures of the device");
-  return figures;
-}
+DeviceFigures draw_device(const Options&) { return current_figures(); }
 #endif
 
 void check_any_problem(const Options& options) {

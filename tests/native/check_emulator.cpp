@@ -468,6 +468,13 @@ struct Exchange {
     barriers = carver.take<Mbarrier>(2);
     words = carver.take<uint32_t>(64);
   }
+  // The first barrier waits for so many bytes.
+  __device__ explicit Exchange(uint32_t bytes) : Exchange() {
+    if (threadIdx.x > 0) return;
+    barrier_init(barriers, 1);
+    barrier_expect(barriers, bytes);
+  }
+  __device__ void send() { store_async(words + threadIdx.x, 1, barriers, 1 - cluster_rank()); }
 };
 constexpr size_t kExchangeBytes = 16 + 4 * 64;
 
@@ -494,26 +501,18 @@ void too_many_bytes(Nothing) {
 }
 
 void too_few_bytes_expected(Nothing) {
-  Exchange e;
-  if (threadIdx.x == 0) {
-    barrier_init(e.barriers, 1);
-    barrier_expect(e.barriers, 4 * 31);
-  }
+  Exchange e(4 * 31);
   cluster_sync();
-  store_async(e.words + threadIdx.x, 1, e.barriers, 1 - cluster_rank());
+  e.send();
   barrier_wait(e.barriers, 0);
   barrier_wait(e.barriers, 1);
   cluster_sync();
 }
 
 void too_many_bytes_expected(Nothing) {
-  Exchange e;
-  if (threadIdx.x == 0) {
-    barrier_init(e.barriers, 1);
-    barrier_expect(e.barriers, 4 * 33);
-  }
+  Exchange e(4 * 33);
   cluster_sync();
-  store_async(e.words + threadIdx.x, 1, e.barriers, 1 - cluster_rank());
+  e.send();
   barrier_wait(e.barriers, 0);
   cluster_sync();
 }
@@ -540,13 +539,9 @@ void two_phases_late(Nothing) {
 }
 
 void send_before_cluster_sync(Nothing) {
-  Exchange e;
-  if (threadIdx.x == 0) {
-    barrier_init(e.barriers, 1);
-    barrier_expect(e.barriers, 4 * 32);
-  }
+  Exchange e(4 * 32);
   sync_block();
-  store_async(e.words + threadIdx.x, 1, e.barriers, 1 - cluster_rank());
+  e.send();
   barrier_wait(e.barriers, 0);
   cluster_sync();
 }
@@ -562,13 +557,9 @@ void return_before_a_store_arrives(Nothing) {
 }
 
 void return_without_cluster_sync(Nothing) {
-  Exchange e;
-  if (threadIdx.x == 0) {
-    barrier_init(e.barriers, 1);
-    barrier_expect(e.barriers, 4 * 32);
-  }
+  Exchange e(4 * 32);
   cluster_sync();
-  store_async(e.words + threadIdx.x, 1, e.barriers, 1 - cluster_rank());
+  e.send();
   barrier_wait(e.barriers, 0);
 }
 
@@ -580,14 +571,10 @@ void expect_what_never_comes(Nothing) {
 }
 
 void read_before_a_store_arrives(Numbers p) {
-  Exchange e;
+  Exchange e(4 * 32);
   const int i = threadIdx.x;
-  if (i == 0) {
-    barrier_init(e.barriers, 1);
-    barrier_expect(e.barriers, 4 * 32);
-  }
   cluster_sync();
-  store_async(e.words + i, 1, e.barriers, 1 - cluster_rank());
+  e.send();
   cluster_sync();  // is no wait for the stores
   p.u[i] = e.words[i];
   barrier_wait(e.barriers, 0);
@@ -649,17 +636,13 @@ void unused_counter(Numbers p) {
 }
 
 void overwrite_before_it_is_read(Numbers p) {
-  Exchange e;
+  Exchange e(4 * 32);
   const int i = threadIdx.x;
-  if (i == 0) {
-    barrier_init(e.barriers, 1);
-    barrier_expect(e.barriers, 4 * 32);
-  }
   e.words[i] = i;
   cluster_sync();
   const uint32_t before = p.n == 0 ? e.words[31 - i] : 0;
   if (p.n == 0) cluster_sync();
-  store_async(e.words + i, 1, e.barriers, 1 - cluster_rank());
+  e.send();
   p.u[cluster_rank() * 32 + i] = p.n == 0 ? before : e.words[31 - i];
   barrier_wait(e.barriers, 0);
   cluster_sync();
@@ -681,6 +664,11 @@ LaunchConfig grid(int blocks, bool cooperative) {
 
 const LaunchConfig kPair = cluster(2, 32, kExchangeBytes);
 
+template <class P = Nothing>
+std::function<void()> launching(const LaunchConfig& config, void (*kernel)(P), P parameters = {}) {
+  return [=] { run(config, kernel, parameters); };
+}
+
 const std::map<std::string, std::function<void()>> cases = {
     {"shuffles", check_shuffles},
     {"votes", check_votes},
@@ -697,61 +685,58 @@ const std::map<std::string, std::function<void()>> cases = {
     {"names of schedules", check_names_of_schedules},
     {"a made-up device", check_made_up_device},
 
-    {"shuffle in a branch", [] { run<Nothing>(threads(32), shuffle_in_a_branch, {}); }},
-    {"barrier in a branch", [] { run<Nothing>(threads(64), barrier_in_a_branch, {}); }},
-    {"barrier for half a warp", [] { run<Nothing>(threads(32), barrier_for_half_a_warp, {}); }},
-    {"early return", [] { run<Nothing>(threads(96), early_return, {}); }},
-    {"early return of a lane", [] { run<Nothing>(threads(32), early_return_of_a_lane, {}); }},
-    {"shuffle without partner", [] { run<Nothing>(threads(8), shuffle_without_partner, {}); }},
-    {"waits for ever", [] { run(threads(64), waits_for_ever, numbers(0)); }},
-    {"spins for ever", [] { run(threads(64), spins_for_ever, numbers(0)); }},
-    {"votes for ever", [] { run<Nothing>(threads(32), votes_for_ever, {}); }},
-    {"no barrier_init", [] { run<Nothing>(threads(32, kExchangeBytes), no_barrier_init, {}); }},
-    {"too many arrivals", [] { run<Nothing>(threads(32, kExchangeBytes), too_many_arrivals, {}); }},
-    {"too many bytes", [] { run<Nothing>(threads(32, kExchangeBytes), too_many_bytes, {}); }},
-    {"too few bytes expected", [] { run<Nothing>(kPair, too_few_bytes_expected, {}); }},
-    {"too many bytes expected", [] { run<Nothing>(kPair, too_many_bytes_expected, {}); }},
-    {"wrong parity", [] { run<Nothing>(threads(64, kExchangeBytes), wrong_parity, {}); }},
-    {"two phases late", [] { run<Nothing>(threads(64, kExchangeBytes), two_phases_late, {}); }},
-    {"send before cluster_sync", [] { run<Nothing>(kPair, send_before_cluster_sync, {}); }},
-    {"return without cluster_sync", [] { run<Nothing>(kPair, return_without_cluster_sync, {}); }},
-    {"expect what never comes",
-     [] { run<Nothing>(threads(64, kExchangeBytes), expect_what_never_comes, {}); }},
-    {"return before a store arrives",
-     [] { run<Nothing>(kPair, return_before_a_store_arrives, {}); }},
+    {"shuffle in a branch", launching(threads(32), shuffle_in_a_branch)},
+    {"barrier in a branch", launching(threads(64), barrier_in_a_branch)},
+    {"barrier for half a warp", launching(threads(32), barrier_for_half_a_warp)},
+    {"early return", launching(threads(96), early_return)},
+    {"early return of a lane", launching(threads(32), early_return_of_a_lane)},
+    {"shuffle without partner", launching(threads(8), shuffle_without_partner)},
+    {"waits for ever", launching(threads(64), waits_for_ever, numbers(0))},
+    {"spins for ever", launching(threads(64), spins_for_ever, numbers(0))},
+    {"votes for ever", launching(threads(32), votes_for_ever)},
+    {"no barrier_init", launching(threads(32, kExchangeBytes), no_barrier_init)},
+    {"too many arrivals", launching(threads(32, kExchangeBytes), too_many_arrivals)},
+    {"too many bytes", launching(threads(32, kExchangeBytes), too_many_bytes)},
+    {"too few bytes expected", launching(kPair, too_few_bytes_expected)},
+    {"too many bytes expected", launching(kPair, too_many_bytes_expected)},
+    {"wrong parity", launching(threads(64, kExchangeBytes), wrong_parity)},
+    {"two phases late", launching(threads(64, kExchangeBytes), two_phases_late)},
+    {"send before cluster_sync", launching(kPair, send_before_cluster_sync)},
+    {"return without cluster_sync", launching(kPair, return_without_cluster_sync)},
+    {"expect what never comes", launching(threads(64, kExchangeBytes), expect_what_never_comes)},
+    {"return before a store arrives", launching(kPair, return_before_a_store_arrives)},
     {"read before a store arrives",
      [] {
        run(kPair, read_before_a_store_arrives, numbers(0));
        expect(some_words[0] == 1, "what was read had not arrived");
      }},
-    {"send to nobody", [] { run<Nothing>(kPair, send_to_nobody, {}); }},
-    {"send to a red zone", [] { run<Nothing>(kPair, send_to_red_zone, {}); }},
+    {"send to nobody", launching(kPair, send_to_nobody)},
+    {"send to a red zone", launching(kPair, send_to_red_zone)},
     {"send 16 misaligned bytes", [] { check_16_bytes(1); }},
-    {"write within an array", [] { run(threads(1, 96), write_past_an_array, numbers(9)); }},
-    {"write past an array", [] { run(threads(1, 96), write_past_an_array, numbers(10)); }},
-    {"misaligned", [] { run(threads(1), misaligned, numbers(0)); }},
-    {"carve more than asked for",
-     [] { run<Nothing>(threads(32, 87), carve_more_than_asked_for, {}); }},
-    {"race in a block", [] { run(threads(64, 256), race_in_block, numbers(0)); }},
-    {"no race after sync_warp", [] { run(threads(64, 256), race_in_block, numbers(1)); }},
-    {"race after a shuffle", [] { run(threads(64, 256), race_in_block, numbers(2)); }},
-    {"no race after sync_block", [] { run(threads(64, 256), race_in_block, numbers(3)); }},
-    {"race between blocks", [] { run(grid(2, false), race_between_blocks, numbers(0)); }},
-    {"race in a grid", [] { run(grid(2, true), unused_counter, numbers(0)); }},
-    {"no race after a counter", [] { run(grid(2, true), unused_counter, numbers(1)); }},
-    {"read before overwritten", [] { run(kPair, overwrite_before_it_is_read, numbers(0)); }},
-    {"overwritten before read", [] { run(kPair, overwrite_before_it_is_read, numbers(1)); }},
+    {"write within an array", launching(threads(1, 96), write_past_an_array, numbers(9))},
+    {"write past an array", launching(threads(1, 96), write_past_an_array, numbers(10))},
+    {"misaligned", launching(threads(1), misaligned, numbers(0))},
+    {"carve more than asked for", launching(threads(32, 87), carve_more_than_asked_for)},
+    {"race in a block", launching(threads(64, 256), race_in_block, numbers(0))},
+    {"no race after sync_warp", launching(threads(64, 256), race_in_block, numbers(1))},
+    {"race after a shuffle", launching(threads(64, 256), race_in_block, numbers(2))},
+    {"no race after sync_block", launching(threads(64, 256), race_in_block, numbers(3))},
+    {"race between blocks", launching(grid(2, false), race_between_blocks, numbers(0))},
+    {"race in a grid", launching(grid(2, true), unused_counter, numbers(0))},
+    {"no race after a counter", launching(grid(2, true), unused_counter, numbers(1))},
+    {"read before overwritten", launching(kPair, overwrite_before_it_is_read, numbers(0))},
+    {"overwritten before read", launching(kPair, overwrite_before_it_is_read, numbers(1))},
 
-    {"too many threads", [] { run<Nothing>(threads(1025), votes_for_ever, {}); }},
-    {"too much shared memory", [] { run<Nothing>(threads(32, 232449), votes_for_ever, {}); }},
-    {"too large a cluster", [] { run<Nothing>(cluster(17, 32, 0), votes_for_ever, {}); }},
+    {"too many threads", launching(threads(1025), votes_for_ever)},
+    {"too much shared memory", launching(threads(32, 232449), votes_for_ever)},
+    {"too large a cluster", launching(cluster(17, 32, 0), votes_for_ever)},
     {"half a cluster",
      [] {
        LaunchConfig config = cluster(4, 32, 0);
        config.grid_x = 6;
        run<Nothing>(config, votes_for_ever, {});
      }},
-    {"too large a grid", [] { run<Nothing>(grid(133, true), votes_for_ever, {}); }},
+    {"too large a grid", launching(grid(133, true), votes_for_ever)},
 };
 
 }  // namespace check

@@ -1,194 +1,179 @@
-// What the checkers share: random problems, in buffers of exactly the size that the contract
-// promises (PyTorch's allocator would hide an overrun of a few bytes; operator new under
-// AddressSanitizer does not), and a naive walk through time, in double, as judge.
+// A random recurrence with all the memory it speaks of, and a naive walk through time, in double,
+// as judge of what a kernel made of it.
 #pragma once
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
-
-#include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <future>
 #include <iomanip>
-#include <limits>
-#include <memory>
-#include <random>
+#include <iterator>
 #include <sstream>
-#include <stdexcept>
-#include <string>
-#include <vector>
 
-#include "epilogue.h"
-#include "recurrence.h"
-#include "threads.h"
+#include "arrays.h"
 
 namespace check {
 
+using rnn_cuda::Counts;
 using rnn_cuda::Epilogue;
 using rnn_cuda::ScalarType;
-
-template <class S>
-constexpr ScalarType kScalarType = std::is_same_v<S, float>           ? ScalarType::Float32
-                                   : std::is_same_v<S, double>        ? ScalarType::Float64
-                                   : std::is_same_v<S, c10::BFloat16> ? ScalarType::BFloat16
-                                                                      : ScalarType::Float16;
 
 // What sums are computed in; also the type of biases.
 template <class S>
 using Compute = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
-// ---- random problems ----------------------------------------------------------------------------
+template <class S>
+constexpr ScalarType kScalarType = std::is_same_v<S, float>      ? ScalarType::Float32
+                                   : std::is_same_v<S, double>   ? ScalarType::Float64
+                                   : std::is_same_v<S, BFloat16> ? ScalarType::BFloat16
+                                                                 : ScalarType::Float16;
+template <class S>
+constexpr double kEpsilon = std::is_same_v<S, float>      ? 0x1p-23
+                            : std::is_same_v<S, double>   ? 0x1p-52
+                            : std::is_same_v<S, BFloat16> ? 0x1p-7
+                                                          : 0x1p-10;
 
-inline std::mt19937 generator(0);
+// ---- cells --------------------------------------------------------------------------------------
 
-inline int64_t uniform(int64_t low, int64_t high) {
-  return std::uniform_int_distribution<int64_t>(low, high)(generator);
+constexpr Epilogue kElmanEpilogues[] = {
+    Epilogue::ElmanTanh,
+    Epilogue::ElmanRelu,
+    Epilogue::ElmanSigmoid,
+    Epilogue::ElmanIdentity,
+    Epilogue::ElmanTanhBackward,
+    Epilogue::ElmanReluBackward,
+    Epilogue::ElmanSigmoidBackward,
+    Epilogue::ElmanIdentityBackward,
+    Epilogue::ElmanLinear,
+};
+constexpr Epilogue kOtherEpilogues[] = {
+    Epilogue::Gru,
+    Epilogue::GruBackward,
+    Epilogue::Lstm,
+    Epilogue::LstmBackward,
+    Epilogue::LeakyTanh,
+    Epilogue::LeakyTanhBackward,
+    Epilogue::LinearForward1,
+    Epilogue::LinearForward3,
+    Epilogue::LinearForward3Exposed,
+    Epilogue::LinearTranspose1,
+    Epilogue::LinearTranspose3,
+    Epilogue::LinearTranspose3Exposed,
+};
+
+// One of an array, or of the first `count` in it.
+template <class T, size_t n>
+T any_of(const T (&values)[n], int64_t first = 0, int64_t count = n) {
+  return values[uniform(first, first + count - 1)];
 }
 
-inline bool one_in(int64_t n) { return uniform(1, n) == 1; }
+// One unit in one step, in double. Written from the formulas of the field, not from csrc/cells/.
+struct JudgedUnit {
+  double sums[4], apart, operands[8], constant, carried;
+  double published[4], saved[6];
 
-// `count` values, NaN until set.
-template <class S>
-class Array {
- public:
-  Array() = default;
-  // A view of a tensor begins anywhere: not every array is aligned to more than its values.
-  explicit Array(int64_t count)
-      : lead_(uniform(0, 1)), count_(count), values_(new S[lead_ + count]) {
-    std::fill_n(data(), count, std::numeric_limits<S>::quiet_NaN());
-  }
-
-  S* data() const { return values_.get() + lead_; }
-  int64_t count() const { return count_; }
-  double operator[](int64_t i) const { return static_cast<double>(data()[i]); }
-  void set_random(int64_t i, double scale = 1) {
-    data()[i] =
-        static_cast<S>(std::uniform_real_distribution<float>(-1, 1)(generator) * float(scale));
+  void apply(Epilogue epilogue) {
+    const auto sigmoid = [](double z) { return 1 / (1 + std::exp(-z)); };
+    const double sum = sums[0], e = operands[0];
+    switch (epilogue) {
+      case Epilogue::ElmanTanh: published[0] = std::tanh(sum); return;
+      case Epilogue::ElmanRelu: published[0] = sum <= 0 ? 0 : sum; return;  // a NaN stays one
+      case Epilogue::ElmanSigmoid: published[0] = sigmoid(sum); return;
+      case Epilogue::ElmanIdentity:
+      case Epilogue::ElmanIdentityBackward: published[0] = sum; return;
+      case Epilogue::ElmanTanhBackward: published[0] = sum * (1 - e * e); return;
+      case Epilogue::ElmanReluBackward: published[0] = e <= 0 ? 0 : sum; return;
+      case Epilogue::ElmanSigmoidBackward: published[0] = sum * e * (1 - e); return;
+      case Epilogue::ElmanLinear: published[0] = sum * e; return;
+      case Epilogue::Gru: {
+        const double r = sigmoid(sums[0]), z = sigmoid(sums[1]);
+        const double n = std::tanh(apart + r * sums[2]), before = carried;
+        carried = (1 - z) * n + z * before;
+        published[0] = carried;
+        const double all[] = {r, z, n, sums[2], before};
+        std::copy_n(all, 5, saved);
+        return;
+      }
+      case Epilogue::GruBackward: {
+        const double r = operands[0], z = operands[1], n = operands[2], q = operands[3];
+        const double before = operands[4];
+        const double dh = sum + carried;
+        const double dn = dh * (1 - z), dz = dh * (before - n), before_tanh = dn * (1 - n * n);
+        published[0] = before_tanh * q * r * (1 - r);
+        published[1] = dz * z * (1 - z);
+        published[2] = before_tanh * r;
+        saved[0] = before_tanh;
+        carried = dh * z;
+        return;
+      }
+      case Epilogue::LeakyTanh:
+        saved[0] = std::tanh(sum);
+        published[0] = carried = (1 - constant) * carried + constant * saved[0];
+        return;
+      case Epilogue::LeakyTanhBackward: {
+        const double dh = sum + carried;
+        published[0] = dh * constant * (1 - e * e);
+        carried = dh * (1 - constant);
+        return;
+      }
+      case Epilogue::Lstm: {
+        const double i = sigmoid(sums[0]), f = sigmoid(sums[1]), g = std::tanh(sums[2]);
+        const double o = sigmoid(sums[3]), before = carried;
+        carried = f * before + i * g;
+        published[0] = o * std::tanh(carried);
+        const double all[] = {i, f, g, o, before, std::tanh(carried)};
+        std::copy_n(all, 6, saved);
+        return;
+      }
+      case Epilogue::LstmBackward: {
+        const double i = operands[0], f = operands[1], g = operands[2], o = operands[3];
+        const double before = operands[4], tanh_c = operands[5];
+        const double dh = sums[0], dc = carried + dh * o * (1 - tanh_c * tanh_c);
+        published[0] = dc * g * i * (1 - i);
+        published[1] = dc * before * f * (1 - f);
+        published[2] = dc * i * (1 - g * g);
+        published[3] = dh * tanh_c * o * (1 - o);
+        carried = dc * f;
+        return;
+      }
+      case Epilogue::LinearForward1: return linear(1, false);
+      case Epilogue::LinearForward3: return linear(3, false);
+      case Epilogue::LinearForward3Exposed: return linear(3, true);
+      case Epilogue::LinearTranspose1: return linear_transpose(1, false);
+      case Epilogue::LinearTranspose3: return linear_transpose(3, false);
+      case Epilogue::LinearTranspose3Exposed: return linear_transpose(3, true);
+    }
   }
 
  private:
-  int64_t lead_ = 0, count_ = 0;
-  std::unique_ptr<S[]> values_;
+  void linear(int gates, bool exposes) {
+    const double* const rest = operands + gates;
+    double v = rest[0] * carried + rest[exposes ? 3 : 1];
+    for (int g = 0; g < gates; ++g) v += operands[g] * sums[g];
+    carried = published[0] = v;
+    if (exposes) published[0] = rest[1] * v + rest[2] * sums[gates] + rest[4];
+    saved[0] = published[0], saved[1] = v;
+  }
+
+  void linear_transpose(int gates, bool exposes) {
+    const double* const rest = operands + gates;
+    const double of_y = exposes ? sums[0] : sums[0] + carried;
+    const double of_v = exposes ? carried + rest[1] * of_y + rest[3] : of_y;
+    for (int g = 0; g < gates; ++g) published[g] = operands[g] * of_v;
+    if (exposes) published[gates] = rest[2] * of_y;
+    saved[0] = of_y, saved[1] = of_v, carried = rest[0] * of_v;
+  }
 };
 
-template <class S>
-Array<S> random_array(int64_t count) {
-  Array<S> array(count);
-  for (int64_t i = 0; i < count; ++i) array.set_random(i);
-  return array;
+#ifdef __CUDACC__  // cells.h counts for host compilers only; CUDA has no other cell than Elman's
+inline Counts counts_of(Epilogue) {
+  Counts counts;
+  counts.operands = 1;
+  return counts;
 }
+#else
+using rnn_cuda::counts_of;
+#endif
 
-struct Shape {
-  int64_t T = uniform(1, 14), B = uniform(1, 12), I = uniform(0, 20), H = uniform(1, 80);
-  std::vector<int64_t> batch_sizes;  // empty: every sample has every step
-  std::vector<int64_t> first_row;    // of each time step, and the end
-
-  Shape() {
-    switch (uniform(0, 8)) {
-      case 0:  // several chunks
-        T = uniform(60, 200), H = uniform(1, 20);
-        break;
-      case 1:  // more samples than a chunk has rows
-        T = uniform(1, 5), B = uniform(200, 300), H = uniform(1, 20);
-        break;
-      case 2:  // so few samples that the hidden dimension is cut
-        T = uniform(2, 8), B = uniform(1, 4), H = uniform(100, 260);
-        break;
-      case 3:  // both
-        T = uniform(80, 120), B = uniform(3, 6), H = uniform(100, 150);
-    }
-    if (one_in(4)) I = uniform(60, 80);                      // x may be projected a chunk at a time
-    if (one_in(10)) I = uniform(64, 80), H = uniform(1, 4);  // W has few rows for its columns
-    if (one_in(15)) T = uniform(1, 2), B = 1;                // outer products are written at once
-    if (one_in(12)) T = 1, H = uniform(250, 300);  // a matrix used where it lies, in blocks
-    // A matrix beyond a core's own cache, in panels that several tiles use block by block.
-    if (one_in(40)) T = 3, B = uniform(4, 12), H = 730;
-    const bool packed = one_in(2);
-    first_row.push_back(0);
-    for (int64_t t = 0, size = B; t < T; ++t) {
-      // The samples' ends are spread over the steps.
-      if (packed && t > 0 && uniform(1, T) <= 2 * B)
-        size -= std::min(size - 1, uniform(0, 2 * B / T + 1));
-      if (packed) batch_sizes.push_back(size);
-      first_row.push_back(first_row[t] + size);
-    }
-  }
-
-  bool packed() const { return !batch_sizes.empty(); }
-  int64_t samples(int64_t t) const { return t < 0 || t >= T ? 0 : first_row[t + 1] - first_row[t]; }
-  int64_t rows() const { return first_row[T]; }
-};
-
-// Rows of features as a caller may hold them: contiguous, with gaps, batch first, or expanded.
-// Gaps hold NaN.
-template <class S>
-class RowsArray {
- public:
-  RowsArray(const Shape& shape, int64_t features) : shape_(shape) {
-    const int64_t row = features + (one_in(2) ? 0 : uniform(1, 5));
-    batch_stride_ = row;
-    time_stride_ = shape.B * row;
-    if (shape.packed())
-      time_stride_ = 0;
-    else if (one_in(3))
-      time_stride_ = row, batch_stride_ = shape.T * row;
-    if (one_in(8)) time_stride_ = 0;
-    if (one_in(8)) batch_stride_ = 0;
-    int64_t end = 0;
-    for_each_row([&](int64_t offset) { end = std::max(end, offset + features); });
-    array_ = Array<S>(end);
-    for_each_row([&](int64_t offset) {
-      for (int64_t k = 0; k < features; ++k) array_.set_random(offset + k);
-    });
-  }
-
-  rnn_cuda::Rows rows() const { return {array_.data(), time_stride_, batch_stride_}; }
-  double at(int64_t t, int64_t b, int64_t feature) const { return array_[offset(t, b) + feature]; }
-
- private:
-  int64_t offset(int64_t t, int64_t b) const {
-    return shape_.packed() ? (shape_.first_row[t] + b) * batch_stride_
-                           : t * time_stride_ + b * batch_stride_;
-  }
-  template <class F>
-  void for_each_row(const F& f) const {
-    for (int64_t t = 0; t < shape_.T; ++t)
-      for (int64_t b = 0; b < shape_.samples(t); ++b) f(offset(t, b));
-  }
-
-  const Shape& shape_;
-  int64_t time_stride_, batch_stride_;
-  Array<S> array_;
-};
-
-// A matrix (N, K), stored by rows or by columns, with or without a gap between them.
-template <class S>
-class MatrixArray {
- public:
-  MatrixArray(int64_t n, int64_t k, double scale = 1) : transposed_(one_in(2)) {
-    const int64_t lines = transposed_ ? k : n, length = transposed_ ? n : k;
-    stride_ = length + (one_in(2) ? 0 : uniform(1, 5));
-    array_ = Array<S>(n * k == 0 ? 0 : (lines - 1) * stride_ + length);
-    for (int64_t i = 0; i < lines; ++i)
-      for (int64_t j = 0; j < length; ++j) array_.set_random(i * stride_ + j, scale);
-  }
-
-  rnn_cuda::Matrix matrix() const { return {array_.data(), stride_, transposed_}; }
-  double at(int64_t n, int64_t k) const {
-    return array_[transposed_ ? k * stride_ + n : n * stride_ + k];
-  }
-
- private:
-  bool transposed_;
-  int64_t stride_;
-  Array<S> array_;
-};
-
-// ---- the judge ----------------------------------------------------------------------------------
+// ---- results ------------------------------------------------------------------------------------
 
 // A sum, more exact than those of float64, and how large its terms are: rounding errors are in
 // proportion to that.
@@ -198,7 +183,7 @@ struct Sum {
 
   void add(double term) {
     value += term;
-    magnitude += std::abs(term);
+    if (std::isfinite(term)) magnitude += std::abs(term);  // what is infinite is not rounded
   }
 };
 
@@ -206,55 +191,108 @@ struct Sum {
 // pieces); and of rounding it to what it is stored in.
 template <class S>
 double tolerance(double value, double magnitude) {
-  const double stored = std::numeric_limits<S>::epsilon() / 2.0;
-  const double computed = std::numeric_limits<Compute<S>>::epsilon() / 2.0;
-  return 300 * computed * (1 + magnitude) + stored * std::abs(value);
+  return 300 * kEpsilon<Compute<S>> / 2 * (1 + magnitude) + kEpsilon<S> / 2 * std::abs(value);
 }
 
-// Element `i` of an array with so many columns, computed from values of type S.
-template <class S, class Stored>
-void expect(const char* name, const Array<Stored>& got, int64_t columns, int64_t i, double value,
-            double magnitude) {
-  if (std::abs(got[i] - value) <= tolerance<S>(value, magnitude)) return;
+// Element `i` of an array with so many columns.
+template <class Stored>
+void expect_near(const char* name, const Array<Stored>& array, int64_t columns, int64_t i,
+                 double value, double tolerance) {
+  const double got = array[i];
+  if (std::abs(got - value) <= tolerance) return;
+  // Where an infinite weight takes a value, any kernel has to go.
+  if (std::isnan(value) ? std::isnan(got) : std::isinf(value) && got == value) return;
   std::ostringstream message;
   message << std::setprecision(17) << name << "[" << i / columns << ", " << i % columns << "] is "
-          << got[i] << ", not " << value;
+          << got << ", not " << value;
   throw std::runtime_error(message.str());
 }
 
-// A Recurrence with all the memory it speaks of; which optional parts there are is drawn.
+// ---- problems -----------------------------------------------------------------------------------
+
+enum class Kernels { Cpu, Cuda, CudaTF32 };
+
+// Which optional parts there are is drawn.
 template <class S>
-struct RecurrenceProblem {
-  Shape shape;
-  const int64_t T = shape.T, B = shape.B, H = shape.H;
-  // Rows of M add up to less than one: errors shrink from step to step.
-  MatrixArray<S> weight_hidden{H, H, std::min(1.5 / static_cast<double>(H), 0.9)};
-  RowsArray<S> addend{shape, H}, operand{shape, H};
-  Array<S> first_addend = random_array<S>(B * H);
-  Array<S> output{shape.rows() * H};
+struct Problem {
+  const Shape& shape;
+  const Kernels kernels;
+  const Counts counts;
+  // Elman cells may have an addend and an input. Of the others, a backward recurrence has an addend
+  // and no input, a forward one the other way round.
+  const bool is_elman, has_addend = is_elman || counts.operands > 0,
+                       has_input = is_elman || counts.operands == 0;
+  const int64_t T = shape.T, B = shape.B, I = has_input ? shape.I : 0, H = shape.H,
+                rows = shape.rows();
+  const int64_t sums_size = counts.sums * H, published_size = counts.published * H,
+                saved_size = counts.saved * H;
+  // One problem in four has an infinite weight: zero times that is NaN, so whoever multiplies where
+  // nothing is to be multiplied, or lets padding into a result, is seen. Rows of M add up to less
+  // than one: errors shrink from step to step.
+  MatrixArray<S> weight_hidden{sums_size, published_size,
+                               std::min(1.5f / static_cast<float>(published_size), 0.9f),
+                               kernels != Kernels::Cpu && one_in(4)};
+  MatrixArray<S> weight_input{sums_size, I, 1};
+  RowsArray<S> input{shape, I}, addend{shape, sums_size}, operand{shape, counts.operands * H};
+  RowsArray<float> wide_addend{shape, sums_size};
+  Array<Compute<S>> bias{sums_size + counts.apart * H}, constants{counts.constants * H};
+  Array<S> initial{B * published_size}, initial_carried{counts.carried * B * H};
+  Array<S> first_addend{B * sums_size};
+  Array<S> output{rows * published_size}, saved{rows * saved_size};
+  Array<S> last{B * published_size}, last_carried{counts.carried * B * H};
+  Array<double> norms{rows};
+  const bool wants_norms = kernels != Kernels::Cpu && one_in(2);
   rnn_cuda::Recurrence r;
 
-  explicit RecurrenceProblem(Epilogue epilogue) {
+  // What the judge found: the sums z of all rows, and what is published, as far as it is no output.
+  std::vector<Sum> sums;
+  std::vector<double> published;
+
+  Problem(const Shape& shape, Epilogue epilogue, Kernels kernels)
+      : shape(shape),
+        kernels(kernels),
+        counts(counts_of(epilogue)),
+        is_elman(epilogue <= Epilogue::ElmanLinear) {
+    for (auto* array : {&bias, &constants}) fill_randomly(*array, 0, array->count());
+    for (auto& value : constants.host) value = std::abs(value);  // states do not grow for ever
+    for (auto* array : {&initial, &initial_carried, &first_addend})
+      fill_randomly(*array, 0, array->count());
     r.dtype = kScalarType<S>;
     r.epilogue = epilogue;
     r.reverse = one_in(2);
-    r.time_steps = T, r.batch = B, r.hidden_size = H;
-    if (shape.packed()) r.batch_sizes = shape.batch_sizes.data();
+    r.time_steps = T, r.batch = B, r.hidden_size = H, r.input_size = I;
+    if (kernels == Kernels::Cpu && shape.packed()) r.batch_sizes = shape.batch_sizes.data();
     r.weight_hidden = weight_hidden.matrix();
-    if (!one_in(3)) r.addend = addend.rows();
-    r.operand = operand.rows();
-    if (one_in(2)) r.first_addend = first_addend.data();
-    r.output = output.data();
-    r.output_stride = H;
+    if (I > 0) r.weight_input = weight_input.matrix(), r.input = input.rows();
+    if (has_addend && !one_in(3)) r.addend = addend.rows();
+    if (kernels != Kernels::Cpu && sizeof(S) == 2 && one_in(3))
+      r.addend = wide_addend.rows(), r.wide_addend = true;
+    if (has_addend && one_in(2)) r.first_addend = first_addend.device();
+    if (counts.operands > 0) r.operand = operand.rows();
+    if (has_input && one_in(2)) r.bias = bias.device();
+    if (counts.constants > 0) r.constants = constants.device();
+    if (one_in(2)) r.initial = initial.device();
+    if (counts.carried > 0 && one_in(2)) r.initial_carried = initial_carried.device();
+    // As the operators ask for it: a forward pass takes no short cut.
+    r.multiplies_zero_initial = I > 0 || one_in(2);
+    r.output = output.device(), r.output_stride = published_size;
+    if (one_in(2)) r.last = last.device();
+    if (counts.carried > 0 && one_in(2)) r.last_carried = last_carried.device();
+    if (counts.saved > 0 && !one_in(3)) r.saved = saved.device();
+    norms.device();
   }
 
   std::string name() const {
-    std::ostringstream name;
-    name << "T=" << T << " B=" << B << " I=" << shape.I << " H=" << H
-         << " packed=" << shape.packed() << " reverse=" << r.reverse
-         << " dtype=" << static_cast<int>(r.dtype) << " epilogue=" << static_cast<int>(r.epilogue);
-    return name.str();
+    std::ostringstream text;
+    text << "dtype=" << static_cast<int>(r.dtype) << " epilogue=" << static_cast<int>(r.epilogue)
+         << " reverse=" << r.reverse << " initial=" << (r.initial != nullptr)
+         << " last=" << (r.last != nullptr) << " addend=" << (r.addend.data != nullptr)
+         << " wide_addend=" << r.wide_addend << " first_addend=" << (r.first_addend != nullptr)
+         << " bias=" << (r.bias != nullptr) << " norms=" << wants_norms;
+    return text.str();
   }
+
+  void poison() { output.poison(), norms.poison(); }
 
   // Calls visit(t) for the time steps of sample b, in their order.
   template <class F>
@@ -265,88 +303,107 @@ struct RecurrenceProblem {
     }
   }
 
-  // The states of all rows, once the kernel has run; checks `output`. If there is one, the judge
-  // goes on from it, as a recurrence has to: what it carries on is what its caller gets to see.
-  //
-  // add_inputs(t, b, n, sum) adds what is not the addend or a product with a state to z; all z, if
-  // wanted, go to `sums`.
-  template <class F>
-  std::vector<double> states(const Array<S>& initial, const F& add_inputs,
-                             std::vector<Sum>* sums = nullptr) const {
-    std::vector<double> states(shape.rows() * H);
-    if (sums != nullptr) sums->resize(states.size());
-    for (int64_t b = 0; b < B; ++b) {
-      std::vector<double> state(H, 0.0);
-      for (int64_t n = 0; r.initial != nullptr && n < H; ++n) state[n] = initial[b * H + n];
-      bool first = true;
-      for_each_step(b, [&](int64_t t) {
-        double* const next = states.data() + (shape.first_row[t] + b) * H;
-        for (int64_t n = 0; n < H; ++n) {
-          Sum z;
-          if (r.addend.data != nullptr) z.add(addend.at(t, b, n));
-          if (first && r.first_addend != nullptr) z.add(first_addend[b * H + n]);
-          add_inputs(t, b, n, z);
-          for (int64_t k = 0; k < H; ++k) z.add(weight_hidden.at(n, k) * state[k]);
-          const int64_t i = next + n - states.data();
-          next[n] = apply(r.epilogue, z.value, operand.at(t, b, n));
-          if (sums != nullptr) (*sums)[i] = z;
-          if (r.output == nullptr) continue;
-          expect<S>("output", output, H, i, next[n], z.magnitude);
-          next[n] = output[i];
-        }
-        std::copy_n(next, H, state.begin());
-        first = false;
-      });
+  // Checks all results. The judge goes on from the output that it has checked, as a recurrence has
+  // to: what it carries on is what its caller gets to see. Carried values are its own.
+  void judge() {
+    for (auto* array : {&output, &saved, &last, &last_carried}) array->fetch();
+    norms.fetch();
+    sums.assign(static_cast<size_t>(rows * sums_size), {});
+    published.assign(static_cast<size_t>(rows * published_size), 0.0);
+    for (int64_t b = 0; b < B; ++b) judge_sample(b);
+  }
+
+  // That of the first sums of a row, each of them as exact as `Exact`.
+  template <class Exact>
+  void expect_norm(const char* name, const Array<double>& norms, int64_t row) const {
+    long double squares = 0, errors = 0;
+    for (int64_t i = row * sums_size; i < row * sums_size + H; ++i) {
+      const Sum& z = sums[static_cast<size_t>(i)];
+      const double error = tolerance<Exact>(static_cast<double>(z.value), z.magnitude);
+      squares += z.value * z.value;
+      errors += error * error;
     }
-    return states;
+    expect_near(name, norms, 1, row, static_cast<double>(std::sqrt(squares)),
+                static_cast<double>(std::sqrt(errors)));
+  }
+
+ private:
+  // As the kernel's products see a weight, an input or a state.
+  double factor(double value) const {
+    namespace emulator = rnn_cuda::emulator;
+    return kernels == Kernels::CudaTF32
+               ? emulator::float_of(emulator::tf32_of(static_cast<float>(value)))
+               : value;
+  }
+
+  void judge_sample(int64_t b) {
+    std::vector<double> state(static_cast<size_t>(published_size), 0.0), carried(size_t(H), 0.0);
+    for (int64_t n = 0; r.initial != nullptr && n < published_size; ++n)
+      state[size_t(n)] = initial[b * published_size + n];
+    for (int64_t n = 0; r.initial_carried != nullptr && n < H; ++n)
+      carried[size_t(n)] = initial_carried[b * H + n];
+    int64_t row = -1;
+    double largest = 1;  // of all terms that a carried value is made of
+    for_each_step(b, [&](int64_t t) {
+      const bool is_first = row < 0;
+      row = shape.row(t, b);
+      for (int64_t n = 0; n < H; ++n) {
+        JudgedUnit unit = {};
+        double magnitude = std::abs(carried[size_t(n)]);
+        for (int s = 0; s < counts.sums; ++s) {
+          const bool is_apart = s >= counts.sums - counts.apart;
+          Sum apart;
+          Sum& z = sums[size_t(row * sums_size + s * H + n)];
+          add_terms(t, b, s * H + n, is_first, state, z, is_apart ? apart : z);
+          if (is_apart && r.bias != nullptr) apart.add(bias[sums_size + n]);
+          unit.sums[s] = static_cast<double>(z.value);
+          if (is_apart) unit.apart = static_cast<double>(apart.value);
+          magnitude += z.magnitude + apart.magnitude;
+        }
+        for (int e = 0; e < counts.operands; ++e) unit.operands[e] = operand.at(t, b, e * H + n);
+        if (counts.constants > 0) unit.constant = constants[n];
+        unit.carried = carried[size_t(n)];
+        unit.apply(r.epilogue);
+        carried[size_t(n)] = unit.carried;
+        largest = std::max(largest, magnitude);
+        if (counts.carried > 0) magnitude = largest;
+        for (int p = 0; p < counts.published; ++p) {
+          const int64_t i = row * published_size + p * H + n;
+          const double value = published[size_t(i)] = unit.published[p];
+          if (r.output != nullptr)
+            expect_near("output", output, published_size, i, value, tolerance<S>(value, magnitude));
+        }
+        for (int k = 0; r.saved != nullptr && k < counts.saved; ++k)
+          expect_near("saved", saved, saved_size, row * saved_size + k * H + n, unit.saved[k],
+                      tolerance<S>(unit.saved[k], magnitude));
+      }
+      if (wants_norms) expect_norm<Compute<S>>("norms", norms, row);
+      for (int64_t n = 0; n < published_size; ++n) {
+        const int64_t i = row * published_size + n;
+        if (r.output != nullptr) published[size_t(i)] = output[i];
+        state[size_t(n)] = published[size_t(i)];
+      }
+    });
+    for (int64_t n = 0; r.last != nullptr && n < published_size; ++n)
+      expect_near("last", last, published_size, b * published_size + n, state[size_t(n)], 0);
+    for (int64_t n = 0; r.last_carried != nullptr && n < H; ++n)
+      expect_near("last_carried", last_carried, H, b * H + n, carried[size_t(n)],
+                  tolerance<S>(carried[size_t(n)], largest));
+  }
+
+  // Of the sum with number i: those of the input go to `of_input`.
+  void add_terms(int64_t t, int64_t b, int64_t i, bool is_first, const std::vector<double>& state,
+                 Sum& z, Sum& of_input) const {
+    if (r.addend.data != nullptr)
+      z.add(r.wide_addend ? wide_addend.at(t, b, i) : addend.at(t, b, i));
+    if (is_first && r.first_addend != nullptr) z.add(first_addend[b * sums_size + i]);
+    if (r.bias != nullptr) z.add(bias[i]);
+    for (int64_t k = 0; k < I; ++k)
+      of_input.add(factor(weight_input.at(i, k)) * factor(input.at(t, b, k)));
+    const bool skips_zero = is_first && r.initial == nullptr && !r.multiplies_zero_initial;
+    for (int64_t k = 0; k < published_size && !skips_zero; ++k)
+      z.add(factor(weight_hidden.at(i, k)) * factor(state[size_t(k)]));
   }
 };
-
-// Whether the kernels multiply pairs of bfloat16 values: what they multiply is rounded then,
-// whether or not it is stored, and the judge knows only what is stored.
-inline bool multiplies_pairs = false;
-
-// check<S>() checks one problem; its type is drawn, or float32 alone.
-//
-//   checker <problems> [float32 | pairs]       prints "ok" and exits 0, or says what differs
-template <class Check>
-int main_loop(int argc, char** argv, const Check& check) {
-  const int problems = argc > 1 ? std::atoi(argv[1]) : 100;
-  const std::string option = argc > 2 ? argv[2] : "";
-  if (option != "" && option != "float32" && option != "pairs") {
-    std::fprintf(stderr, "unknown option %s\n", option.c_str());
-    return 2;
-  }
-  multiplies_pairs = option == "pairs";
-  const bool all_types = option != "float32";
-  for (int i = 0; i < problems; ++i) {
-    available_threads = one_in(4) ? static_cast<int>(uniform(1, 4)) : 4;
-    switch (all_types ? uniform(0, 5) : 0) {
-      case 3: check(double()); break;
-      case 4: check(c10::BFloat16()); break;
-      case 5: check(c10::Half()); break;
-      default: check(float());
-    }
-  }
-  std::printf("ok: %d problems\n", problems);
-  return 0;
-}
-
-// Runs `kernel(threads)`, then `judge`; where that throws, names the problem and gives up.
-//
-// The kernel is called from a thread of its own each time: memory that a thread keeps for its next
-// call does not hide that something was read before it was written.
-template <class Kernel, class Judge>
-void run_and_judge(const std::string& problem, const Kernel& kernel, const Judge& judge) {
-  const int threads = one_in(4) ? 1 : static_cast<int>(uniform(2, 4));
-  try {
-    std::async(std::launch::async, kernel, threads).get();
-    judge();
-  } catch (const std::exception& error) {
-    std::printf("%s\nin the problem %s threads=%d available=%d\n", error.what(), problem.c_str(),
-                threads, available_threads);
-    std::exit(1);
-  }
-}
 
 }  // namespace check

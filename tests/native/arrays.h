@@ -1,5 +1,7 @@
-// Arrays for the checker of the CUDA kernels: in host memory, and in device memory of exactly the
-// size that the contract promises. There they are NaN until set, and so is the room between rows.
+// Arrays for the checkers: in host memory, and where the kernel finds them in memory of exactly the
+// size that the contract promises. (PyTorch's allocator would hide an overrun of a few bytes;
+// operator new under AddressSanitizer does not.) There they are NaN until set, and so is the room
+// between rows. On a card that is device memory.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +15,10 @@
 #include <vector>
 
 #include "../emulator/numbers.h"
+#include "recurrence.h"
+#ifdef __CUDACC__
 #include "cuda/device.h"
+#endif
 
 namespace check {
 
@@ -54,14 +59,8 @@ inline float random_value() { return std::uniform_real_distribution<float>(-1, 1
 
 // ---- memory -------------------------------------------------------------------------------------
 
-// Ends the process: not even the judge can go on after this.
-inline void require(int error, const char* what) {
-  if (error == 0) return;
-  std::printf("%s: %s\n", what, rnn_cuda::device::error_string(error));
-  std::exit(1);
-}
-
-#ifdef RNN_CUDA_EMULATED
+#ifndef __CUDACC__
+inline void require(int, const char*) {}
 inline void* allocate(size_t bytes) { return ::operator new(bytes); }
 inline void release(void* memory) { ::operator delete(memory); }
 inline int copy(void* to, const void* from, size_t bytes) {
@@ -70,6 +69,12 @@ inline int copy(void* to, const void* from, size_t bytes) {
 }
 inline int synchronize() { return 0; }
 #else
+// Ends the process: not even the judge can go on after this.
+inline void require(int error, const char* what) {
+  if (error == 0) return;
+  std::printf("%s: %s\n", what, rnn_cuda::device::error_string(error));
+  std::exit(1);
+}
 inline void* allocate(size_t bytes) {
   void* memory = nullptr;
   require(cudaMalloc(&memory, bytes), "cudaMalloc");
@@ -85,6 +90,8 @@ inline int synchronize() { return cudaDeviceSynchronize(); }
 template <class S>
 class Array {
  public:
+  using Value = S;
+
   // `lead`: a view of a tensor begins anywhere, so not every array is aligned to more than its
   // values.
   explicit Array(int64_t count, int64_t lead = uniform(0, 1))
@@ -104,7 +111,9 @@ class Array {
     }
     return data();
   }
-  void fetch() { require(copy(host.data(), data(), bytes()), "copy from the device"); }
+  void fetch() {
+    if (memory_ != nullptr) require(copy(host.data(), data(), bytes()), "copy from the device");
+  }
   void poison() {
     std::fill(host.begin(), host.end(), not_a_number<S>());
     require(copy(data(), host.data(), bytes()), "copy to the device");
@@ -150,6 +159,11 @@ struct Shape {
   }
   int64_t row(int64_t t, int64_t sample) const { return first_row[size_t(t)] + sample; }
   int64_t rows() const { return first_row.back(); }
+  std::string name() const {
+    const auto entry = [](const char* name, int64_t value) { return name + std::to_string(value); };
+    return entry("T=", T) + entry(" B=", B) + entry(" I=", I) + entry(" H=", H) +
+           entry(" packed=", packed());
+  }
 };
 
 // Rows of features as a caller may hold them: contiguous, with gaps, batch first, or expanded.
