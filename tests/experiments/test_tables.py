@@ -111,6 +111,15 @@ def test_a_gradient_that_was_not_measured_is_not_called_zero(learned):
     assert "ratio" not in text
 
 
+def test_nothing_is_told_of_a_gradient_that_no_last_step_has():
+    entries = arm(11, None, NO)
+    for entry in entries:  # as where a probe batch has no sample of the greatest length
+        entry.record.probes["adjoint"]["initial"]["state_norm"][-1] = 0.0
+    text = said(entries)
+    assert "eeds that learned: 0 of 3 at T = 11" in text
+    assert "gradient" not in text
+
+
 @pytest.mark.parametrize(
     ("task", "is_silent"),
     [
