@@ -265,8 +265,9 @@ inline RecurrenceBuilder linear_recurrence_builder(const Tensor& d, const Tensor
         return form.exposes == exposes && m.size(0) == (form.gates + exposes) * hidden &&
                d.size(-1) == (form.gates + 1 + 2 * exposes) * hidden;
       });
-  TORCH_CHECK_VALUE(form != std::end(kLinearForms), "d, g, m: expected those of a cell, got ",
-                    d.sizes(), ", ", g.sizes(), " and ", m.sizes());
+  TORCH_CHECK_VALUE(form != std::end(kLinearForms), "d, g, m: there is no linear recurrence ",
+                    "(kLinearForms in csrc/cells/cells.h) for the shapes ", d.sizes(), ", ",
+                    g.sizes(), " and ", m.sizes());
   TORCH_CHECK_VALUE(!transposed || !y0, "y0: expected none of the transpose");
   TORCH_CHECK(d.scalar_type() == g.scalar_type(), "rnn_cuda: d and g must be of one type, got ",
               d.scalar_type(), " and ", g.scalar_type());

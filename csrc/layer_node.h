@@ -48,6 +48,13 @@ inline Tensors forward_below_autograd(const Tensor& input, TensorList states, Te
   return call.call(input, states, weights, cell, direction, batch_sizes, saves);
 }
 
+// Whether a transform of torch.func or forward mode is active.
+inline bool is_transformed() {
+  return c10::impl::tls_is_dispatch_key_included(
+             c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
+         torch::autograd::ForwardADLevel::try_get_by_idx(0) != nullptr;
+}
+
 // With autograd kernels, unless only numbers are wanted.
 inline Tensors gradients_of(const OptionalTensors& grads, const Tensor& input, TensorList states,
                             TensorList weights, const Tensor& output, TensorList saved,
@@ -59,10 +66,7 @@ inline Tensors gradients_of(const OptionalTensors& grads, const Tensor& input, T
           .typed<Tensors(const OptionalTensors&, const Tensor&, TensorList, TensorList,
                          const Tensor&, TensorList, std::string_view, std::string_view,
                          const OptionalTensor&, const c10::List<bool>&)>();
-  const bool wants_only_numbers =
-      !at::GradMode::is_enabled() &&
-      !c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) &&
-      torch::autograd::ForwardADLevel::try_get_by_idx(0) == nullptr;
+  const bool wants_only_numbers = !at::GradMode::is_enabled() && !is_transformed();
   std::optional<at::AutoDispatchBelowAutograd> no_autograd;
   if (wants_only_numbers) no_autograd.emplace();
   return call.call(grads, input, states, weights, output, saved, cell, direction, batch_sizes,
@@ -174,6 +178,11 @@ class LayerNode : public torch::autograd::Function<LayerNode> {
 inline Tensors run_with_node(const Tensor& input, TensorList states, TensorList weights,
                              std::string_view cell, std::string_view direction,
                              const OptionalTensor& batch_sizes, bool saves, bool is_step) {
+  // A C++ node knows no tangents and no levels: it would lose them without a word.
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !is_transformed(),
+      "rnn_cuda::layer and rnn_cuda::step are for plain eager code; under torch.func and in "
+      "forward mode call rnn_cuda::layer_forward");
   const auto require_grad = [](TensorList tensors) {
     return std::any_of(tensors.begin(), tensors.end(),
                        [](const Tensor& tensor) { return tensor.requires_grad(); });

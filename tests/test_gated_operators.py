@@ -267,3 +267,15 @@ def test_norms_of_adjoints_are_refused_for_gated_cells():
         torch.ops.rnn_cuda.layer_gradients(
             grads, input, states, weights, results[0], results[3:], *options, wanted
         )
+
+
+def test_the_eager_operators_refuse_what_they_would_lose():
+    layer = Layer("gru", requires_grad=False)
+
+    def call(x):
+        return layer.ours(x, *layer.tensors[1:])[0]
+
+    with pytest.raises(NotImplementedError, match="call rnn_cuda::layer_forward"):
+        torch.func.jvp(call, (layer.input,), (layer.input,))
+    with pytest.raises(NotImplementedError), torch.autograd.forward_ad.dual_level():
+        call(torch.autograd.forward_ad.make_dual(layer.input, layer.input))

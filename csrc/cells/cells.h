@@ -28,9 +28,11 @@ enum class Epilogue {
   Lstm,
   LstmBackward,
   LinearForward1,
+  LinearForward2,
   LinearForward3,
   LinearForward3Exposed,
   LinearTranspose1,
+  LinearTranspose2,
   LinearTranspose3,
   LinearTranspose3Exposed,
 };
@@ -54,9 +56,11 @@ RNN_CUDA_CELL auto with_epilogue(Epilogue epilogue, const F& f) {
     case Epilogue::Lstm: return f(lstm::Forward());
     case Epilogue::LstmBackward: return f(lstm::Backward());
     case Epilogue::LinearForward1: return f(linear::Forward<1, false>());
+    case Epilogue::LinearForward2: return f(linear::Forward<2, false>());
     case Epilogue::LinearForward3: return f(linear::Forward<3, false>());
     case Epilogue::LinearForward3Exposed: return f(linear::Forward<3, true>());
     case Epilogue::LinearTranspose1: return f(linear::Transpose<1, false>());
+    case Epilogue::LinearTranspose2: return f(linear::Transpose<2, false>());
     case Epilogue::LinearTranspose3: return f(linear::Transpose<3, false>());
     case Epilogue::LinearTranspose3Exposed: return f(linear::Transpose<3, true>());
     case Epilogue::ElmanLinear: break;
@@ -82,6 +86,7 @@ constexpr Cell kCells[] = {
 };
 
 // The linearised recurrences (linear.h), by gates without o and by whether there is an exposure.
+// Higher derivatives of a cell whose units carry a value need the row of its number of gates.
 struct LinearForm {
   int gates;
   bool exposes;
@@ -90,6 +95,7 @@ struct LinearForm {
 
 constexpr LinearForm kLinearForms[] = {
     {1, false, Epilogue::LinearForward1, Epilogue::LinearTranspose1},
+    {2, false, Epilogue::LinearForward2, Epilogue::LinearTranspose2},
     {3, false, Epilogue::LinearForward3, Epilogue::LinearTranspose3},
     {3, true, Epilogue::LinearForward3Exposed, Epilogue::LinearTranspose3Exposed},
 };

@@ -27,7 +27,7 @@ from rnn_cuda.cells import Linearisation
 from rnn_cuda.neighbours import StepNeighbours, outer_with_previous, rows_of, states_before, take
 from rnn_cuda.operators.function import OperatorFunction, differentiable_again
 
-KERNEL_FORMS = {(1, False), (3, False), (3, True)}
+KERNEL_FORMS = {(1, False), (2, False), (3, False), (3, True)}
 """G, and whether there is an exposure: as in ``kLinearForms`` of ``csrc/cells/cells.h``."""
 
 

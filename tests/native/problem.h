@@ -52,9 +52,11 @@ constexpr Epilogue kOtherEpilogues[] = {
     Epilogue::LeakyTanh,
     Epilogue::LeakyTanhBackward,
     Epilogue::LinearForward1,
+    Epilogue::LinearForward2,
     Epilogue::LinearForward3,
     Epilogue::LinearForward3Exposed,
     Epilogue::LinearTranspose1,
+    Epilogue::LinearTranspose2,
     Epilogue::LinearTranspose3,
     Epilogue::LinearTranspose3Exposed,
 };
@@ -135,9 +137,11 @@ struct JudgedUnit {
         return;
       }
       case Epilogue::LinearForward1: return linear(1, false);
+      case Epilogue::LinearForward2: return linear(2, false);
       case Epilogue::LinearForward3: return linear(3, false);
       case Epilogue::LinearForward3Exposed: return linear(3, true);
       case Epilogue::LinearTranspose1: return linear_transpose(1, false);
+      case Epilogue::LinearTranspose2: return linear_transpose(2, false);
       case Epilogue::LinearTranspose3: return linear_transpose(3, false);
       case Epilogue::LinearTranspose3Exposed: return linear_transpose(3, true);
     }
