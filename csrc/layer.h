@@ -99,8 +99,8 @@ class Layer {
     TORCH_CHECK_VALUE(counts_.apart == 0 || per_direction_ != 3,
                       "weights: expected both biases or none of the cell ", cell, ", got one");
     TORCH_CHECK_VALUE(states.empty() || static_cast<int>(states.size()) == cell_.states,
-                      "states: expected ", cell_.states, " tensors or nothing, got ",
-                      states.size());
+                      "states: expected ", cell_.states == 2 ? "h0 and c0" : "h0",
+                      " or nothing, got ", states.size(), " tensors");
     scalar_type_of(input);  // throws if there are no kernels for it
     for (int64_t d = 0; d < directions_; ++d) {
       TORCH_CHECK(weight_hh(d).dim() == 2 && weight_hh(d).size(1) == hidden_size() &&

@@ -477,7 +477,7 @@ def test_a_launch_that_fails_names_the_plan(monkeypatch):
 BAD_TENSORS = [
     ({"x": torch.zeros(T, B, I + 1)}, r"weight_ih must have shape \[70, 10\], got \[70, 9\]"),
     ({"h0": torch.zeros(B + 1, H)}, r"the initial state must have shape \[1, 11, 70\]"),
-    ({"U": torch.zeros(H, H + 1)}, r"the recurrent matrix must have shape \[70, 70\]"),
+    ({"U": torch.zeros(H, H + 1)}, r"weight_hh must have shape \(H, H\)"),
     ({"W": torch.zeros(H, I, dtype=torch.float64)}, "weight_ih must be float on .* got Double"),
     ({"b_hh": torch.zeros(H + 1)}, r"a bias must be Float \(70\)"),
     ({"x": torch.zeros(0, B, I)}, "expected at least one time step"),

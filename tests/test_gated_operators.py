@@ -27,6 +27,7 @@ CASES = {
     "no_bias": {"bias": False, "bidirectional": True},
     "one_sample": {"batch": 1, "hidden": 1, "inputs": 1},
     "several_panels": {"batch": 7, "hidden": 37, "inputs": 70},
+    "many_rows_of_large_panels": {"batch": 216, "hidden": 299, "inputs": 2},
 }
 
 
@@ -244,7 +245,7 @@ def test_the_reference_loop_is_torchs(cell):
     ("change", "message"),
     [
         (lambda x, s, w: (x, s[:0], w[:3]), "weights: expected both biases or none"),
-        (lambda x, s, w: (x, [s[0], s[0]], w), "states: expected 1 tensors or nothing, got 2"),
+        (lambda x, s, w: (x, [s[0], s[0]], w), "states: expected h0 or nothing, got 2 tensors"),
         (lambda x, s, w: (x, s, [w[0], w[1].T.contiguous(), *w[2:]]), r"weight_hh .*\(3 H, H\)"),
         (lambda x, s, w: (x, s, [w[0][:5], *w[1:]]), "weight_ih must have shape"),
         (lambda x, s, w: (x, s, [*w[:3], w[3][:5]]), "a bias must be"),

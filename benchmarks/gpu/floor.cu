@@ -22,7 +22,7 @@
 #include "cuda/engine_table.h"
 #include "cuda/exchanges.cuh"
 #include "cuda/parameters.cuh"
-#include "native/device_array.h"
+#include "native/arrays.h"
 #include "plan/planner.h"
 
 namespace rnn_cuda {

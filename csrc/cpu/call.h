@@ -84,7 +84,9 @@ class Call {
                       : 0;
     blocks_ = layout.add<E>(block_size_ * division.threads);
     sums_size_ = std::max<int64_t>(
-        std::max<int64_t>(division.rows, kMaxTileRows) * division.panel_vectors * kLanes<T>,
+        // (A panel is wider than asked for where the sums of one vector of units are.)
+        std::max<int64_t>(division.rows, kMaxTileRows) *
+            std::max(division.panel_vectors, counts_.sums) * kLanes<T>,
         kSumsBytes / static_cast<int64_t>(sizeof(T)));
     sums_ = layout.add<T>(sums_size_ * division.threads);
   }
