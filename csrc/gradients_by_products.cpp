@@ -67,7 +67,7 @@ void check_forward_arguments(RecurrenceBuilder& backward, const Layer& layer, in
   backward.matrix(layer.weight_ih(d), "weight_ih", layer.counts().sums * layer.hidden_size(),
                   features);
   for (int64_t i = 0; i < layer.states(); ++i)
-    if (const OptionalTensor state = layer.state(i)) backward.state(*state, "an initial state");
+    if (const OptionalTensor state = layer.state(i)) backward.state(*state, i == 0 ? "h0" : "c0");
 }
 
 DirectionGradients gradients_by_products(const RecurrenceBuilder& backward,
