@@ -5,8 +5,7 @@
 //   weights   of each direction in turn: weight_ih (S H, I), weight_hh (S H, H) and up to two
 //             biases (S H)
 //   output    (T, B, D H), or packed (N, D H): the directions' states h side by side
-//   saved     of each direction: what the cell saves for its backward pass, (T, B, K H) or (N, K
-//   H).
+//   saved     of each direction: what the cell saves for its backward pass, with K H features.
 //             Nothing if it saves nothing, as an Elman cell does, whose derivative is read off the
 //             output; or if it is to be computed again.
 //
@@ -148,11 +147,9 @@ class Layer {
                               d, directions_);
     builder.weight_hidden(weight_hh(d).t()).addend(grads.get(0)).first_addend(grads.get(1));
     if (states() == 2) builder.initial_carried(grads.get(2));
-    if (saved.empty())
-      builder.operand(output);
-    else
-      builder.hidden_rows(output, "output"), builder.saved_operand(saved[d]);
-    return builder;
+    if (saved.empty()) return builder.operand(output);
+    builder.hidden_rows(output, "output");  // only checks it
+    return builder.saved_operand(saved[d]);
   }
 
   // `wanted` goes through input, states and weights, then the adjoints' norms, then delta.

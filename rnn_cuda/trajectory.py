@@ -24,7 +24,7 @@ from rnn_cuda.cells import Cell, Linearisation, Weights, cell_of, recurrent_matr
 from rnn_cuda.functional import elman_rnn, linear_recurrence
 from rnn_cuda.modules import FusedRNN
 from rnn_cuda.neighbours import rows_of
-from rnn_cuda.operators.linearised import KERNEL_FORMS, Coefficients, carried_states, parts_of
+from rnn_cuda.operators.linearised import KERNEL_FORMS, Coefficients, carried_states
 from rnn_cuda.residual import AntisymmetricRNN, LeakyRNN
 
 Recurrent: TypeAlias = FusedRNN | LeakyRNN | AntisymmetricRNN | nn.RNN | nn.GRU | nn.LSTM
@@ -82,7 +82,7 @@ class Trajectory:
         if not self.cell.has_cell_state:
             return [h]
         h_before = torch.cat([state[0].unsqueeze(0), h[:-1]])
-        gates = self.cell.gates(self._input_sums, self._weights.recurrent_sums(h_before))
+        self.activations = gates = self._gates_from(h_before)
         new = self.cell.carry(gates, torch.zeros_like(h))
         return [h, carried_states(self.cell.kept_share(gates), new, state[1], False, None)]
 
@@ -114,8 +114,10 @@ class Trajectory:
     @cached_property
     def activations(self) -> tuple[Tensor, ...]:
         """What `Cell.gates` returns, each ``(T, B, H)``: without gates, ``f(z_t)``."""
-        recurrent_sums = self._weights.recurrent_sums(self.states[:-1, :, : self._sizes[0]])
-        return self.cell.gates(self._input_sums, recurrent_sums)
+        return self._gates_from(self.states[:-1, :, : self._sizes[0]])
+
+    def _gates_from(self, h_before: Tensor) -> tuple[Tensor, ...]:
+        return self.cell.gates(self._input_sums, self._weights.recurrent_sums(h_before))
 
     @cached_property
     def linearisation(self) -> Linearisation:
@@ -173,13 +175,8 @@ class Trajectory:
             adjoints = torch.ops.rnn_cuda.linear_recurrence(
                 d, direct, self._weights.hh, None, True, None, True
             )
-            adjoints, size = rows_of(adjoints), self._sizes[-1]
-            c = Coefficients.of(d, size, self.cell.has_cell_state)
-            hidden = c.deltas(adjoints) @ self._weights.hh
-            carried = c.keep * parts_of(adjoints, size)[1]
-            if not self.cell.has_cell_state:
-                hidden = hidden + carried
-            return self._joined(hidden, carried).view(-1, *block.shape)
+            c = Coefficients.of(d, self._sizes[-1], self.cell.has_cell_state)
+            return c.pulled(rows_of(adjoints), self._weights.hh).view(-1, *block.shape)
         pulled = []
         hidden, carried = self._parts(block)
         for step in reversed(self._steps[start:stop]):

@@ -108,8 +108,6 @@ class Weights(NamedTuple):
 class Cell(ABC):
     """One recurrent cell. Everything that runs, initialises or measures a layer asks its cell."""
 
-    operator_name: ClassVar[str | None] = None
-    """What the operators call it, if there is a kernel for it."""
     gate_names: ClassVar[tuple[str, ...]] = ()
     """In the order of the weights' blocks; empty if the one block is no gate."""
     keeping_gate: ClassVar[str | None] = None
@@ -133,6 +131,11 @@ class Cell(ABC):
     def blocks(self) -> int:
         """G, the blocks of H rows in the weights."""
         return max(1, len(self.gate_names))
+
+    @property
+    def operator_name(self) -> str | None:
+        """What the operators call it, if there is a kernel for it."""
+        return None
 
     @property
     def states(self) -> int:

@@ -46,6 +46,11 @@ class Elman(Cell):
     nonlinearity: str
     is_linear_recurrence: ClassVar[bool] = True
 
+    @property
+    def operator_name(self) -> str:
+        """See `Cell.operator_name`."""
+        return f"elman.{self.nonlinearity}"
+
     def gates(self, input_sums: Tensor, recurrent_sums: Tensor) -> tuple[Tensor, ...]:
         """Return ``f(z)``."""
         return (activation(input_sums + recurrent_sums, self.nonlinearity),)

@@ -32,11 +32,15 @@ class Gates(NamedTuple):
 class GRU(Cell):
     """The cell; its unit carries h."""
 
-    operator_name: ClassVar[str | None] = "gru"
     gate_names: ClassVar[tuple[str, ...]] = ("reset", "update", "new")
     keeping_gate: ClassVar[str | None] = "update"
     saved_values: ClassVar[int] = 5
     keeps_sums_apart: ClassVar[bool] = True
+
+    @property
+    def operator_name(self) -> str:
+        """See `Cell.operator_name`."""
+        return "gru"
 
     def gates(self, input_sums: Tensor, recurrent_sums: Tensor) -> Gates:
         """Return r, z, n and what r multiplies in n."""

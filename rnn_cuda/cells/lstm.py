@@ -30,12 +30,16 @@ class Gates(NamedTuple):
 class LSTM(Cell):
     """The cell; its unit carries c."""
 
-    operator_name: ClassVar[str | None] = "lstm"
     gate_names: ClassVar[tuple[str, ...]] = Gates._fields
     keeping_gate: ClassVar[str | None] = "forget"
     admitting_gate: ClassVar[str | None] = "input"
     has_cell_state: ClassVar[bool] = True
     saved_values: ClassVar[int] = 6
+
+    @property
+    def operator_name(self) -> str:
+        """See `Cell.operator_name`."""
+        return "lstm"
 
     def gates(self, input_sums: Tensor, recurrent_sums: Tensor) -> Gates:
         """Return i, f, g, o."""

@@ -396,7 +396,7 @@ def _native_sweep(
         *grad_input, norm = torch.ops.rnn_cuda.layer_gradients(
             [grad_output, None if grad_h_n is None else grad_h_n.unsqueeze(0)],
             *(run.input, [], [weight_ih, weight_hh], run.output, []),
-            *(f"elman.{run.cell.nonlinearity}", "reverse" if run.reverse else "forward"),
+            *(run.cell.operator_name, "reverse" if run.reverse else "forward"),
             *(run.batch_sizes, [wanted.input, False, False, True, False]),
         )
         return Adjoints(None, norm.flatten(), input=rows_of(*grad_input) if wanted.input else None)

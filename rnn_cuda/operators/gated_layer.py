@@ -162,16 +162,12 @@ def gradients_of_layer(
                 final = grad.select(0, its.number).to(direct[i].dtype)
                 direct[i] = add_at(direct[i], at.neighbours.last, final)
         adjoints = at.adjoints(torch.cat(direct, -1))
-        delta, delta_input = (
-            at.coefficients.deltas(adjoints),
-            at.input_coefficients.deltas(adjoints),
-        )
+        delta = at.coefficients.deltas(adjoints)
+        delta_input = at.input_coefficients.deltas(adjoints)
         more = delta_input @ at.weight_ih
         grad_input = more if grad_input is None else grad_input + more
-        first, hidden = at.neighbours.first, at.h_before.shape[-1]
-        of_h0 = take(delta, first) @ at.weight_hh
-        of_v0 = take(at.coefficients.keep * parts_of(adjoints, hidden)[1], first)
-        grad_states.append([of_h0, of_v0] if len(grad_final) == 2 else [of_h0 + of_v0])
+        of_start = at.coefficients.pulled_to_start(adjoints, at.weight_hh, at.neighbours)
+        grad_states.append(of_start.chunk(len(grad_final), -1))
         grad_weights += [delta_input.mT @ at.x, delta.mT @ at.h_before]
         grad_weights += [delta_input.sum(0), delta.sum(0)][: len(its.biases)]
     assert grad_input is not None

@@ -25,22 +25,13 @@ from rnn_cuda.neighbours import (
     take,
     times_previous,
 )
-from rnn_cuda.operators.function import OperatorFunction, differentiable_again
-from rnn_cuda.operators.linearised import LinearisedRecurrence
+from rnn_cuda.operators.function import differentiable_again
+from rnn_cuda.operators.linearised import LinearisedRecurrence, RecurrenceFunction
 from rnn_cuda.operators.vmap import call_in_turn, check_size, fold, unfold
 
 
-class LinearRecurrence(OperatorFunction):
+class LinearRecurrence(RecurrenceFunction):
     """Its derivatives in both modes are linear recurrences; see ``docs/differentiation.md``."""
-
-    operator = "linear_recurrence"
-
-    @staticmethod
-    def flat(  # pyright: ignore[reportIncompatibleMethodOverride]
-        d: Tensor, g: Tensor, m: Tensor, y0: Tensor | None, *options: Any
-    ) -> tuple[Sequence[Tensor | None], Any]:
-        """See `OperatorFunction.flat`."""
-        return (d, g, m, y0), options
 
     @classmethod
     def differentiable(cls, *args: Any, **node_options: Any) -> Any:
@@ -49,14 +40,6 @@ class LinearRecurrence(OperatorFunction):
         if d.shape[-1] != m.shape[-1]:
             return LinearisedRecurrence.differentiable(*args)
         return super().differentiable(*args, **node_options)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Save what the rules below need."""
-        d, g, m, y0, (ctx.reverse, ctx.batch_sizes, *_), _ = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(d, g, m, y0, output)
-        ctx.save_for_forward(d, g, m, y0, output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

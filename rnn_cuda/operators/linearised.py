@@ -18,10 +18,12 @@ result is its total adjoint; there is no y0. ``reverse`` is the way through time
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rnn_cuda.cells import Linearisation
 from rnn_cuda.neighbours import StepNeighbours, outer_with_previous, rows_of, states_before, take
@@ -98,20 +100,27 @@ class Coefficients(NamedTuple):
             return deltas
         return torch.cat([deltas, self.output_gain * of_y], dim=-1)
 
+    def pulled(self, adjoint: Tensor, m: Tensor) -> Tensor:
+        """Return what the adjoint of the result adds to that of the step before, in rows."""
+        of_y, of_v = self.deltas(adjoint) @ m, self.keep * parts_of(adjoint, m.shape[-1])[1]
+        return of_y + of_v if self.exposure is None else torch.cat([of_y, of_v], dim=-1)
 
-class LinearisedRecurrence(OperatorFunction):
-    """The recurrence has its transpose for its derivative, and the other way round.
+    def pulled_to_start(self, adjoint: Tensor, m: Tensor, neighbours: StepNeighbours) -> Tensor:
+        """Return what each sample's first step adds to the adjoint of its initial state."""
+        first = neighbours.first
+        parts = (None if part is None else take(part, first) for part in self)
+        return Coefficients(*parts).pulled(take(adjoint, first), m)  # pyright: ignore[reportArgumentType]
 
-    Both are linear in g and y0. In d and M they are bilinear with what the other one returns, so a
-    pair (states, adjoints) of theirs gives the rest of the derivative.
-    """
+
+class RecurrenceFunction(OperatorFunction):
+    """What the two kinds of linear recurrence have in common."""
 
     operator = "linear_recurrence"
 
     @staticmethod
     def flat(  # pyright: ignore[reportIncompatibleMethodOverride]
         d: Tensor, g: Tensor, m: Tensor, y0: Tensor | None, *options: Any
-    ) -> tuple[Any, Any]:
+    ) -> tuple[Sequence[Tensor | None], Any]:
         """See `OperatorFunction.flat`."""
         return (d, g, m, y0), options
 
@@ -123,6 +132,14 @@ class LinearisedRecurrence(OperatorFunction):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(d, g, m, y0, output)
         ctx.save_for_forward(d, g, m, y0, output)
+
+
+class LinearisedRecurrence(RecurrenceFunction):
+    """The recurrence has its transpose for its derivative, and the other way round.
+
+    Both are linear in g and y0. In d and M they are bilinear with what the other one returns, so a
+    pair (states, adjoints) of theirs gives the rest of the derivative.
+    """
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -154,9 +171,7 @@ class LinearisedRecurrence(OperatorFunction):
                 parts += [of_y * v, of_y * sums[..., gates:]]
             grad_d = torch.cat(parts, dim=-1).view(d.shape)
         if needs_y0:
-            of_y0, of_v0 = deltas @ m, c.keep * of_v
-            both = of_y0 + of_v0 if c.exposure is None else torch.cat([of_y0, of_v0], dim=-1)
-            grad_y0 = take(both, forward.first)
+            grad_y0 = c.pulled_to_start(adjoints, m, forward)
         y0 = None if y0 is None else parts_of(y0, hidden)[0]
         return (
             grad_d,
@@ -179,17 +194,12 @@ class LinearisedRecurrence(OperatorFunction):
         varied = Coefficients.of(torch.zeros_like(d) if d_d is None else d_d, hidden, exposes)
         neighbours = StepNeighbours.of(result, ctx.reverse, ctx.batch_sizes)
         if ctx.transposed:
-            from_sums = varied.deltas(rows) @ m
+            back = varied.pulled(rows, m)
             if d_m is not None:
-                from_sums = from_sums + c.deltas(rows) @ d_m
-            of_y, of_v = parts_of(rows, hidden)
-            from_v = varied.keep * of_v
-            if varied.exposure is None:
-                drive = states_before(from_sums + from_v, None, neighbours)
-            else:
-                both = states_before(torch.cat([from_sums, from_v], -1), None, neighbours)
-                exposed = varied.exposure * of_y
-                drive = both + torch.cat([torch.zeros_like(exposed), exposed], -1)
+                back = back + pad(c.deltas(rows) @ d_m, (0, back.shape[-1] - hidden))
+            drive = states_before(back, None, neighbours)
+            if varied.exposure is not None:
+                drive = drive + pad(varied.exposure * parts_of(rows, hidden)[0], (hidden, 0))
         else:
             y_before, v_before = parts_of(states_before(rows, y0, neighbours), hidden)
             drive = varied.drive(y_before @ m.mT)
