@@ -39,3 +39,15 @@ def assert_same_gradients(ours: nn.Module, oracle: nn.Module) -> None:
     expected = {name: parameter.grad for name, parameter in oracle.named_parameters()}
     actual = {name: parameter.grad for name, parameter in ours.named_parameters()}
     torch.testing.assert_close(actual, expected)
+
+
+class Forgetful(torch.autograd.Function):
+    """Passes a tensor on, and no gradient back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None

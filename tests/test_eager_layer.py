@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from rnn_cuda import FusedRNN, FusedRNNCell, reference
 from rnn_cuda.functional import bidirectional_elman_rnn, elman_rnn
 from rnn_cuda.instruments import GradientFlow
-from tests.layers import halves, needs_native
+from tests.layers import Forgetful, halves, needs_native
 
 pytestmark = needs_native
 
@@ -111,18 +111,6 @@ def test_a_consumed_graph_says_so():
     output.sum().backward()
     with pytest.raises(RuntimeError, match="a second time"):
         output.sum().backward()
-
-
-class Forgetful(torch.autograd.Function):
-    """Passes a tensor on, and no gradient back."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnn_cuda import backend, reference
+from rnn_cuda.operators.linearised import KERNEL_FORMS
 
 pytestmark = pytest.mark.skipif(
     backend.requested() in ("reference", "emulated"), reason="only the CPU kernel has these cells"
@@ -280,3 +281,19 @@ def test_the_eager_operators_refuse_what_they_would_lose():
         torch.func.jvp(call, (layer.input,), (layer.input,))
     with pytest.raises(NotImplementedError), torch.autograd.forward_ad.dual_level():
         call(torch.autograd.forward_ad.make_dual(layer.input, layer.input))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("gates", "exposes"), sorted(KERNEL_FORMS))
+def test_every_form_of_the_linear_recurrence_has_its_derivatives(gates, exposes, transposed):
+    features = [gates + 1 + 2 * exposes, 1 + exposes, 1 + exposes]  # of d, g and y0, times H
+    d, g, y0 = (torch.randn(3, 2, 2 * f).double().requires_grad_() for f in features)
+    m = torch.randn(2 * (gates + exposes), 2).double().requires_grad_()
+    starts = () if transposed else (y0[0].detach().requires_grad_(),)
+
+    def call(d, g, m, *starts):
+        start = starts[0] if starts else None
+        return torch.ops.rnn_cuda.linear_recurrence(d, g, m, start, True, None, transposed)
+
+    torch.autograd.gradcheck(call, (d, g, m, *starts), check_forward_ad=True)
+    torch.autograd.gradgradcheck(call, (d, g, m, *starts), check_fwd_over_rev=True)

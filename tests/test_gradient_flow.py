@@ -36,6 +36,7 @@ from tests.gradient_flow_scenes import (
     recorded_equals_unrolled,
     states_of,
 )
+from tests.layers import Forgetful
 from tests.unrolled import step_of
 from tests.unrolled_calls import UnrolledCalls
 
@@ -252,18 +253,6 @@ def weights_set_through_data_after_the_call(s):
 # ---- ways to differentiate -----------------------------------------------------------------------
 
 
-class NoGradient(torch.autograd.Function):
-    """The identity, whose gradient is undefined."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None
-
-
 def twice(s, output, state, layer):
     s.loss(output, state).backward(retain_graph=True)
     (3 * s.loss(output)).backward()
@@ -279,7 +268,7 @@ READS = {
     "the_first_row": lambda s, y, h, _: s.loss(y[0]).backward(),
     "h_n_alone": lambda s, y, h, _: s.loss(states_of(h)[0]).backward(),
     "c_n_alone": lambda s, y, h, _: s.loss(states_of(h)[-1]).backward(),
-    "an_output_without_gradient": lambda s, y, h, _: s.loss(NoGradient.apply(y), h).backward(),
+    "an_output_without_gradient": lambda s, y, h, _: s.loss(Forgetful.apply(y), h).backward(),
     "gradients_given_by_hand": lambda s, y, h, _: torch.autograd.backward(
         [y, states_of(h)[0]], [y.detach().cos(), states_of(h)[0].detach().sin()]
     ),
