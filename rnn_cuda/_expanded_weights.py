@@ -10,7 +10,7 @@ Shape legend: T time steps, B batch, I input size, H hidden size, N = sum(batch_
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,8 +22,7 @@ from torch.nn.utils._expanded_weights.expanded_weights_impl import (
     allow_smaller_batches,
 )
 
-from rnn_cuda.cells.cell import State
-from rnn_cuda.cells.elman import activation
+from rnn_cuda.cells import Cell, State, cell_named
 from rnn_cuda.operators.directions import directions_of
 from rnn_cuda.reference import join_directions, run_steps
 
@@ -33,19 +32,18 @@ def are_among(tensors: Iterable[Tensor | None]) -> bool:
     return any(isinstance(tensor, ExpandedWeight) for tensor in tensors)
 
 
-def elman_rnn(
+def run_direction(
+    cell: Cell,
     input: Tensor,
-    h0: Tensor | None,
+    states: Sequence[Tensor],
     weight_ih: Tensor,
     weight_hh: Tensor,
-    bias_ih: Tensor | None = None,
-    bias_hh: Tensor | None = None,
+    biases: Sequence[Tensor | None],
     *,
-    nonlinearity: str = "tanh",
-    reverse: bool = False,
-    batch_sizes: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Run `rnn_cuda.functional.elman_rnn` on an input ``(T, B, I)`` or packed ``(N, I)``.
+    reverse: bool,
+    batch_sizes: Tensor | None,
+) -> tuple[State, State]:
+    """Do what `rnn_cuda.reference.run_direction` does.
 
     Samples of a packed sequence are counted in its own order, by length.
     """
@@ -54,17 +52,18 @@ def elman_rnn(
 
     run_on_reference("there are no kernels for ExpandedWeights (gradients per sample)")
     rows = input.flatten(0, -2)
-    hidden = weight_hh.shape[0]
+    hidden = weight_hh.shape[1]
     batch = input.shape[1] if batch_sizes is None else int(batch_sizes[0])
-    state = input.new_zeros(batch, hidden) if h0 is None else h0
+    start = tuple(states) or (input.new_zeros(batch, hidden),) * cell.states
+    bias_ih, bias_hh = (*biases, None, None)[:2]
 
     def step(row: int, size: int, previous: State) -> State:
-        z = linear(rows[row : row + size], weight_ih, bias_ih)
-        return (activation(z + linear(previous[0], weight_hh, bias_hh), nonlinearity),)
+        input_sums = linear(rows[row : row + size], weight_ih, bias_ih)
+        return cell.step(input_sums, linear(previous[0], weight_hh, bias_hh), previous[-1])
 
     with allow_smaller_batches((weight_ih, weight_hh, bias_ih, bias_hh), {}):
-        (states,), (h_n,) = run_steps(step, (state,), rows.shape[0], batch_sizes, reverse)
-    return states.view(*input.shape[:-1], hidden), h_n
+        sequences, final_states = run_steps(step, start, rows.shape[0], batch_sizes, reverse)
+    return tuple(each.view(*input.shape[:-1], hidden) for each in sequences), final_states
 
 
 class _Layer:
@@ -72,13 +71,12 @@ class _Layer:
 
     @staticmethod
     def apply(_names: tuple[str, ...], _function: Any, *arguments: Any) -> list[Tensor]:
-        input, states, weights, cell, direction, batch_sizes = arguments
-        options: Any = {"nonlinearity": cell.removeprefix("elman."), "batch_sizes": batch_sizes}
+        input, states, weights, cell, direction, batch_sizes, _ = arguments
         results = join_directions(
-            elman_rnn(
-                *(input, its.h0, its.weight_ih, its.weight_hh, *its.biases),
+            run_direction(
+                *(cell_named(cell), input, its.states, its.weight_ih, its.weight_hh, its.biases),
                 reverse=its.reverse,
-                **options,
+                batch_sizes=batch_sizes,
             )
             for its in directions_of(states, weights, direction)
         )
@@ -90,12 +88,12 @@ class _Step:
 
     @staticmethod
     def apply(_names: tuple[str, ...], _function: Any, *arguments: Any) -> list[Tensor]:
-        input, states, (weight_ih, weight_hh, *biases), cell = arguments
-        bias_ih, bias_hh = (*biases, None, None)[:2]
-        z = linear(input, weight_ih, bias_ih)
-        state = input.new_zeros(*input.shape[:-1], len(weight_hh)) if not states else states[0]
-        z = z + linear(state, weight_hh, bias_hh)
-        return [activation(z, cell.removeprefix("elman."))]
+        input, states, (weight_ih, weight_hh, *biases), name = arguments
+        cell, (bias_ih, bias_hh) = cell_named(name), (*biases, None, None)[:2]
+        zeros = input.new_zeros(*input.shape[:-1], weight_hh.shape[1])
+        h, *c = states or [zeros] * cell.states
+        input_sums = linear(input, weight_ih, bias_ih)
+        return list(cell.step(input_sums, linear(h, weight_hh, bias_hh), (h, *c)[-1]))
 
 
 def register() -> None:

@@ -90,7 +90,7 @@ def check_dropout(dropout: object) -> float:
     return number
 
 
-def check_dtype(dtype: Any, nonlinearity: str) -> None:
+def check_dtype(dtype: Any, nonlinearity: str | None = None) -> None:
     """Raise unless a layer can compute in ``dtype``, which is None for PyTorch's default.
 
     Raises:
@@ -185,21 +185,21 @@ def check_input_placement(
         )
 
 
-def check_hx_placement(hx: Tensor, input: Tensor) -> None:
+def check_hx_placement(hx: Tensor, input: Tensor, name: str = "hx") -> None:
     """Raise RuntimeError unless ``hx`` has the device and the dtype of ``input``.
 
-    And TypeError if just one of them is a DTensor.
+    And TypeError if just one of them is a DTensor. ``name`` is that of ``hx``.
     """
     if type(hx) is not type(input):
-        check_both_distributed("hx", hx, is_distributed(input), "input")
+        check_both_distributed(name, hx, is_distributed(input), "input")
     if hx.device != input.device:
         raise RuntimeError(
             "Input and hidden tensors are not at the same device: "
-            f"expected hx on {input.device}, got {hx.device}"
+            f"expected {name} on {input.device}, got {hx.device}"
         )
     if hx.dtype != input.dtype:
-        check_dense("hx", hx)
+        check_dense(name, hx)
         raise RuntimeError(
             "Input and hidden tensors do not have the same dtype: "
-            f"expected hx of {input.dtype}, got {hx.dtype}"
+            f"expected {name} of {input.dtype}, got {hx.dtype}"
         )

@@ -23,11 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from rnn_cuda.cells import State
 from rnn_cuda.cells.elman import activation
 from rnn_cuda.reference import compute_dtype
 
 if TYPE_CHECKING:
     from rnn_cuda.modules import ElmanStack
+    from rnn_cuda.stack import RecurrentStack
 
 # ---- plain PyTorch, as TorchScript takes it ------------------------------------------------------
 
@@ -55,7 +57,7 @@ def run_layers(
     batch = sequence.size(1) if batch_sizes is None else int(batch_sizes[0])
     shape = [num_layers * directions, batch, weights[0].size(0)]
     if hx is None:
-        hx = torch.zeros(shape, dtype=sequence.dtype, device=sequence.device)
+        hx = zero_state(sequence, batch_sizes, num_layers * directions, weights[0].size(0))
     if list(hx.shape) != shape:
         raise RuntimeError(f"Expected hidden size {shape} of hx, got {list(hx.shape)}")
     if keep == 0.0 and rate == 1.0 and (nonlinearity == "tanh" or nonlinearity == "relu"):
@@ -179,11 +181,12 @@ def is_leaving(sequence: Tensor) -> bool:
 def trace_layers(
     module: ElmanStack,
     sequence: Tensor,
-    hx: Tensor | None,
+    states: State,
     weights: list[list[Tensor]],
     batch_sizes: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Run all layers where `is_leaving`; arguments and results are those of ``_compute``."""
+    hx = states[0] if states else None
     groups = []
     for weight_ih, weight_hh, *biases in map(_with_biases, weights):
         groups.append([weight_ih, module._recurrent_matrix(weight_hh), *biases])
@@ -201,6 +204,40 @@ def trace_layers(
         module.training,
         batch_sizes,
     )
+
+
+def trace_torch_layers(
+    module: RecurrentStack,
+    sequence: Tensor,
+    states: State,
+    weights: list[list[Tensor]],
+    batch_sizes: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Run all layers where `is_leaving`, by torch's own operator for them; see `trace_layers`."""
+    dtype = sequence.dtype
+    if torch.onnx.is_in_onnx_export() and dtype == torch.float64:
+        raise NotImplementedError(
+            f"a {type(module).__name__} in {dtype} cannot be exported to ONNX, whose runtime has "
+            "no operator for it: export it in float32"
+        )
+    flat = [weight for group in map(_with_biases, weights) for weight in group]
+    if not states:
+        batch: Any = sequence.shape[1] if batch_sizes is None else batch_sizes[0]
+        zeros = sequence.new_zeros(len(weights), batch, module.hidden_size)
+        states = (zeros,) * module._cell().states
+    wide = compute_dtype(dtype)
+    if wide != dtype:
+        sequence, states = sequence.to(wide), tuple(state.to(wide) for state in states)
+        flat = [weight.to(wide) for weight in flat]
+    hx = states if len(states) == 2 else states[0]
+    options = (module.bias, module.num_layers, module.dropout, module.training)
+    options = (*options, bool(module.bidirectional))
+    run: Any = {"gru": torch.gru, "lstm": torch.lstm}[module._cell_name]
+    if batch_sizes is None:
+        results = run(sequence, hx, flat, *options, False)
+    else:
+        results = run(sequence, batch_sizes, hx, flat, *options)
+    return tuple(result.to(dtype) for result in results)
 
 
 def check_packed(batch_sizes: Tensor) -> None:
@@ -410,15 +447,16 @@ def _scan(
 
 
 class ScriptMethods:
-    """What ``torch.jit.script`` compiles of an `ElmanStack` instead of its ``forward``.
+    """What ``torch.jit.script`` compiles of a `RecurrentStack` instead of its ``forward``.
 
     As in ``torch.nn.RNN``, ``forward`` has one compiled overload for dense and one for packed
-    sequences, which only callers that are compiled too can choose from.
+    sequences, which only callers that are compiled too can choose from. torch.jit.trace compiles
+    these methods too, unprepared, but does not call them.
     """
 
     def __prepare_scriptable__(self: Any) -> Any:
         """Return the module to compile: this one, with what compiled code reads."""
-        from rnn_cuda.modules import ElmanStack
+        from rnn_cuda.stack import RecurrentStack
 
         computed = [n for names in self._weight_names for n in names if n not in self._parameters]
         if computed:
@@ -428,7 +466,9 @@ class ScriptMethods:
             )
         # Compiled code cannot look a parameter up by a name that it computes.
         self._script_weights = [w for group in self.all_weights for w in _with_biases(group)]
-        if type(self).forward is ElmanStack.forward:  # else what it was overridden with is compiled
+        if (
+            type(self).forward is RecurrentStack.forward
+        ):  # else what it was overridden with is compiled
             self.__overloads__ = {"forward": ["_script_dense", "_script_packed"]}
         return self
 
@@ -458,10 +498,13 @@ class ScriptMethods:
             h_n = h_n.index_select(1, unsorted_indices)
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
 
+
+class ElmanScriptMethods(ScriptMethods):
+    """Those of an `ElmanStack`."""
+
     def _script_layers(
         self: Any, sequence: Tensor, hx: Tensor | None, batch_sizes: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        # torch.jit.trace compiles these methods too, unprepared, but does not call them.
         if not hasattr(self, "_script_weights"):
             raise RuntimeError("torch.jit.script was not asked for this module")
         keep, rate = self._coefficients()
@@ -485,6 +528,88 @@ class ScriptMethods:
         )
 
 
+class GRUScriptMethods(ScriptMethods):
+    """Those of a `FusedGRU`."""
+
+    def _script_layers(
+        self: Any, sequence: Tensor, hx: Tensor | None, batch_sizes: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if not hasattr(self, "_script_weights"):
+            raise RuntimeError("torch.jit.script was not asked for this module")
+        bidirectional = bool(self.bidirectional)
+        if hx is None:
+            count = self.num_layers * (2 if bidirectional else 1)
+            hx = zero_state(sequence, batch_sizes, count, self.hidden_size)
+        options = (self.bias, self.num_layers, self.dropout, self.training)
+        if batch_sizes is None:
+            return torch.gru(sequence, hx, self._script_weights, *options, bidirectional, False)
+        return torch.gru(sequence, batch_sizes, hx, self._script_weights, *options, bidirectional)
+
+
+class LSTMScriptMethods(ScriptMethods):
+    """Those of a `FusedLSTM`."""
+
+    @torch.jit.export
+    def _script_dense(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self: Any, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        if input.dim() != 2 and input.dim() != 3:
+            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        if input.dim() == 2:
+            states = None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+            output, (h_n, c_n) = self._script_layers(input.unsqueeze(1), states, None)
+            return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+        if self.batch_first:
+            output, states_n = self._script_layers(input.transpose(0, 1), hx, None)
+            return output.transpose(0, 1), states_n
+        return self._script_layers(input, hx, None)
+
+    @torch.jit.export
+    def _script_packed(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self: Any, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if hx is not None and sorted_indices is not None:
+            hx = (hx[0].index_select(1, sorted_indices), hx[1].index_select(1, sorted_indices))
+        output, (h_n, c_n) = self._script_layers(data, hx, batch_sizes)
+        if unsorted_indices is not None:
+            h_n = h_n.index_select(1, unsorted_indices)
+            c_n = c_n.index_select(1, unsorted_indices)
+        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return packed, (h_n, c_n)
+
+    def _script_layers(
+        self: Any,
+        sequence: Tensor,
+        hx: tuple[Tensor, Tensor] | None,
+        batch_sizes: Tensor | None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        if not hasattr(self, "_script_weights"):
+            raise RuntimeError("torch.jit.script was not asked for this module")
+        bidirectional = bool(self.bidirectional)
+        if hx is None:
+            count = self.num_layers * (2 if bidirectional else 1)
+            zeros = zero_state(sequence, batch_sizes, count, self.hidden_size)
+            hx = (zeros, zeros)
+        states = [hx[0], hx[1]]
+        options = (self.bias, self.num_layers, self.dropout, self.training)
+        if batch_sizes is None:
+            output, h_n, c_n = torch.lstm(
+                sequence, states, self._script_weights, *options, bidirectional, False
+            )
+        else:
+            output, h_n, c_n = torch.lstm(
+                sequence, batch_sizes, states, self._script_weights, *options, bidirectional
+            )
+        return output, (h_n, c_n)
+
+
+def zero_state(sequence: Tensor, batch_sizes: Tensor | None, count: int, hidden: int) -> Tensor:
+    """Return a zero state of ``count`` layers and directions, as `run_layers` takes it."""
+    batch = sequence.size(1) if batch_sizes is None else int(batch_sizes[0])
+    return torch.zeros([count, batch, hidden], dtype=sequence.dtype, device=sequence.device)
+
+
 # ---- torch.fx ------------------------------------------------------------------------------------
 
 
@@ -493,8 +618,8 @@ def has_fx_proxy(*arguments: object) -> bool:
     return any(isinstance(argument, torch.fx.Proxy) for argument in arguments)
 
 
-def fx_node(module: nn.Module, forward: Callable[..., Any], *arguments: Any) -> Any:
-    """Record one call of ``module``, from within its method ``forward``, and return its proxy.
+def fx_node(module: nn.Module, *arguments: Any) -> Any:
+    """Record one call of ``module``, from within this package's ``forward``; return its proxy.
 
     torch.fx does so with ``torch.nn.RNN`` by itself: it looks into no module of ``torch.nn``.
 
@@ -514,7 +639,7 @@ def fx_node(module: nn.Module, forward: Callable[..., Any], *arguments: Any) -> 
         nn.modules.module._global_forward_hooks,
         nn.modules.module._global_forward_pre_hooks,
     )
-    if type(module).forward is forward and not any(hooks):
+    if type(module).forward is _own_class(module).forward and not any(hooks):
         return tracer.create_proxy("call_module", path, arguments, {})
     # What stands around this method is being traced too: a call of the module would do it twice.
     return tracer.create_proxy("call_function", call_forward, (module, *arguments), {})
@@ -522,5 +647,8 @@ def fx_node(module: nn.Module, forward: Callable[..., Any], *arguments: Any) -> 
 
 def call_forward(module: Any, *arguments: Any) -> Any:
     """Call ``forward`` of this package's class that ``module`` is, without hooks."""
-    own = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("rnn_cuda."))
-    return own.forward(module, *arguments)
+    return _own_class(module).forward(module, *arguments)
+
+
+def _own_class(module: nn.Module) -> Any:
+    return next(kind for kind in type(module).__mro__ if kind.__module__.startswith("rnn_cuda."))

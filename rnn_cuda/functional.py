@@ -25,6 +25,7 @@ from rnn_cuda.arguments import (
     check_dtype_of,
     is_distributed,
 )
+from rnn_cuda.cells import Cell, State, cell_named
 from rnn_cuda.cells.elman import NONLINEARITIES
 from rnn_cuda.operators.function import plain_eager_mode
 from rnn_cuda.operators.layer_forward import LayerForward
@@ -35,6 +36,7 @@ from rnn_cuda.reference import DTYPES, REAL_DTYPES
 __all__ = ["NONLINEARITIES", "bidirectional_elman_rnn", "elman_rnn", "linear_recurrence"]
 
 _Direction = tuple[Any, Any, Any, Any, Any]  # h0, weight_ih, weight_hh, bias_ih, bias_hh
+_Weights = Sequence[Tensor | None]  # of a direction: weight_ih, weight_hh, and biases, if any
 
 
 def elman_rnn(
@@ -81,19 +83,23 @@ def elman_rnn(
 
     """
     _check_tensor("input", input)
-    _check_str("nonlinearity", nonlinearity)
+    cell = _elman_cell(nonlinearity)
     _check_bool("reverse", reverse)
-    direction = (h0, weight_ih, weight_hh, bias_ih, bias_hh)
-    options: Any = {"nonlinearity": nonlinearity, "batch_sizes": batch_sizes}
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    checked = (input, [None if h0 is None else [h0]], [weights], cell, batch_sizes)
     if batch_sizes is None and input.ndim == 2:
-        check_layer(input, (direction,), **options)
-        batch_of_one = input.unsqueeze(1), _unsqueezed(h0)
-        output, h_n = elman_rnn(*batch_of_one, *direction[1:], reverse=reverse, **options)
+        _check_directions(*checked)
+        batch_of_one = input.unsqueeze(1), None if h0 is None else h0.unsqueeze(0)
+        options: Any = {"nonlinearity": nonlinearity, "reverse": reverse}
+        output, h_n = elman_rnn(*batch_of_one, *weights, **options)
         return output.squeeze(1), h_n.squeeze(0)
     if not isinstance(h0, Tensor | None):
-        check_layer(input, (direction,), **options)
+        _check_directions(*checked)
+    states = [] if h0 is None else [h0.unsqueeze(0)]
     order = "reverse" if reverse else "forward"
-    output, h_n = layer(input, _unsqueezed(h0), [direction[1:]], direction=order, **options)
+    output, h_n = layer(
+        input, states, [weights], cell=cell, direction=order, batch_sizes=batch_sizes
+    )
     return output, h_n.squeeze(0)
 
 
@@ -130,28 +136,31 @@ def bidirectional_elman_rnn(
 
     """
     _check_tensor("input", input)
-    _check_str("nonlinearity", nonlinearity)
+    cell = _elman_cell(nonlinearity)
     first, second = _direction("forward", forward), _direction("reverse", reverse)
-    options: Any = {"nonlinearity": nonlinearity, "batch_sizes": batch_sizes}
+    starts, weights = (first[0], second[0]), [first[1:], second[1:]]
+    states_of_each = [None if start is None else [start] for start in starts]
+    checked = (input, states_of_each, weights, cell, batch_sizes)
     if batch_sizes is None and input.ndim == 2:
-        check_layer(input, (first, second), **options)
+        _check_directions(*checked)
         of_batch = bidirectional_elman_rnn(
             input.unsqueeze(1),
             (_unsqueezed(first[0]), *first[1:]),
             (_unsqueezed(second[0]), *second[1:]),
-            **options,
+            nonlinearity=nonlinearity,
         )
         (output, h_n), (output_reverse, h_n_reverse) = of_batch
         return (
             (output.squeeze(1), h_n.squeeze(0)),
             (output_reverse.squeeze(1), h_n_reverse.squeeze(0)),
         )
-    starts = (first[0], second[0])
-    checked = (input, (first, second), nonlinearity, batch_sizes)
     if (first[0] is None) != (second[0] is None):
-        check_layer(*checked)  # the error would name the zeros
-    h0 = call_then_check(_stacked, starts, check_layer, checked)
-    output, h_n = layer(input, h0, [first[1:], second[1:]], direction="both", **options)
+        _check_directions(*checked)  # the error would name the zeros
+    h0 = call_then_check(_stacked, starts, _check_directions, checked)
+    states = [] if h0 is None else [h0]
+    output, h_n = layer(
+        input, states, weights, cell=cell, direction="both", batch_sizes=batch_sizes
+    )
     outputs = output.chunk(2, -1)
     return (outputs[0], h_n[0]), (outputs[1], h_n[1])
 
@@ -207,86 +216,91 @@ def linear_recurrence(
 
 def layer(
     input: Tensor,
-    h0: Tensor | None,
-    weights: Sequence[Sequence[Tensor | None]],
+    states: Sequence[Tensor],
+    weights: Sequence[_Weights],
     *,
-    nonlinearity: str,
+    cell: str,
     direction: str = "forward",
     batch_sizes: Tensor | None = None,
+    recompute: bool = False,
     tap: Tap | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Run one layer of an Elman RNN in the directions of time that it has.
+) -> tuple[Tensor, ...]:
+    """Run one layer of a cell in the directions of time that it has.
 
     Args:
         input: ``(T, B, I)``, or packed ``(N, I)`` with ``batch_sizes``.
-        h0: ``(D, B, H)`` or None.
+        states: the initial ones, ``(D, B, H)`` each: h0, and c0 of a cell that has c; or nothing.
         weights: of each direction weight_ih, weight_hh and biases, or None in the place of a bias.
-        nonlinearity: as in :func:`elman_rnn`.
+        cell: its name, one of `rnn_cuda.cells`.
         direction: ``"forward"``, ``"reverse"`` or ``"both"``.
         batch_sizes: as in :func:`elman_rnn`.
+        recompute: whether the backward pass computes once more what the cell would save for it.
         tap: for the node of the layer, if it has one that takes it: on native kernels, in eager
             code, where there is something to differentiate.
 
     Returns:
-        The states of both directions side by side, ``(T, B, D * H)`` or ``(N, D * H)``, and the
-        final ones ``(D, B, H)``.
+        The states h of both directions side by side, ``(T, B, D * H)`` or ``(N, D * H)``, and the
+        final states, ``(D, B, H)`` each.
 
     """
+    kind = cell_named(cell)
     flat = [weight for its in weights for weight in its if weight is not None]
-    if len(weights) == 2:
-        flat = _with_equal_biases(flat, weights)
-    states = [] if h0 is None else [h0]
-    arguments: Any = (input, states, flat, f"elman.{nonlinearity}", direction, batch_sizes)
-    checked = (input, h0, weights, nonlinearity, batch_sizes)
-    if tap is None and runs_as_one_node(input, input.device.type):
-        output, h_n = call_then_check(
-            torch.ops.rnn_cuda.layer, arguments, check_stacked_layer, checked
-        )
-        return output, h_n
-    check_stacked_layer(*checked)
-    if plain_layer := _plain_layer(input, flat):
-        options: Any = {"nonlinearity": nonlinearity, "batch_sizes": batch_sizes}
+    if len(weights) == 2 or (kind.keeps_sums_apart and len(flat) == 3):
+        flat = _with_equal_biases(weights, kind)
+    arguments = (input, states, flat, cell, direction, batch_sizes)
+    checked = (input, states, weights, cell, batch_sizes)
+    if tap is None and runs_as_one_node(input, input.device.type, kind):
+        operator = torch.ops.rnn_cuda.layer
+        return tuple(call_then_check(operator, (*arguments, recompute), check_layer, checked))
+    check_layer(*checked)
+    if run_direction := _plain_direction(input, flat, kind):
         return reference.join_directions(
-            plain_layer(
-                *(input, None if h0 is None else h0[d], *its),
+            run_direction(
+                *(kind, input, [state[d] for state in states], *its[:2], its[2:]),
                 reverse=direction == "reverse" or d == 1,
-                **options,
+                batch_sizes=batch_sizes,
             )
             for d, its in enumerate(weights)
         )
+    saves = bool(kind.saved_values) and not recompute and torch.is_grad_enabled()
     if tap is not None and plain_eager_mode():
-        output, h_n = LayerForward.call(*arguments, tap=tap)
+        results = LayerForward.call(*arguments, saves, tap=tap)
     else:
-        output, h_n = torch.ops.rnn_cuda.layer_forward(*arguments)
-    return output, h_n
+        results = torch.ops.rnn_cuda.layer_forward(*arguments, saves)
+    return tuple(results[: 1 + kind.states])
 
 
-def _with_equal_biases(
-    flat: list[Tensor], weights: Sequence[Sequence[Tensor | None]]
-) -> list[Tensor]:
-    """Give both directions as many biases, with zeros for those that one lacks."""
-    count = sum(weight is not None for weight in weights[0])
-    first, second = flat[:count], flat[count:]
-    for its, other in ((first, second), (second, first)):
-        its += [torch.zeros_like(bias) for bias in other[len(its) :]]
-    return first + second
+def _with_equal_biases(weights: Sequence[_Weights], cell: Cell) -> list[Tensor]:
+    """Give both directions as many biases, with zeros for those that one lacks.
+
+    A bias that is alone stays where it is if that makes a difference to the cell.
+    """
+    counts = [sum(bias is not None for bias in its[2:]) for its in weights]
+    most = 2 if cell.keeps_sums_apart and any(counts) else max(counts)
+    like: Any = next((bias for its in weights for bias in its[2:] if bias is not None), None)
+    flat: list[Any] = []
+    for weight_ih, weight_hh, *biases in weights:
+        if not cell.keeps_sums_apart:
+            biases = [bias for bias in biases if bias is not None]
+        biases = (*biases, None, None)[:most]
+        flat += [weight_ih, weight_hh]
+        flat += [torch.zeros_like(like) if bias is None else bias for bias in biases]
+    return flat
 
 
-def check_stacked_layer(
+def check_layer(
     input: Tensor,
-    h0: Tensor | None,
-    weights: Sequence[Sequence[Tensor | None]],
-    nonlinearity: str,
+    states: Sequence[Tensor],
+    weights: Sequence[_Weights],
+    cell: str,
     batch_sizes: Tensor | None,
 ) -> None:
     """Check the arguments of `layer`."""
-    directions: Any = [
-        (None if h0 is None else h0[d], *its, None, None)[:5] for d, its in enumerate(weights)
-    ]
-    check_layer(input, directions, nonlinearity, batch_sizes)
+    its_states = [[state[d] for state in states] or None for d in range(len(weights))]
+    _check_directions(input, its_states, weights, cell, batch_sizes)
 
 
-def runs_as_one_node(input: Tensor, device_type: str) -> bool:
+def runs_as_one_node(input: Tensor, device_type: str, cell: Cell) -> bool:
     """Whether a layer over ``input`` is to run as one native node of autograd's graph.
 
     See ``csrc/layer_node.h``. Only tensors with data do: one of a tracer, or on the device "meta",
@@ -298,20 +312,33 @@ def runs_as_one_node(input: Tensor, device_type: str) -> bool:
         and device_type != "meta"
         and dtype in REAL_DTYPES
         and plain_eager_mode()
-        and backend.use_native(device_type, dtype)
+        and _has_kernel(cell, device_type, dtype)
     )
 
 
-def _plain_layer(input: Tensor, tensors: Sequence[Tensor | None]) -> Callable[..., Any] | None:
+def _has_kernel(cell: Cell, device_type: str, dtype: torch.dtype) -> bool:
+    if cell.is_linear_recurrence:
+        return backend.use_native(device_type, dtype)
+    return backend.takes_gated_cells(device_type, dtype)
+
+
+def _plain_direction(
+    input: Tensor, tensors: Sequence[Tensor | None], cell: Cell
+) -> Callable[..., tuple[State, State]] | None:
     """Return what runs a direction in plain PyTorch, or None: the kernels run the layer."""
     if _expanded_weights.are_among(tensors):
-        return _expanded_weights.elman_rnn
+        return _expanded_weights.run_direction
     if is_distributed(input):  # which PyTorch's own operators know how to distribute
         backend.run_on_reference("there are no kernels for DTensors")
-        return reference.elman_rnn
-    if not backend.use_native(input.device.type, input.dtype):
-        return reference.elman_rnn
-    return None
+        return reference.run_direction
+    device_type, dtype = input.device.type, input.dtype
+    if _has_kernel(cell, device_type, dtype):
+        return None
+    if backend.use_native(device_type, dtype):
+        backend.run_on_reference(
+            f"there are no kernels for {type(cell).__name__} layers on this device yet"
+        )
+    return reference.run_direction
 
 
 def call_then_check(
@@ -346,14 +373,20 @@ def _check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
 
 
-def _check_str(name: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{name}: expected a str, got {type(value).__name__}")
-
-
 def _check_bool(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+
+
+def _elman_cell(nonlinearity: object) -> str:
+    """Return the name of the Elman cell with this nonlinearity."""
+    if not isinstance(nonlinearity, str):
+        raise TypeError(f"nonlinearity: expected a str, got {type(nonlinearity).__name__}")
+    if nonlinearity not in NONLINEARITIES:
+        raise ValueError(
+            f"nonlinearity: expected one of {', '.join(NONLINEARITIES)}; got {nonlinearity!r}"
+        )
+    return f"elman.{nonlinearity}"
 
 
 def _direction(name: str, tensors: object) -> _Direction:
@@ -383,68 +416,82 @@ def _unsqueezed(h0: Tensor | None) -> Tensor | None:
     return None if h0 is None else h0.unsqueeze(0)
 
 
-_NAMES = ("h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
-_NAMES_OF_EACH = (_NAMES, tuple(f"{name}_reverse" for name in _NAMES))
+_STATES = ("h0", "c0")
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def check_layer(
+def _check_directions(
     input: Tensor,
-    directions: Sequence[_Direction],
-    nonlinearity: str,
+    states_of_each: Sequence[Sequence[Any] | None],
+    weights_of_each: Sequence[_Weights],
+    cell: str,
     batch_sizes: Tensor | None,
 ) -> None:
-    """Check the arguments of a layer that has one direction, or a second one in reverse."""
+    """Check the arguments of a layer that has one direction, or a second one in reverse.
+
+    States, ``(B, H)``, are None for zeros.
+    """
+    kind = cell_named(cell)
     _check_tensor("input", input)
-    for names, direction in zip(_NAMES_OF_EACH, directions, strict=False):
-        _check_tensor(names[1], direction[1])
-        _check_tensor(names[2], direction[2])
+    tensors: list[tuple[str, str, Any]] = []  # what it is, its name, itself
+    for suffix, states, weights in zip(
+        ("", "_reverse"), states_of_each, weights_of_each, strict=False
+    ):
+        pairs = [*zip(_STATES, states or [], strict=False), *zip(_WEIGHTS, weights, strict=False)]
+        tensors += [(name, name + suffix, tensor) for name, tensor in pairs]
+    for name, full_name, tensor in tensors:
+        if name.startswith("weight"):
+            _check_tensor(full_name, tensor)
     check_dense("input", input)
     distributed = is_distributed(input)
-    for names, direction in zip(_NAMES_OF_EACH, directions, strict=False):
-        for name, tensor in zip(names, direction, strict=True):
-            if isinstance(tensor, Tensor):
-                check_dense(name, tensor)
-                check_both_distributed(name, tensor, distributed, "input")
-    if nonlinearity not in NONLINEARITIES:
-        raise ValueError(
-            f"nonlinearity: expected one of {', '.join(NONLINEARITIES)}; got {nonlinearity!r}"
-        )
-    _, weight_ih, weight_hh, *_ = directions[0]
-    hidden = _check_square("weight_hh", weight_hh)
-    features = _check_weight_ih(weight_ih, hidden)
-    kind = (input.dtype, input.device)
+    for _, name, tensor in tensors:
+        if isinstance(tensor, Tensor):
+            check_dense(name, tensor)
+            check_both_distributed(name, tensor, distributed, "input")
+    weight_ih, weight_hh, *_ = weights_of_each[0]
+    assert weight_ih is not None  # as checked above, and so is the next
+    assert weight_hh is not None
+    hidden = _check_square("weight_hh", weight_hh, kind.blocks)
+    rows = kind.blocks * hidden
+    features = _check_weight_ih(weight_ih, hidden, kind.blocks)
+    dtype_and_device = (input.dtype, input.device)
     if batch_sizes is None and input.ndim == 2:
         _check_sequence("input", input.unsqueeze(1), features, None, DTYPES)
         state = (hidden,)
     else:
         batch = _check_sequence("input", input, features, batch_sizes, DTYPES)
-        for h0, *_ in directions:
-            if batch is None and isinstance(h0, Tensor):
-                batch = h0.shape[0]
+        for states in states_of_each:
+            if batch is None and states and isinstance(states[0], Tensor):
+                batch = states[0].shape[0]
         state = (batch, hidden)
-    shapes = (state, (hidden, features), (hidden, hidden), (hidden,), (hidden,))
-    for names, direction in zip(_NAMES_OF_EACH, directions, strict=False):
-        for tensor, name, shape in zip(direction, names, shapes, strict=True):
-            _check_like(kind, tensor, name, shape)
+    shapes = {"weight_ih": (rows, features), "weight_hh": (rows, hidden)}
+    shapes |= {"h0": state, "c0": state, "bias_ih": (rows,), "bias_hh": (rows,)}
+    for name, full_name, tensor in tensors:
+        _check_like(dtype_and_device, tensor, full_name, shapes[name])
 
 
-def _check_square(name: str, matrix: Tensor) -> int:
-    """Check a recurrent matrix; return H."""
+def _check_square(name: str, matrix: Tensor, blocks: int = 1) -> int:
+    """Check a recurrent matrix, ``blocks`` square ones; return H."""
     shape = matrix.shape
-    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
-        raise ValueError(f"{name}: expected shape (H, H) with H > 0, got {tuple(shape)}")
-    return shape[0]
+    if len(shape) != 2 or shape[0] != blocks * shape[1] or shape[1] == 0:
+        expected = f"({_rows(blocks)}, H) with H > 0"
+        raise ValueError(f"{name}: expected shape {expected}, got {tuple(shape)}")
+    return shape[1]
 
 
-def _check_weight_ih(weight_ih: Tensor, hidden: int) -> int:
+def _check_weight_ih(weight_ih: Tensor, hidden: int, blocks: int) -> int:
     """Check the shape of ``weight_ih``; return I."""
     shape = weight_ih.shape
-    if len(shape) != 2 or shape[0] != hidden:
+    if len(shape) != 2 or shape[0] != blocks * hidden:
         raise ValueError(
-            f"weight_ih: expected shape (H, I) with H = {hidden} as in weight_hh, "
+            f"weight_ih: expected shape ({_rows(blocks)}, I) with H = {hidden} as in weight_hh, "
             f"got {tuple(shape)}"
         )
     return shape[1]
+
+
+def _rows(blocks: int) -> str:
+    return "H" if blocks == 1 else f"{blocks} H"
 
 
 def _check_sequence(

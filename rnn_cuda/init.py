@@ -4,7 +4,7 @@
     rnn_cuda.init.chrono_(torch.nn.LSTM(10, 64, num_layers=2), max_lag=784)
 
 Each function works in place on every layer and direction, and returns what it was given. It takes
-`FusedRNN`, `LeakyRNN`, ``nn.RNN``, ``nn.LSTM``, ``nn.GRU`` or one of their cells; those that
+the recurrent layers of this package, ``nn.RNN``, ``nn.LSTM``, ``nn.GRU`` or their cells; those that
 concern the recurrent weights alone also take such a weight itself. With a ``torch.Generator`` a
 call is reproducible and leaves torch's global generator alone.
 
@@ -289,7 +289,7 @@ def _cell_of(caller: str, module: object, gated: bool | None = None) -> Cell:
     """Return the cell of a module; it is to have gates, or none, or (None) either."""
     cell = cell_of(module)
     if cell is None or gated not in (None, bool(cell.gate_names)):
-        names = {False: "FusedRNN, nn.RNN", True: "nn.LSTM, nn.GRU"}
+        names = {False: "FusedRNN, nn.RNN", True: "FusedLSTM, FusedGRU, nn.LSTM, nn.GRU"}
         expected = names.get(gated) if gated is not None else ", ".join(names.values())
         raise TypeError(
             f"{caller}: expected one of {expected} or their cells, got {type_name(module)}"

@@ -1,49 +1,46 @@
-"""Rebuild a recurrent module as another class: ``nn.RNN`` as `FusedRNN`, or the reverse."""
+"""Rebuild a recurrent module as another class: torch's as this package's, or the reverse."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
 from rnn_cuda.arguments import check_dense
 
 if TYPE_CHECKING:
-    from rnn_cuda.modules import FusedRNN
+    from rnn_cuda.stack import RecurrentStack
 
-_Target = TypeVar("_Target", "FusedRNN", nn.RNN)
+_Target = TypeVar("_Target", bound=nn.Module)
 
 TORCH_NONLINEARITIES = ("tanh", "relu")
 """The nonlinearities that ``torch.nn.RNN`` has too."""
 
 
 def rebuild(
-    source: FusedRNN | nn.RNN,
+    source: RecurrentStack | nn.RNNBase,
     target: Callable[..., _Target],
     take: Callable[[nn.Parameter], nn.Parameter],
 ) -> _Target:
     """Return a ``target`` configured as ``source``, with ``take(parameter)`` for each parameter.
 
     Raises:
-        TypeError: a parameter is sparse or quantized, which cannot be copied, and which a FusedRNN
-            does not take.
-        ValueError: ``source`` computes a weight from other parameters (a parametrization, pruning,
-            weight norm), which the target would silently lose.
+        TypeError: a parameter is sparse or quantized, which cannot be copied, and which this
+            package does not take.
+        ValueError: ``source`` is an LSTM with projections; or it computes a weight from other
+            parameters (a parametrization, pruning, weight norm), which the target would lose.
 
     """
     # Parameters on the meta device cost nothing to make and draw no random numbers.
-    built = target(
-        source.input_size,
-        source.hidden_size,
-        num_layers=source.num_layers,
-        nonlinearity=source.nonlinearity,
-        bias=source.bias,
-        batch_first=source.batch_first,
-        bidirectional=source.bidirectional,
-        device="meta",
-    )
+    options: Any = {"num_layers": source.num_layers, "bias": source.bias}
+    options |= {"batch_first": source.batch_first, "bidirectional": source.bidirectional}
+    if hasattr(source, "nonlinearity"):
+        options["nonlinearity"] = source.nonlinearity
+    if source.proj_size:
+        options["proj_size"] = source.proj_size
+    built: Any = target(source.input_size, source.hidden_size, **options, device="meta")
     built.dropout = source.dropout  # set here, because the constructor would repeat its warning
     built.training = source.training
 

@@ -122,11 +122,12 @@ def run_cell(
     return run_steps(step, state, input_sums.shape[0], batch_sizes, reverse)
 
 
-def join_directions(results: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Put the outputs ``(.., H)`` of a layer's directions side by side; stack the final states."""
-    outputs, final_states = zip(*results, strict=True)
+def join_directions(results: Iterable[tuple[State, State]]) -> tuple[Tensor, ...]:
+    """Put what `run_direction` returns of a layer's directions together, as a layer returns it."""
+    sequences, final_states = zip(*results, strict=True)
+    outputs = [h for h, *_ in sequences]
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-    return output, torch.stack(final_states)
+    return output, *map(torch.stack, zip(*final_states, strict=True))
 
 
 def elman_rnn(

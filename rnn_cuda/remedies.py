@@ -21,7 +21,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from rnn_cuda import init
 from rnn_cuda.arguments import type_name
-from rnn_cuda.modules import ElmanStack, FusedRNN
+from rnn_cuda.modules import ElmanStack, FusedGRU, FusedLSTM, FusedRNN
 from rnn_cuda.rebuild import rebuild
 from rnn_cuda.residual import AntisymmetricRNN, LeakyRNN
 
@@ -40,7 +40,7 @@ _Layer = TypeVar("_Layer", bound=nn.Module)
 
 PLAIN = (FusedRNN, nn.RNN)
 ELMAN = (ElmanStack, nn.RNN)  # also leaky and antisymmetric ones
-GATED = (nn.LSTM, nn.GRU)
+GATED = (FusedLSTM, FusedGRU, nn.LSTM, nn.GRU)
 
 
 def orthogonal_parametrization(layer: _Layer, orthogonal_map: str | None = None) -> _Layer:
@@ -56,7 +56,7 @@ def orthogonal_parametrization(layer: _Layer, orthogonal_map: str | None = None)
     ``torch.nn.utils.parametrizations.orthogonal``.
 
     Args:
-        layer: a FusedRNN, ``nn.RNN``, ``nn.LSTM`` or ``nn.GRU``; changed in place.
+        layer: a FusedRNN, FusedLSTM, FusedGRU or torch's module of the same cell; changed in place.
         orthogonal_map: as above.
 
     Returns:

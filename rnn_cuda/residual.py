@@ -19,8 +19,8 @@ from typing import Any
 from torch import Tensor
 
 from rnn_cuda import _expanded_weights
-from rnn_cuda.cells import Leaky
-from rnn_cuda.functional import check_stacked_layer
+from rnn_cuda.cells import Leaky, State
+from rnn_cuda.functional import check_layer
 from rnn_cuda.modules import ElmanStack
 from rnn_cuda.reference import compute_dtype, join_directions, run_cell
 
@@ -31,38 +31,39 @@ class ResidualRNN(ElmanStack):
     def _layer(
         self,
         sequence: Tensor,
-        h0: Tensor | None,
+        states: State,
         weights: Sequence[list[Tensor]],
         batch_sizes: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        check_stacked_layer(sequence, h0, weights, self.nonlinearity, batch_sizes)
-        if any(map(_expanded_weights.are_among, (*weights, [h0]))):
+        tap: Any = None,
+    ) -> tuple[Tensor, ...]:
+        check_layer(sequence, states, weights, self._cell_name, batch_sizes)
+        if any(map(_expanded_weights.are_among, (*weights, states))):
             raise TypeError(
                 f"weights: expected plain tensors, got ExpandedWeights, and {type(self).__name__} "
                 "takes none; for gradients per sample use torch.func.vmap(torch.func.grad(...))"
             )
         return join_directions(
-            self._direction(sequence, None if h0 is None else h0[d], its, batch_sizes, d == 1)
+            self._direction(sequence, [state[d] for state in states], its, batch_sizes, d == 1)
             for d, its in enumerate(weights)
         )
 
     def _direction(
         self,
         sequence: Tensor,
-        h0: Tensor | None,
+        states: Sequence[Tensor],
         weights: list[Tensor],
         batch_sizes: Tensor | None,
         reverse: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[State, State]:
         wide = compute_dtype(sequence.dtype)
         weight_ih, weight_hh, *biases = (weight.to(wide) for weight in weights)
         input_sums = sequence.flatten(0, -2).to(wide) @ weight_ih.T + sum(biases)
         batch = sequence.shape[1] if batch_sizes is None else int(batch_sizes[0])
-        state = sequence.new_zeros(batch, self.hidden_size) if h0 is None else h0
+        start = tuple(states) or (sequence.new_zeros(batch, self.hidden_size),)
         options: Any = {"reverse": reverse, "batch_sizes": batch_sizes}
         matrix = self._recurrent_matrix(weight_hh)
-        (states,), (h_n,) = run_cell(self._cell(), input_sums, (state,), matrix, **options)
-        return states.view(*sequence.shape[:-1], self.hidden_size), h_n
+        (output,), finals = run_cell(self._cell(), input_sums, start, matrix, **options)
+        return (output.view(*sequence.shape[:-1], self.hidden_size),), finals
 
     def _cell(self) -> Leaky:
         return Leaky(self.nonlinearity, *self._coefficients())

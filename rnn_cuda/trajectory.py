@@ -22,12 +22,11 @@ from rnn_cuda import backend, reference
 from rnn_cuda.arguments import check_bool, check_int, check_tensor, type_name
 from rnn_cuda.cells import Cell, Linearisation, Weights, cell_of, recurrent_matrix
 from rnn_cuda.functional import elman_rnn, linear_recurrence
-from rnn_cuda.modules import FusedRNN
 from rnn_cuda.neighbours import rows_of
 from rnn_cuda.operators.linearised import KERNEL_FORMS, Coefficients, carried_states
-from rnn_cuda.residual import AntisymmetricRNN, LeakyRNN
+from rnn_cuda.stack import RecurrentStack
 
-Recurrent: TypeAlias = FusedRNN | LeakyRNN | AntisymmetricRNN | nn.RNN | nn.GRU | nn.LSTM
+Recurrent: TypeAlias = RecurrentStack | nn.RNN | nn.GRU | nn.LSTM
 State: TypeAlias = Tensor | tuple[Tensor, Tensor]
 
 WIDE = torch.float64
@@ -230,7 +229,8 @@ def trajectory_of(
     """
     if not isinstance(module, Recurrent):
         raise TypeError(
-            "module should be a FusedRNN, LeakyRNN, AntisymmetricRNN, nn.RNN, nn.GRU or nn.LSTM, "
+            "module should be a recurrent layer of this package (FusedRNN, FusedGRU, FusedLSTM, "
+            "LeakyRNN, AntisymmetricRNN) or of torch (nn.RNN, nn.GRU, nn.LSTM), "
             f"got: {type_name(module)}"
         )
     check_int("layer", layer)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from rnn_cuda import FusedRNN, backend
+from rnn_cuda import FusedGRU, FusedLSTM, FusedRNN, backend
 
 NATIVE = backend.use_native("cpu", torch.float32)
 needs_native = pytest.mark.skipif(
@@ -21,9 +22,22 @@ def normal(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
 
+LAYERS = (FusedRNN, FusedGRU, FusedLSTM)
+every_kind = pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.__name__)
+
+
 def torch_kind(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return PyTorch's class for FusedRNN or FusedRNNCell."""
-    return nn.RNN if kind is FusedRNN else nn.RNNCell
+    """Return PyTorch's class for one of ours."""
+    return getattr(nn, kind.__name__.removeprefix("Fused"))
+
+
+def flat_results(result: Tensor | tuple) -> list[Tensor]:
+    """Return the tensors that a layer or cell returns: h_n, or (h_n, c_n), after the output."""
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, PackedSequence):
+        return [result.data]
+    return [tensor for part in result for tensor in flat_results(part)]
 
 
 def pair(*args, kind: type[nn.Module] = FusedRNN, **options) -> tuple[nn.Module, nn.Module]:

@@ -1,14 +1,15 @@
-"""FusedRNN.from_torch, to_torch and replace_rnn."""
+"""from_torch, to_torch and replace_rnn."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from rnn_cuda import FusedRNN, replace_rnn
+from rnn_cuda import FusedGRU, FusedLSTM, FusedRNN, replace_rnn
 from tests.layers import normal
 
 INPUT = normal(4, 2, 3)
+KINDS = {nn.RNN: FusedRNN, nn.GRU: FusedGRU, nn.LSTM: FusedLSTM}
 
 
 class _Tagger(nn.Module):
@@ -26,24 +27,25 @@ class _Tagger(nn.Module):
 # ---- from_torch and to_torch ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("is_from_torch", [True, False], ids=["from_torch", "to_torch"])
 @pytest.mark.parametrize(
-    ("source", "convert"), [(nn.RNN, FusedRNN.from_torch), (FusedRNN, FusedRNN.to_torch)]
-)
-@pytest.mark.parametrize(
-    "options",
+    ("kind", "options"),
     [
-        {},
-        {"num_layers": 2, "bidirectional": True, "batch_first": True},
-        {"num_layers": 2, "nonlinearity": "relu", "bias": False, "dropout": 0.5},
+        (nn.RNN, {}),
+        (nn.GRU, {"num_layers": 2, "bidirectional": True, "batch_first": True}),
+        (nn.LSTM, {"num_layers": 2, "bias": False, "bidirectional": True}),
+        (nn.RNN, {"num_layers": 2, "nonlinearity": "relu", "bias": False, "dropout": 0.5}),
     ],
     ids=str,
 )
-def test_a_conversion_takes_over_configuration_and_results_and_copies(options, source, convert):
+def test_a_conversion_takes_over_configuration_and_results_and_copies(kind, options, is_from_torch):
+    fused = KINDS[kind]
+    source, convert = (kind, fused.from_torch) if is_from_torch else (fused, fused.to_torch)
     rnn = source(3, 5, **options, dtype=torch.float64).eval()
     rnn.weight_hh_l0.requires_grad_(False)
     other = convert(rnn)
-    assert {type(rnn), type(other)} == {nn.RNN, FusedRNN}
-    for name in (*nn.RNN.__constants__, "nonlinearity", "training"):
+    assert {type(rnn), type(other)} == {kind, fused}
+    for name in (*kind.__constants__, "training"):
         assert getattr(other, name) == getattr(rnn, name), name
     expected, kept = rnn(INPUT), [p.requires_grad for p in rnn.parameters()]
     assert [p.requires_grad for p in other.parameters()] == kept
@@ -78,10 +80,20 @@ def test_from_torch_of_a_subclass_of_fused_rnn_gives_that_subclass():
     assert type(Named.from_torch(nn.RNN(3, 5))) is Named
 
 
-@pytest.mark.parametrize("module", [nn.LSTM(3, 5), nn.Linear(3, 5), "rnn"], ids=str)
-def test_from_torch_of_anything_else_is_a_type_error(module):
-    with pytest.raises(TypeError, match=f"rnn must be a torch.nn.RNN, got {type(module).__name__}"):
-        FusedRNN.from_torch(module)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("module", [nn.RNNBase("GRU", 3, 5), nn.Linear(3, 5), "rnn"], ids=str)
+def test_from_torch_of_anything_else_is_a_type_error(module, kind):
+    expected = f"rnn must be a torch.nn.{kind.__name__}, got {type(module).__name__}"
+    with pytest.raises(TypeError, match=expected):
+        KINDS[kind].from_torch(module)
+
+
+def test_an_lstm_with_projections_is_refused_and_replace_rnn_leaves_it_alone():
+    lstm = nn.LSTM(3, 5, proj_size=2)
+    with pytest.raises(ValueError, match=r"proj_size: expected 0, got 2.*torch\.nn\.LSTM does"):
+        FusedLSTM.from_torch(lstm)
+    with pytest.warns(UserWarning, match="model is left alone: a FusedLSTM has no projections"):
+        assert replace_rnn(lstm) is lstm
 
 
 @pytest.mark.parametrize("nonlinearity", ["sigmoid", "identity"])
@@ -171,17 +183,17 @@ def test_forward_and_backward_hooks_are_kept_and_can_be_removed():
     assert len(calls) == 3
 
 
-def test_only_plain_rnns_are_replaced_and_a_subclass_gets_a_warning_at_the_caller():
+def test_only_torchs_own_modules_are_replaced_and_a_subclass_gets_a_warning_at_the_caller():
     class Doubled(nn.RNN):
         pass
 
-    others = [nn.LSTM(3, 5), nn.GRU(3, 5), nn.Linear(3, 5), FusedRNN(3, 5)]
-    model = nn.Sequential(Doubled(3, 5), nn.RNN(5, 5), *others)
+    others = [nn.Linear(3, 5), FusedRNN(3, 5)]
+    model = nn.Sequential(Doubled(3, 5), *(kind(5, 5) for kind in KINDS), *others)
     with pytest.warns(UserWarning, match=r"model\.0 is left alone: Doubled") as record:
         replace_rnn(model)
     assert record[0].filename == __file__
-    assert [type(module) for module in model][:2] == [Doubled, FusedRNN]
-    assert list(model)[2:] == others
+    assert [type(module) for module in model][:4] == [Doubled, *KINDS.values()]
+    assert list(model)[4:] == others
 
 
 @pytest.mark.parametrize("model", [None, [nn.RNN(3, 5)]], ids=["None", "list"])

@@ -193,7 +193,7 @@ RNN, X = FusedRNN(3, 5), torch.zeros(4, 2, 3)
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((nn.Linear(3, 5), X, 1), {}, TypeError, "module should be a FusedRNN"),
+        ((nn.Linear(3, 5), X, 1), {}, TypeError, "module should be a recurrent layer"),
         ((RNN, X, 0), {}, ValueError, "count must be greater than zero"),
         ((RNN, X, 6), {}, ValueError, "count: expected at most 5, the size of the state; got 6"),
         ((nn.LSTM(3, 5), X, 11), {}, ValueError, "count: expected at most 10"),

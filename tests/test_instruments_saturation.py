@@ -94,7 +94,7 @@ def test_the_reset_gate_is_that_of_the_formula():
         (
             lambda: gate_activations(FusedRNN(2, 3), torch.zeros(1, 1, 2)),
             TypeError,
-            "module should be an nn.GRU or nn.LSTM, got: FusedRNN",
+            "module should be a FusedGRU, FusedLSTM, nn.GRU or nn.LSTM, got: FusedRNN",
         ),
     ],
 )

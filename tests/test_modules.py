@@ -1,4 +1,4 @@
-"""What FusedRNN, and FusedRNNCell with it, shares with torch.nn.RNN beyond test_parity.py."""
+"""What our layers, and cells with them, share with torch's beyond test_parity.py."""
 
 import copy
 import doctest
@@ -14,23 +14,32 @@ from torch.nn.functional import dropout
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from rnn_cuda import FusedRNN, FusedRNNCell
+from rnn_cuda import FusedGRUCell, FusedLSTM, FusedLSTMCell, FusedRNN, FusedRNNCell
 from rnn_cuda.cells.elman import NONLINEARITIES, activation
 from rnn_cuda.residual import AntisymmetricRNN, LeakyRNN
-from tests.layers import assert_same_gradients, halves, normal, pair
+from tests.layers import (
+    LAYERS,
+    assert_same_gradients,
+    every_kind,
+    flat_results,
+    halves,
+    normal,
+    pair,
+    torch_kind,
+)
 
 OPTIONS = [
     {},
     {"num_layers": 2, "bidirectional": True, "batch_first": True},
     {"bias": False, "bidirectional": True},
-    {"num_layers": 3, "nonlinearity": "relu", "bias": False, "batch_first": True, "dropout": 0.5},
+    {"num_layers": 3, "bias": False, "batch_first": True, "dropout": 0.5},
 ]
-every_layer = pytest.mark.parametrize("options", OPTIONS, ids=str)
-OF_CELLS = [{}, {"bias": False, "nonlinearity": "relu"}]
-layers_and_cells = pytest.mark.parametrize(
-    ("kind", "options"),
-    [*((FusedRNN, options) for options in OPTIONS), *((FusedRNNCell, o) for o in OF_CELLS)],
-)
+RELU = {"nonlinearity": "relu", "bias": False}
+OF_LAYERS = [*((kind, options) for options in OPTIONS for kind in LAYERS), (FusedRNN, RELU)]
+CELLS = (FusedRNNCell, FusedGRUCell, FusedLSTMCell)
+OF_CELLS = [*((kind, {}) for kind in CELLS), (FusedLSTMCell, {"bias": False}), (FusedRNNCell, RELU)]
+every_layer = pytest.mark.parametrize(("kind", "options"), OF_LAYERS)
+layers_and_cells = pytest.mark.parametrize(("kind", "options"), [*OF_LAYERS, *OF_CELLS])
 INPUT = normal(4, 2, 3)
 SINGLE = INPUT.float()
 
@@ -62,7 +71,7 @@ def test_parameters_and_representation_are_torchs(kind, options):
     oracle.load_state_dict({n: p + 1 for n, p in fused.state_dict().items()})
     fused.load_state_dict(oracle.state_dict())
     assert_same_parameters()
-    assert repr(fused) == repr(oracle).replace("RNN", "FusedRNN")
+    assert repr(fused) == f"Fused{oracle!r}"
     assert set(fused.__constants__) >= set(oracle.__constants__)
     for name in oracle.__constants__:
         assert getattr(fused, name) == getattr(oracle, name)
@@ -72,9 +81,14 @@ def test_a_nonlinearity_that_torch_does_not_have_is_shown():
     assert repr(FusedRNN(3, 5, 1, "sigmoid")) == "FusedRNN(3, 5, nonlinearity=sigmoid)"
 
 
-def test_positional_arguments_mean_what_they_mean_in_torch():
-    fused, oracle = pair(3, 5, 2, "relu", False, True, 0.25, True)
-    for name in (*nn.RNN.__constants__, "nonlinearity"):
+@every_kind
+def test_positional_arguments_mean_what_they_mean_in_torch(kind):
+    nonlinearity = ["relu"] if kind is FusedRNN else []
+    no_projection = [0] if kind is FusedLSTM else []
+    fused, oracle = pair(
+        *(3, 5, 2, *nonlinearity, False, True, 0.25, True, *no_projection), kind=kind
+    )
+    for name in torch_kind(kind).__constants__:
         assert getattr(fused, name) == getattr(oracle, name), name
 
 
@@ -83,13 +97,14 @@ def test_dtype_and_device_arguments_place_every_parameter():
     assert {(p.device.type, p.dtype) for p in fused.parameters()} == {("meta", torch.float64)}
 
 
-def test_dropout_warns_at_the_caller_with_one_layer_and_with_two_not():
+@every_kind
+def test_dropout_warns_at_the_caller_with_one_layer_and_with_two_not(kind):
     with pytest.warns(UserWarning, match="dropout=0.5 has no effect with num_layers=1") as record:
-        FusedRNN(3, 5, dropout=0.5)
+        kind(3, 5, dropout=0.5)
     assert record[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        FusedRNN(3, 5, 2, dropout=0.5)
+        kind(3, 5, 2, dropout=0.5)
 
 
 def _saved_and_loaded(module: nn.Module) -> nn.Module:
@@ -104,12 +119,14 @@ def _saved_and_loaded(module: nn.Module) -> nn.Module:
     [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m)), _saved_and_loaded],
     ids=["deepcopy", "copy", "pickle", "torch.save"],
 )
-def test_a_duplicate_computes_the_same(duplicate):
-    layer = FusedRNN(3, 5, 2, "relu", batch_first=True, bidirectional=True).eval()
+@pytest.mark.parametrize(("layer", "cell"), zip(LAYERS, CELLS, strict=True))
+def test_a_duplicate_computes_the_same(duplicate, layer, cell):
+    layer = layer(3, 5, 2, batch_first=True, bidirectional=True).eval()
     layer.weight_hh_l0.requires_grad_(False)
-    layer_twin, cell = duplicate(layer), FusedRNNCell(3, 5, nonlinearity="relu").eval()
+    layer_twin, cell = duplicate(layer), cell(3, 5).eval()
     for module, other, x in ((layer, layer_twin, SINGLE), (cell, duplicate(cell), SINGLE[0])):
-        for actual, expected in zip(other(x), module(x), strict=True):
+        results = flat_results(other(x)), flat_results(module(x))
+        for actual, expected in zip(*results, strict=True):
             assert torch.equal(actual, expected)
         assert repr(other) == repr(module)
         assert not other.training
@@ -149,15 +166,16 @@ def test_expanded_initial_state_gets_the_sum_of_its_gradients():
 
 
 @every_layer
-def test_results_can_be_detached_in_place_as_torchs(options):
+def test_results_can_be_detached_in_place_as_torchs(kind, options):
     # Truncated backpropagation through time does this to h_n; it is refused for views.
-    for rnn in pair(3, 5, **options):
-        _, h_n = rnn(SINGLE)
-        assert not h_n.detach_().requires_grad
+    for rnn in pair(3, 5, kind=kind, **options):
+        _, *finals = flat_results(rnn(SINGLE))
+        assert not any(final.detach_().requires_grad for final in finals)
 
 
-def test_frozen_parameters_get_no_gradient_and_the_others_do():
-    fused, oracle = pair(3, 5, 2, dtype=torch.float64)
+@every_kind
+def test_frozen_parameters_get_no_gradient_and_the_others_do(kind):
+    fused, oracle = pair(3, 5, 2, kind=kind, dtype=torch.float64)
     for rnn in (fused, oracle):
         rnn.weight_hh_l0.requires_grad_(False)
         rnn.bias_ih_l1.requires_grad_(False)
@@ -168,17 +186,17 @@ def test_frozen_parameters_get_no_gradient_and_the_others_do():
 # ---- dropout -------------------------------------------------------------------------------------
 
 
+@every_kind
 @pytest.mark.parametrize("layout", ["dense", "batch_first", "packed"])
-def test_dropout_draws_torchs_mask_under_the_same_seed(layout):
+def test_dropout_draws_torchs_mask_under_the_same_seed(layout, kind):
     options = {"dropout": 0.4, "bidirectional": True, "batch_first": layout == "batch_first"}
     x = pack_sequence(list(normal(2, 4, 3))) if layout == "packed" else INPUT
     outputs = []
-    for rnn in pair(3, 5, 3, **options, dtype=torch.float64):
+    for rnn in pair(3, 5, 3, kind=kind, **options, dtype=torch.float64):
         torch.manual_seed(3)
-        output, h_n = rnn(x)
+        results = flat_results(rnn(x))
         rnn.dropout = 0.5  # it can be changed later
-        changed, _ = rnn(x)
-        outputs.append((output.data, h_n, changed.data))
+        outputs.append([*results, *flat_results(rnn(x))])
     torch.testing.assert_close(*outputs)
 
 
@@ -206,8 +224,9 @@ def test_dropout_is_off_in_eval_mode_and_of_one_cuts_the_layers_apart():
     ],
     ids=lambda f: {"<lambda>": "prune"}.get(f.__name__, f.__name__),
 )
-def test_reparametrized_weight_takes_effect_and_trains(register):
-    fused, oracle = pair(3, 5, 2, dtype=torch.float64)
+@every_kind
+def test_reparametrized_weight_takes_effect_and_trains(kind, register):
+    fused, oracle = pair(3, 5, 2, kind=kind, dtype=torch.float64)
     outputs = []
     for rnn in (fused, oracle):
         torch.manual_seed(5)
@@ -241,13 +260,14 @@ def test_a_parametrized_weight_is_computed_once_per_forward_pass():
 
 def test_every_name_of_torchs_layer_is_there():
     # _flat_weight_refs is bookkeeping of the flat copy, which is not there.
-    for cls in (FusedRNN, LeakyRNN, AntisymmetricRNN):
-        assert set(dir(nn.RNN(3, 5))) - set(dir(cls(3, 5))) == {"_flat_weight_refs"}
+    for cls in (*LAYERS, LeakyRNN, AntisymmetricRNN):
+        torchs = nn.RNN if cls in (LeakyRNN, AntisymmetricRNN) else torch_kind(cls)
+        assert set(dir(torchs(3, 5))) - set(dir(cls(3, 5))) == {"_flat_weight_refs"}
 
 
 @every_layer
-def test_lists_of_weights_and_sizes_of_states_are_torchs(options):
-    fused, oracle = pair(3, 5, **options)
+def test_lists_of_weights_and_sizes_of_states_are_torchs(kind, options):
+    fused, oracle = pair(3, 5, kind=kind, **options)
     assert set(fused.__jit_unused_properties__) >= set(oracle.__jit_unused_properties__)
     assert fused._all_weights == oracle._all_weights
     assert fused._flat_weights_names == oracle._flat_weights_names
@@ -258,6 +278,8 @@ def test_lists_of_weights_and_sizes_of_states_are_torchs(options):
     for input, sizes in ((INPUT, None), (packed.data, packed.batch_sizes), (None, [7])):
         expected = oracle.get_expected_hidden_size(input, sizes)
         assert fused.get_expected_hidden_size(input, sizes) == expected
+        if kind is FusedLSTM:
+            assert fused.get_expected_cell_size(input, sizes) == expected
 
 
 STATE = torch.zeros(1, 2, 5)
@@ -270,21 +292,25 @@ BAD = {
 }
 
 
+@every_kind
 @pytest.mark.parametrize("case", BAD.values(), ids=BAD)
-def test_checks_refuse_bad_arguments_in_torchs_words(case):
-    *arguments, error = case
+def test_checks_refuse_bad_arguments_in_torchs_words(case, kind):
+    input, state, sizes, error = case
+    states = (STATE, state) if kind is FusedLSTM else state
     said = []
-    for rnn in (FusedRNN(3, 5), nn.RNN(3, 5)):
+    for rnn in (kind(3, 5), torch_kind(kind)(3, 5)):
         with pytest.raises(error) as caught:
-            rnn.check_forward_args(*arguments)
+            rnn.check_forward_args(input, states, sizes)
         said.append(str(caught.value))
     assert said[0] == said[1]
 
 
-def test_checks_let_good_arguments_pass():
-    packed, rnn = pack_sequence([torch.zeros(4, 3), torch.zeros(2, 3)]), FusedRNN(3, 5)
-    rnn.check_forward_args(SINGLE, STATE, None)
-    rnn.check_forward_args(packed.data, STATE, packed.batch_sizes)
+@every_kind
+def test_checks_let_good_arguments_pass(kind):
+    packed, rnn = pack_sequence([torch.zeros(4, 3), torch.zeros(2, 3)]), kind(3, 5)
+    states = (STATE, STATE) if kind is FusedLSTM else STATE
+    rnn.check_forward_args(SINGLE, states, None)
+    rnn.check_forward_args(packed.data, states, packed.batch_sizes)
     with torch.autocast("cpu"):
         rnn.check_input(SINGLE.bfloat16(), None)
     with pytest.raises(RuntimeError, match="one"):
@@ -295,6 +321,9 @@ def test_hidden_states_are_permuted():
     hx, order = torch.randn(1, 3, 5), torch.tensor([2, 0, 1])
     assert torch.equal(FusedRNN(3, 5).permute_hidden(hx, order), hx[:, order])
     assert FusedRNN(3, 5).permute_hidden(hx, None) is hx
+    h, c = FusedLSTM(3, 5).permute_hidden((hx, -hx), order)
+    assert torch.equal(h, hx[:, order])
+    assert torch.equal(c, -h)
 
 
 def test_flat_weights_follow_what_is_set_and_set_what_is_given():
@@ -337,12 +366,14 @@ def test_weight_dropping_by_hand_drops_weights():
         output.sum().backward()
         return torch.cat([output.flatten(), raw.grad.flatten()])
 
-    torch.testing.assert_close(*(drop(rnn) for rnn in pair(3, 5)))
+    for kind in LAYERS:
+        torch.testing.assert_close(*(drop(rnn) for rnn in pair(3, 5, kind=kind)))
 
 
-def test_a_replica_of_data_parallel_computes_the_same():
+@every_kind
+def test_a_replica_of_data_parallel_computes_the_same(kind):
     # On GPUs torch.nn.DataParallel makes these, with plain tensors as attributes.
-    rnn = FusedRNN(3, 5)
+    rnn = kind(3, 5)
     replica = rnn._replicate_for_data_parallel()
     for name, parameter in rnn.named_parameters():
         setattr(replica, name, parameter.view_as(parameter))
@@ -360,19 +391,25 @@ def test_a_missing_weight_is_named_where_weights_are_read():
 # ---- autocast: test_training_modes.py has the gradients ------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [FusedRNN, FusedRNNCell])
+@pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
 @pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_gives_torchs_dtypes_and_leaves_float64_alone(lower, kind):
-    is_cell = kind is FusedRNNCell
+    is_cell = kind in CELLS
+    # torch's GRU and LSTM do so on GPUs; on CPUs they return float32, or raise.
+    is_torchs = kind in (FusedRNN, FusedRNNCell)
     fused, oracle = pair(3, 5, kind=kind, **({} if is_cell else {"bidirectional": True}))
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         x = SINGLE.to(dtype)
-        arguments = (x[0],) if is_cell else (x, normal(2, 2, 5, dtype=torch.float32))
+        state = normal(2, 2, 5, dtype=torch.float32)
+        arguments = (x[0],) if is_cell else (x, (state, state) if kind is FusedLSTM else state)
         with torch.autocast("cpu", dtype=lower):
-            actual, expected = fused(*arguments), oracle(*arguments)
-        for a, e in zip(*([r] if is_cell else r for r in (actual, expected)), strict=True):
-            assert a.dtype == e.dtype == lower
-            torch.testing.assert_close(a, e, rtol=0, atol=4 * torch.finfo(lower).eps)
+            actual = fused(*arguments)
+        with torch.autocast("cpu", dtype=lower, enabled=is_torchs):
+            expected = oracle(*(arguments if is_torchs else (arguments[0].float(), *arguments[1:])))
+        for a, e in zip(flat_results(actual), flat_results(expected), strict=True):
+            assert a.dtype == lower
+            assert e.dtype == lower or not is_torchs
+            torch.testing.assert_close(a, e.to(lower), rtol=0, atol=4 * torch.finfo(lower).eps)
 
     x = INPUT[0] if is_cell else INPUT
     with torch.autocast("cpu", dtype=lower):

@@ -1,4 +1,4 @@
-"""PyTorch's own samples and error cases for nn.RNN and nn.RNNCell, run on our modules.
+"""PyTorch's own samples and error cases for its recurrent modules, run on ours.
 
 They are in ``torch.testing._internal``, which needs the package expecttest.
 """
@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnn_cuda import FusedRNN, FusedRNNCell
+import rnn_cuda
+from tests.layers import flat_results
 
 pytest.importorskip("expecttest")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-OURS = {"nn.RNN": FusedRNN, "nn.RNNCell": FusedRNNCell}
+OURS = {
+    f"nn.{name}": getattr(rnn_cuda, f"Fused{name}")
+    for name in ("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell")
+}
 
 
 def _module_info(name: str) -> Any:
@@ -31,20 +35,14 @@ def _samples(name: str, training: bool = True) -> list[Any]:
     info = _module_info(name)
     torch.manual_seed(0)
     arguments = {"device": "cpu", "dtype": torch.float64, "requires_grad": True}
-    options = {"with_packed_sequence": True} if name == "nn.RNN" else {}
-    return info.module_inputs_func(info, training=training, **arguments, **options)
+    options = {} if name.endswith("Cell") else {"with_packed_sequence": True}
+    samples = info.module_inputs_func(info, training=training, **arguments, **options)
+    return [s for s in samples if not s.constructor_input.kwargs.get("proj_size")]  # refused
 
 
 def _construct(cls: type[nn.Module], sample: Any) -> nn.Module:
     torch.manual_seed(1)
     return cls(*sample.constructor_input.args, **sample.constructor_input.kwargs).double()
-
-
-def _flat(result: Any) -> tuple[Tensor, ...]:
-    if isinstance(result, Tensor):
-        return (result,)
-    output, h_n = result
-    return (output.data if isinstance(output, PackedSequence) else output, h_n)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -55,8 +53,8 @@ def test_samples_give_torchs_results(name, training):
     for sample in samples:
         ours, theirs = (_construct(c, sample) for c in (OURS[name], _module_info(name).module_cls))
         arguments = sample.forward_input.args
-        actual = _flat(ours.train(training)(*arguments))
-        expected = _flat(theirs.train(training)(*arguments))
+        actual = flat_results(ours.train(training)(*arguments))
+        expected = flat_results(theirs.train(training)(*arguments))
 
         torch.testing.assert_close(actual, expected, msg=lambda m, s=sample: f"{s}: {m}")
 
@@ -68,18 +66,19 @@ def test_samples_have_right_derivatives(name, order):
     # Every third sample: the kinds of input come round with a period of four, so all are met.
     for sample in _samples(name)[::3]:
         module = _construct(OURS[name], sample)
-        arguments = sample.forward_input.args
-        inputs = [a.data if isinstance(a, PackedSequence) else a for a in arguments]
-        inputs = [a.detach().requires_grad_() for a in inputs]
+        first, *rest = sample.forward_input.args
+        inputs = [tensor.detach().requires_grad_() for tensor in flat_results((first, *rest))]
 
-        def run(*values, module=module, arguments=arguments):
-            given, weights = values[: len(arguments)], values[len(arguments) :]
-            first = arguments[0]
+        def run(*values, module=module, first=first, rest=rest):
+            count = len(flat_results((first, *rest)))
+            given, weights = values[:count], values[count:]
             if isinstance(first, PackedSequence):
                 given = (first._replace(data=given[0]), *given[1:])
+            if rest and isinstance(rest[0], tuple):
+                given = (given[0], given[1:])
             names = [name for name, _ in module.named_parameters()]
             parameters = dict(zip(names, weights, strict=True))
-            return _flat(torch.func.functional_call(module, parameters, given))
+            return tuple(flat_results(torch.func.functional_call(module, parameters, given)))
 
         weights = [p.detach().clone().requires_grad_() for p in module.parameters()]
         assert check(run, (*inputs, *weights), fast_mode=True)

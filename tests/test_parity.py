@@ -1,4 +1,4 @@
-"""FusedRNN against torch.nn.RNN: values and every gradient, over a seeded grid."""
+"""Every layer against torch's: values and every gradient, over a seeded grid."""
 
 import dataclasses
 import math
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from rnn_cuda import FusedRNN
+from rnn_cuda import FusedLSTM, FusedRNN
+from tests.layers import LAYERS, flat_results, torch_kind
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,21 +24,22 @@ class Config:
     """One module and one input: T time steps, B batch, I input size, H hidden size."""
 
     seed: int
+    kind: type[nn.Module]
     layout: str
     memory: str
     used: str  # what the loss is made of
     with_hx: bool
     T: int
     B: int
-    options: dict[str, object]  # of the constructor, common to nn.RNN and FusedRNN
+    options: dict[str, object]  # of the constructor, common to ours and torch's
 
     def __str__(self) -> str:
-        values = [*dataclasses.astuple(self)[:-1], *self.options.values()]
-        return "-".join(map(str, values))
+        seed, kind, *values, options = dataclasses.astuple(self)
+        return "-".join(map(str, [seed, kind.__name__, *values, *options.values()]))
 
 
 def sample_configs(count: int, seed: int) -> list[Config]:
-    """Draw ``count`` configurations; the layouts take turns, everything else is random."""
+    """Draw ``count`` configurations; kinds and layouts take turns, everything else is random."""
     rng = random.Random(seed)
 
     def flip() -> bool:
@@ -45,7 +47,7 @@ def sample_configs(count: int, seed: int) -> list[Config]:
 
     configs = []
     for index in range(count):
-        layout = LAYOUTS[index % len(LAYOUTS)]
+        kind, layout = LAYERS[index % len(LAYERS)], LAYOUTS[index % len(LAYOUTS)]
         batch = 1 if layout == "unbatched" else rng.choice([1, 2, 3, 4, 5, 6])
         # nn.RNN, the oracle, takes an empty dense batch; there is no empty PackedSequence.
         if layout == "dense" and rng.random() < 0.1:
@@ -54,15 +56,16 @@ def sample_configs(count: int, seed: int) -> list[Config]:
             "input_size": rng.choice([1, 2, 3, 5, 7, 8, 13, 16, 17, 20]),
             "hidden_size": rng.choice([1, 2, 3, 5, 7, 8, 15, 16, 17, 20, 32, 33]),
             "num_layers": rng.choice([1, 2, 3]),
-            "nonlinearity": rng.choice(["tanh", "relu"]),
             "bias": flip(),
             "batch_first": flip(),
             "bidirectional": flip(),
         }
+        if kind is FusedRNN:
+            options["nonlinearity"] = rng.choice(["tanh", "relu"])
         memory = "contiguous" if layout.startswith("packed") else rng.choice(MEMORY)
         used = rng.choice(["output and h_n", "output and h_n", "output", "h_n"])
         configs.append(
-            Config(index, layout, memory, used, flip(), rng.randint(1, 9), batch, options)
+            Config(index, kind, layout, memory, used, flip(), rng.randint(1, 9), batch, options)
         )
     return configs
 
@@ -72,19 +75,18 @@ class Case:
     """The tensors of one configuration, in one dtype."""
 
     x: Tensor  # what is differentiated; the module's input is a view of it, or packed from it
-    hx: Tensor | None
-    output_cotangent: Tensor
-    h_n_cotangent: Tensor
+    states: list[Tensor]  # the initial ones; none for zeros
+    cotangents: list[Tensor]  # of output and final states
     lengths: Tensor | None
 
     def to(self, dtype: torch.dtype) -> "Case":
         """Return the same values in another dtype."""
 
-        def converted(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.detach().to(dtype).requires_grad_()
+        def converted(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(dtype).requires_grad_()
 
-        x, hx, *cotangents, lengths = vars(self).values()
-        return Case(converted(x), converted(hx), *(c.to(dtype) for c in cotangents), lengths)
+        states, cotangents = map(converted, self.states), [c.to(dtype) for c in self.cotangents]
+        return Case(converted(self.x), list(states), cotangents, self.lengths)
 
 
 def make_case(config: Config, dtype: torch.dtype) -> Case:
@@ -94,8 +96,8 @@ def make_case(config: Config, dtype: torch.dtype) -> Case:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    I, H, layers, *_, bidirectional = config.options.values()
-    directions = 2 if bidirectional else 1
+    I, H, layers = (config.options[name] for name in ("input_size", "hidden_size", "num_layers"))
+    directions = 2 if config.options["bidirectional"] else 1
     states, rows = (layers * directions, config.B, H), (config.T, config.B)
     lengths = None
     if config.layout == "unbatched":
@@ -109,8 +111,10 @@ def make_case(config: Config, dtype: torch.dtype) -> Case:
         rows = (config.B, config.T)
     x_rows = (config.B, int(lengths.max())) if lengths is not None else rows
     x_features = {"contiguous": I, "strided": 2 * I, "expanded": 1}[config.memory]
-    x, hx = normal(*x_rows, x_features), normal(*states) if config.with_hx else None
-    return Case(x, hx, normal(*rows, directions * H), normal(*states), lengths).to(dtype)
+    x, count = normal(*x_rows, x_features), 2 if config.kind is FusedLSTM else 1
+    starts = [normal(*states) for _ in range(count if config.with_hx else 0)]
+    cotangents = [normal(*rows, directions * H), *(normal(*states) for _ in range(count))]
+    return Case(x, starts, cotangents, lengths).to(dtype)
 
 
 def module_input(config: Config, case: Case) -> Tensor | PackedSequence:
@@ -129,18 +133,16 @@ def module_input(config: Config, case: Case) -> Tensor | PackedSequence:
 
 def results(module: nn.Module, config: Config, case: Case) -> dict[str, Tensor]:
     """Run ``module`` forward and backward; return every output and every gradient by name."""
-    output, h_n = module(module_input(config, case), case.hx)
-    output = output.data if isinstance(output, PackedSequence) else output
+    hx = tuple(case.states) if len(case.states) == 2 else next(iter(case.states), None)
+    output, *finals = flat_results(module(module_input(config, case), hx))
     inputs = {"input": case.x, **dict(module.named_parameters())}
-    if case.hx is not None:
-        inputs["hx"] = case.hx
-    used = {"output": (output, case.output_cotangent), "h_n": (h_n, case.h_n_cotangent)}
-    used = [used[name] for name in config.used.split(" and ")]
-    gradients = torch.autograd.grad(
-        [result for result, _ in used], list(inputs.values()), [cotangent for _, cotangent in used]
-    )
+    inputs |= dict(zip(("h0", "c0"), case.states, strict=False))
+    used = {"output": [output], "h_n": finals, "output and h_n": [output, *finals]}[config.used]
+    cotangents = case.cotangents[-len(used) :] if config.used != "output" else case.cotangents[:1]
+    gradients = torch.autograd.grad(used, list(inputs.values()), cotangents)
     named = {f"gradient of {name}": g for name, g in zip(inputs, gradients, strict=True)}
-    return {"output": output.detach(), "h_n": h_n.detach(), **named}
+    finals = dict(zip(("h_n", "c_n"), (final.detach() for final in finals), strict=False))
+    return {"output": output.detach(), **finals, **named}
 
 
 def relative_errors(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
@@ -161,11 +163,11 @@ def relative_errors(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> d
     return errors
 
 
-def make_modules(config: Config, *dtypes: torch.dtype) -> tuple[list[FusedRNN], nn.RNN]:
-    """Return a FusedRNN in each dtype, and nn.RNN in float64, with the weights of the last one."""
+def make_modules(config: Config, *dtypes: torch.dtype) -> tuple[list[nn.Module], nn.Module]:
+    """Return our layer in each dtype, and torch's in float64, with the weights of the last one."""
     torch.manual_seed(config.seed)
-    fused = [FusedRNN(**config.options, dtype=dtype) for dtype in dtypes]
-    oracle = nn.RNN(**config.options, dtype=torch.float64)
+    fused = [config.kind(**config.options, dtype=dtype) for dtype in dtypes]
+    oracle = torch_kind(config.kind)(**config.options, dtype=torch.float64)
     for module in (*fused, oracle):
         module.load_state_dict(fused[-1].state_dict())
     return fused, oracle
@@ -188,7 +190,7 @@ def test_values_and_gradients_are_those_of_torch(config):
 @pytest.mark.parametrize("config", sample_configs(80, seed=1), ids=str)
 def test_half_precision_is_as_accurate_as_torch(config, dtype):
     (fused,), oracle = make_modules(config, dtype)
-    torch_half = nn.RNN(**config.options, dtype=dtype)
+    torch_half = torch_kind(config.kind)(**config.options, dtype=dtype)
     torch_half.load_state_dict(fused.state_dict())
     case = make_case(config, dtype)
 
@@ -200,7 +202,8 @@ def test_half_precision_is_as_accurate_as_torch(config, dtype):
     assert {tensor.dtype for tensor in actual.values()} == {dtype}
     # Rounding decides on which side of relu's kink a state near zero falls, in torch as here, and
     # with it whether a whole term of the gradient is there: only the values can be compared then.
-    names = ["output", "h_n"] if config.options["nonlinearity"] == "relu" else list(exact)
+    is_relu = config.options.get("nonlinearity") == "relu"
+    names = ["output", "h_n"] if is_relu else list(exact)
     # T * L states are rounded by up to eps / 2 each, independently: their errors add up as a random
     # walk does. A single state may be luckier in torch than here, or the reverse.
     steps = config.T * config.options["num_layers"]

@@ -21,9 +21,9 @@ from rnn_cuda._dynamo import untraced
 from rnn_cuda.cells import Cell, Weights, cell_named, recurrent_matrix
 from rnn_cuda.instruments.adjoint import Adjoints, LayerRun, Wanted, adjoint_sweep
 from rnn_cuda.linear_algebra import row_norms
-from rnn_cuda.modules import ElmanStack
 from rnn_cuda.recording import RecurrentCall, check_recordable
 from rnn_cuda.reference import compute_dtype
+from rnn_cuda.stack import RecurrentStack
 
 TORCH_RECURRENCES: dict[Callable[..., Any], Cell] = {
     torch._VF.rnn_tanh: cell_named("elman.tanh"),
@@ -438,12 +438,11 @@ class KeptCall:
         """Run one layer, in both directions if it has two."""
         call = self.call
         indices = range(layer * call.directions, (layer + 1) * call.directions)
-        if isinstance(call.module, ElmanStack):
-            h0 = None if call.h0 is None else call.h0[indices[0] : indices[-1] + 1]
-            weights = [call.weights[index] for index in indices]
-            return call.module._layer(sequence, h0, weights, call.batch_sizes)[0]
-        weights = [weight for index in indices for weight in call.weights[index]]
         states = [s[indices[0] : indices[-1] + 1] for s in (call.h0, call.c0) if s is not None]
+        if isinstance(call.module, RecurrentStack):
+            weights = [call.weights[index] for index in indices]
+            return call.module._layer(sequence, tuple(states), weights, call.batch_sizes)[0]
+        weights = [weight for index in indices for weight in call.weights[index]]
         hx = states if call.cell.has_cell_state else states[0]
         options = (weights, call.has_biases, 1, 0.0, call.training, call.bidirectional)
         function = _FUNCTIONS[call.cell]

@@ -25,15 +25,17 @@ from rnn_cuda.instruments._recording import (
     record_at,
     torch_call,
 )
-from rnn_cuda.modules import ElmanStack, FusedRNN
+from rnn_cuda.modules import FusedGRU, FusedLSTM, FusedRNN
 from rnn_cuda.operators.function import plain_eager_mode
 from rnn_cuda.recording import RecurrentCall, recorders
 from rnn_cuda.residual import AntisymmetricRNN, LeakyRNN
+from rnn_cuda.stack import RecurrentStack
 
 _TORCH_MODULES = (nn.RNN, nn.LSTM, nn.GRU)
 _TENSORS_OWN: Any = Tensor.__torch_function__.__func__  # pyright: ignore
+_FUSED = (FusedRNN, FusedGRU, FusedLSTM)
 _RECURRENT_NAMES = {
-    module.__name__ for module in (*_TORCH_MODULES, FusedRNN, LeakyRNN, AntisymmetricRNN)
+    module.__name__ for module in (*_TORCH_MODULES, *_FUSED, LeakyRNN, AntisymmetricRNN)
 }
 
 
@@ -143,7 +145,7 @@ class GradientFlow:
                     f"model: {name or 'it'} is scripted or traced, and has no calls to record; "
                     "pass the model before torch.jit.script or torch.jit.trace, and run that"
                 )
-            if isinstance(module, (*_TORCH_MODULES, ElmanStack)):
+            if isinstance(module, (*_TORCH_MODULES, RecurrentStack)):
                 self._names[module] = len(self._names), name
         if not self._names:
             raise ValueError(

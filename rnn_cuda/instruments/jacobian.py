@@ -48,7 +48,7 @@ def jacobian_norm(
     exact zero, as when every relu is closed.
 
     Args:
-        module: a FusedRNN, LeakyRNN, AntisymmetricRNN, nn.RNN, nn.GRU or nn.LSTM. Computed in
+        module: a recurrent layer of this package, nn.RNN, nn.GRU or nn.LSTM. Computed in
             float64, without dropout.
         input: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, or ``(T, I)`` for a single sample.
         hx: initial states as the module takes them; zeros by default.

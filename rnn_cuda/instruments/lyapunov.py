@@ -46,7 +46,7 @@ def lyapunov_exponents(
     a finite trajectory. The mean over samples is ``.mean(0)``.
 
     Args:
-        module: a FusedRNN, LeakyRNN, AntisymmetricRNN, nn.RNN, nn.GRU or nn.LSTM. Computed in
+        module: a recurrent layer of this package, nn.RNN, nn.GRU or nn.LSTM. Computed in
             float64, without dropout.
         input: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, or ``(T, I)`` for a single sample.
             Zeros for an autonomous network.

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rnn_cuda.arguments import check_nonlinearity, check_positive_int, check_tensor, type_name
 from rnn_cuda.cells import cell_of
 from rnn_cuda.cells.elman import activation_derivative
-from rnn_cuda.trajectory import WIDE, State, trajectory_of
+from rnn_cuda.trajectory import WIDE, Recurrent, State, trajectory_of
 
 
 class Saturation(NamedTuple):
@@ -88,7 +88,7 @@ def saturation(
 
 @torch.no_grad()
 def gate_activations(
-    module: nn.GRU | nn.LSTM,
+    module: Recurrent,
     input: Tensor,
     hx: State | None = None,
     *,
@@ -102,7 +102,7 @@ def gate_activations(
     the layer is run again, step by step, in float64 and without dropout.
 
     Args:
-        module: an nn.GRU or nn.LSTM.
+        module: a FusedGRU, FusedLSTM, nn.GRU or nn.LSTM.
         input: ``(T, B, I)``, ``(B, T, I)`` with ``batch_first``, or ``(T, I)`` for a single sample.
         hx: initial states as the module takes them; zeros by default.
         layer: which layer.
@@ -120,6 +120,8 @@ def gate_activations(
     """
     cell = cell_of(module)
     if cell is None or not cell.gate_names:
-        raise TypeError(f"module should be an nn.GRU or nn.LSTM, got: {type_name(module)}")
+        raise TypeError(
+            f"module should be a FusedGRU, FusedLSTM, nn.GRU or nn.LSTM, got: {type_name(module)}"
+        )
     gates = trajectory_of(module, input, hx, layer=layer, reverse=reverse).gates
     return {name: gate.flip(0) if reverse else gate for name, gate in gates.items()}
