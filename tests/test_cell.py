@@ -1,4 +1,4 @@
-"""FusedRNNCell against torch.nn.RNNCell; test_modules.py has what it shares with FusedRNN."""
+"""Our cells against torch's; test_modules.py has what they share with the layers."""
 
 import enum
 
@@ -7,32 +7,49 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rnn_cuda import FusedRNN, FusedRNNCell, backend
+from rnn_cuda import FusedGRUCell, FusedLSTMCell, FusedRNN, FusedRNNCell, backend
 from rnn_cuda.cells.elman import NONLINEARITIES, activation
 from rnn_cuda.instruments import GradientFlow
-from tests.layers import halves, normal, pair
+from tests.layers import LAYERS, flat_results, halves, normal, pair
 
+CELL_OF = dict(zip(LAYERS, (FusedRNNCell, FusedGRUCell, FusedLSTMCell), strict=True))
+every_cell = pytest.mark.parametrize("kind", CELL_OF.values(), ids=lambda kind: kind.__name__)
 ours_and_torchs = pytest.mark.parametrize("kind", [FusedRNNCell, nn.RNNCell])
+
+
+def states(kind, tensors):
+    """Return hx of a cell, made of as many of these as it has states."""
+    h, c = tensors
+    return (h, c) if kind is FusedLSTMCell else h
 
 
 @pytest.mark.parametrize("with_hx", [True, False], ids=["hx", "no hx"])
 @pytest.mark.parametrize("batch", [(), (1,), (4,), (0,)], ids=["unbatched", "B1", "B4", "B0"])
-@pytest.mark.parametrize(("bias", "nonlinearity"), [(True, "relu"), (False, "tanh")])
-def test_values_and_gradients_are_those_of_torch(nonlinearity, bias, batch, with_hx):
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (FusedRNNCell, {"nonlinearity": "relu"}),
+        (FusedRNNCell, {"bias": False}),
+        *((kind, {"bias": bias}) for kind in (FusedGRUCell, FusedLSTMCell) for bias in (0, 1)),
+    ],
+)
+def test_values_and_gradients_are_those_of_torch(kind, options, batch, with_hx):
     gradients = []
-    for cell in pair(3, 5, bias, nonlinearity, kind=FusedRNNCell, dtype=torch.float64):
-        x, hx = (normal(*batch, 2 * n)[..., ::2].requires_grad_() for n in (3, 5))
+    for cell in pair(3, 5, **options, kind=kind, dtype=torch.float64):
+        x, h, c = (normal(*batch, 2 * n)[..., ::2].requires_grad_() for n in (3, 5, 5))
         for weight in (cell.weight_ih, cell.weight_hh):  # of other strides as well
             weight.data = weight.data.mT.contiguous().mT
-        h = cell(x, hx) if with_hx else cell(x)
-        inputs = [x, *cell.parameters(), *([hx] if with_hx else [])]
-        gradients.append((h, torch.autograd.grad(h, inputs, normal(*batch, 5))))
+        hx = states(kind, (h, c)) if with_hx else None
+        new = flat_results(cell(x, hx))
+        inputs = [x, *cell.parameters(), *([] if hx is None else flat_results(hx))]
+        cotangents = [normal(*batch, 5) + i for i in range(len(new))]
+        gradients.append((new, torch.autograd.grad(new, inputs, cotangents)))
     torch.testing.assert_close(*gradients)
 
 
-def layer_and_cell(*args, **options):
+def layer_and_cell(*args, kind=FusedRNN, **options):
     """Return a layer and a cell of the same weights."""
-    rnn, cell = FusedRNN(*args, **options), FusedRNNCell(*args, **options)
+    rnn, cell = kind(*args, **options), CELL_OF[kind](*args, **options)
     cell.load_state_dict({n.removesuffix("_l0"): p for n, p in rnn.state_dict().items()})
     return rnn, cell
 
@@ -47,20 +64,30 @@ def test_steps_are_those_of_the_layer(nonlinearity, dtype):
         torch.testing.assert_close(h, expected, rtol=torch.finfo(dtype).eps, atol=0)
 
 
+@pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("dtype", backend.NATIVE_DTYPES, ids=str)
 @pytest.mark.parametrize(("I", "H", "B"), [(3, 5, 2), (40, 70, 1), (8, 130, 9)])
-def test_native_steps_have_the_bits_of_the_layer(I, H, B, dtype):
+def test_native_steps_have_the_bits_of_the_layer(I, H, B, dtype, kind):
     if backend.requested() == "emulated" or not backend.use_native("cpu", dtype):
         pytest.skip("the CPU kernel's promise")
-    rnn, cell = layer_and_cell(I, H, dtype=dtype)
-    x, h = normal(4, B, I, dtype=dtype), None
-    output, _ = rnn(x)
+    rnn, cell = layer_and_cell(I, H, kind=kind, dtype=dtype)
+    x, state = normal(4, B, I, dtype=dtype), None
+    output, finals = rnn(x)
+    # Half precisions round what a unit carries behind each step; a gated layer behind its last one.
+    tolerance = 4 * torch.finfo(dtype).eps if dtype.itemsize == 2 and kind is not FusedRNN else 0
+
+    def assert_same(actual, expected):
+        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
     for t in range(4):
-        h = cell(x[t], h)
-        assert torch.equal(h, output[t])
-        assert torch.equal(cell(x[t, 0], None if t == 0 else output[t - 1, 0]), output[t, 0])
+        before, state = state, cell(x[t], state)
+        assert_same(flat_results(state)[0], output[t])
+        sample = [part[0] for part in flat_results(before)] if t else []
+        one = cell(x[t, 0], states(type(cell), (*sample, None)[:2]) if sample else None)
+        assert_same(flat_results(one)[0], output[t, 0])
+    assert_same(flat_results(state), [final[0] for final in flat_results(finals)])
     with GradientFlow(nn.ModuleList([cell, rnn])):
-        assert cell(x[0]).equal(output[0])
+        assert flat_results(cell(x[0]))[0].equal(output[0])
 
 
 @ours_and_torchs
@@ -100,28 +127,45 @@ def test_subclasses_of_tensors_go_through_pytorchs_operators():
     torch.testing.assert_close(ours, torchs)
 
 
-def test_steps_under_transforms_and_compiled_are_those_of_eager_code():
-    cell = FusedRNNCell(3, 5, dtype=torch.float64)
-    x, h, dx, dh = (normal(4, n) for n in (3, 5, 3, 5))
-    expected, pull_back = torch.autograd.functional.vjp(cell, (x, h), dh)
+@every_cell
+def test_steps_under_transforms_and_compiled_are_those_of_eager_code(kind):
+    cell = kind(3, 5, dtype=torch.float64)
+    x, h, c, dx, dh = (normal(4, n) for n in (3, 5, 5, 3, 5))
+
+    def step(x, h, c=c, cell=cell):
+        return flat_results(cell(x, states(kind, (h, c))))[-1]
+
+    expected, pull_back = torch.autograd.functional.vjp(step, (x, h), dh)
 
     compiled = torch.compile(cell, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(x, h), expected)
-    torch.testing.assert_close(torch.func.vmap(cell)(x, h), expected)
-    torch.testing.assert_close(torch.func.vjp(cell, x, h)[1](dh), pull_back)
-    _, tangent = torch.func.jvp(cell, (x, h), (dx, dh))
+    torch.testing.assert_close(step(x, h, cell=compiled), expected)
+    torch.testing.assert_close(torch.func.vmap(step)(x, h, c), expected)
+    torch.testing.assert_close(torch.func.vjp(step, x, h)[1](dh), pull_back)
+    _, tangent = torch.func.jvp(step, (x, h), (dx, dh))
     in_x, in_h = pull_back
     torch.testing.assert_close((tangent * dh).sum(), (in_x * dx).sum() + (in_h * dh).sum())
     with torch.device("meta"):
-        assert FusedRNNCell(3, 5)(torch.empty(2, 3)).shape == (2, 5)
+        assert flat_results(kind(3, 5)(torch.empty(2, 3)))[0].shape == (2, 5)
 
 
-@pytest.mark.parametrize("nonlinearity", ["tanh", "sigmoid", "identity"])
-def test_gradients_of_gradients_are_right(nonlinearity):
-    cell = FusedRNNCell(3, 4, nonlinearity=nonlinearity, dtype=torch.float64)
-    inputs = (normal(2, 3).requires_grad_(), normal(2, 4).requires_grad_())
-    assert torch.autograd.gradcheck(cell, inputs)
-    assert torch.autograd.gradgradcheck(cell, inputs)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *((FusedRNNCell, {"nonlinearity": f}) for f in ("tanh", "sigmoid", "identity")),
+        (FusedGRUCell, {}),
+        (FusedLSTMCell, {}),
+    ],
+)
+def test_gradients_of_gradients_are_right(kind, options):
+    cell = kind(3, 4, **options, dtype=torch.float64)
+    x, h, c = (normal(2, n).requires_grad_() for n in (3, 4, 4))
+
+    def step(x, *hx):
+        return tuple(flat_results(cell(x, states(kind, (*hx, None)[:2]))))
+
+    inputs = (x, *flat_results(states(kind, (h, c))))
+    assert torch.autograd.gradcheck(step, inputs)
+    assert torch.autograd.gradgradcheck(step, inputs)
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "sigmoid", "identity"])
@@ -132,12 +176,11 @@ def test_complex_numbers_are_computed_in_plain_pytorch(nonlinearity):
     torch.testing.assert_close(cell(x, hx), activation(z, nonlinearity))
 
 
-def test_sizes_of_zero_work_as_in_torch():
+@every_cell
+def test_sizes_of_zero_work_as_in_torch(kind):
     x = normal(2, 0)
-    torch.testing.assert_close(
-        *(cell(x) for cell in pair(0, 4, kind=FusedRNNCell, dtype=torch.float64))
-    )
-    assert FusedRNNCell(3, 0)(torch.zeros(2, 3)).shape == (2, 0)
+    torch.testing.assert_close(*(cell(x) for cell in pair(0, 4, kind=kind, dtype=torch.float64)))
+    assert flat_results(kind(3, 0)(torch.zeros(2, 3)))[0].shape == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +238,23 @@ def test_bad_input_raises_torchs_type_and_says_what_was_expected(input, hx, erro
             nn.RNNCell(3, 5)(input, hx)
     with pytest.raises(error, match=message):
         FusedRNNCell(3, 5)(input, hx)
+
+
+BAD_PAIR = [
+    (HX, TypeError, r"hx should be a tuple \(h_0, c_0\) of Tensors, got: Tensor"),
+    ((HX,), TypeError, r"hx should be a tuple \(h_0, c_0\) of Tensors, got 1 items"),
+    ((HX, None), TypeError, r"hx\[1\] should be a Tensor, got: NoneType"),
+    ((HX, HX[None]), ValueError, r"Expected hx\[1\] to be 1D or 2D, got 3D"),
+    ((HX, HX[:, :4]), RuntimeError, r"hx\[1\]: .*hidden_size: got 4, expected 5"),
+    ((HX[:1], HX), RuntimeError, r"doesn't match hidden0 batch size 1 of hx\[0\]"),
+    ((HX, HX.double()), RuntimeError, r"expected hx\[1\] of torch.float32, got torch.float64"),
+]
+
+
+@pytest.mark.parametrize(("hx", "error", "message"), BAD_PAIR)
+def test_a_bad_pair_of_states_is_named(hx, error, message):
+    with pytest.raises(error, match=message):
+        FusedLSTMCell(3, 5)(X, hx)
 
 
 @pytest.mark.parametrize("asked", ["auto", "reference"])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from rnn_cuda import FusedRNN, FusedRNNCell
+from rnn_cuda import FusedGRU, FusedLSTM, FusedRNN, FusedRNNCell
 from rnn_cuda.residual import AntisymmetricRNN, LeakyRNN
 
 # (arguments of the constructor, exception, pattern of our message); torch raises the same type.
@@ -329,8 +329,49 @@ def test_bad_input_raises_torchs_type_and_says_what_was_expected(case):
 
     with pytest.raises(error):
         nn.RNN(3, 5, 2)(input, hx)
+    for kind in (FusedRNN, FusedGRU):
+        with pytest.raises(error, match=message):
+            kind(3, 5, 2)(input, hx)
+    with pytest.raises(error, match=message.replace("hx", r"hx\[0\]")):
+        FusedLSTM(3, 5, 2)(input, None if hx is None else (hx, hx))
+
+
+@pytest.mark.parametrize(
+    ("hx", "message"),
+    [
+        (_zeros(1, 2, 5), r"hx should be a tuple \(h_0, c_0\) of Tensors, got: Tensor"),
+        ((_zeros(1, 2, 5),), r"hx should be a tuple \(h_0, c_0\) of Tensors, got 1 items"),
+        ((_zeros(1, 2, 5), None), r"hx\[1\] should be a Tensor, got: NoneType"),
+    ],
+)
+def test_what_is_no_pair_of_states_is_a_type_error(hx, message):
+    with pytest.raises(TypeError, match=message):
+        FusedLSTM(3, 5)(_zeros(4, 2, 3), hx)
+
+
+def test_a_bad_cell_state_is_named():
+    with pytest.raises(
+        RuntimeError, match=r"Expected hidden size \(1, 2, 5\) of hx\[1\] for batched"
+    ):
+        FusedLSTM(3, 5)(_zeros(4, 2, 3), (_zeros(1, 2, 5), _zeros(1, 1, 5)))
+    with pytest.raises(RuntimeError, match=r"expected hx\[1\] of torch.float32, got torch.float64"):
+        FusedLSTM(3, 5)(_zeros(4, 2, 3), (_zeros(1, 2, 5), _zeros(1, 2, 5).double()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "error", "message"),
+    [
+        (FusedGRU, {"proj_size": 2}, ValueError, "proj_size argument is only supported for LSTM"),
+        (FusedLSTM, {"proj_size": 2}, ValueError, "proj_size: expected 0, got 2"),
+        (FusedGRU, {"recompute": 1}, TypeError, "recompute should be of type bool, got: int"),
+        (FusedLSTM, {"recompute": None}, TypeError, "recompute should be of type bool"),
+        (FusedLSTM, {"dtype": torch.int64}, RuntimeError, "dtype: expected one of"),
+        (FusedGRU, {"nonlinearity": "relu"}, TypeError, "nonlinearity"),
+    ],
+)
+def test_bad_arguments_of_gated_layers_are_named(kind, options, error, message):
     with pytest.raises(error, match=message):
-        FusedRNN(3, 5, 2)(input, hx)
+        kind(3, 5, **options)
 
 
 @pytest.mark.parametrize(
