@@ -70,11 +70,10 @@ void check_forward_arguments(RecurrenceBuilder& backward, const Layer& layer, in
     if (const OptionalTensor state = layer.state(i)) backward.state(*state, i == 0 ? "h0" : "c0");
 }
 
-DirectionGradients gradients_by_products(const RecurrenceBuilder& backward,
-                                         const BackwardResults& results, const Layer& layer,
-                                         int64_t d, const Tensor& output,
-                                         const DirectionWanted& wanted,
-                                         const Tensor* other_of_input) {
+void gradients_by_products(const RecurrenceBuilder& backward, const BackwardResults& results,
+                           const Layer& layer, int64_t d, const Tensor& output,
+                           const DirectionWanted& wanted, const Tensor* other_of_input,
+                           DirectionGradients& gradients) {
   const c10::DeviceGuard guard(backward.options().device());
   const int64_t rows = backward.total_rows(), hidden = layer.hidden_size();
   const Counts& counts = layer.counts();
@@ -87,7 +86,6 @@ DirectionGradients gradients_by_products(const RecurrenceBuilder& backward,
   const Tensor input = layer.input().reshape({rows, layer.input().size(-1)});
   const Neighbours neighbours(backward, layer.is_reverse(d));
 
-  DirectionGradients gradients;
   if (wanted.input && other_of_input != nullptr) {
     gradients.input = *other_of_input;
     gradients.input.view(input.sizes()).addmm_(delta_input, layer.weight_ih(d));
@@ -112,9 +110,7 @@ DirectionGradients gradients_by_products(const RecurrenceBuilder& backward,
   };
   if (wanted.bias) gradients.bias_ih = sum(delta_input);
   if (wanted.bias && counts.apart > 0) gradients.bias_hh = sum(delta);
-  if (wanted.norms) gradients.norms = results.norms;
   if (wanted.delta) gradients.delta = results.delta;
-  return gradients;
 }
 
 }  // namespace rnn_cuda

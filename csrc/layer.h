@@ -60,18 +60,20 @@ struct DirectionGradients {
   // In the type that halves compute in. The second only where W x + b and U h + b meet in another
   // way than as a sum (cells/unit.h, `apart`): else the first is that of either bias.
   Tensor bias_ih, bias_hh;
-  Tensor norms;  // (1, T, B) or (1, N), float64
-  Tensor delta;  // (T, B, P H) or (N, P H), as the backward recurrence publishes it
+  // Of the cell's adjoints (cells/unit.h): norms (1, T, B) or (1, N), float64, and the vectors,
+  // (T, B, H) or (N, H), in the type that halves compute in.
+  Tensor norms[kMaxAdjoints], adjoints[kMaxAdjoints];
+  Tensor delta;  // (T, B, H) or (N, H), as the backward recurrence publishes it
 };
 
 struct DirectionWanted {
-  bool input, states[kMaxStates], weight_ih, weight_hh, bias, norms, delta;
+  bool input, states[kMaxStates], weight_ih, weight_hh, bias, norms, delta, adjoints;
 
   bool gradients() const {
     return input || states[0] || states[1] || weight_ih || weight_hh || bias;
   }
   bool only_delta() const { return delta && !norms && !gradients(); }
-  bool anything() const { return delta || norms || gradients(); }
+  bool anything() const { return delta || adjoints || norms || gradients(); }
 };
 
 // The arguments of an operator. What they have in common is checked here, all else by a
@@ -152,7 +154,8 @@ class Layer {
     return builder.saved_operand(saved[d]);
   }
 
-  // `wanted` goes through input, states and weights, then the adjoints' norms, then delta.
+  // `wanted` goes through input, states and weights, then the adjoints' norms, then delta, or of a
+  // cell that is not simple the adjoints.
   DirectionWanted wanted(int64_t d, const c10::List<bool>& wanted) const {
     const size_t weights = 1 + states_.size(), first = weights + per_direction_ * d;
     const size_t extra = weights + weights_.size();
@@ -165,7 +168,7 @@ class Layer {
     result.weight_hh = wanted.get(first + 1);
     for (int64_t i = 2; i < per_direction_; ++i) result.bias |= wanted.get(first + i);
     result.norms = wanted.get(extra);
-    result.delta = wanted.get(extra + 1);
+    (is_simple() ? result.delta : result.adjoints) = wanted.get(extra + 1);
     return result;
   }
 
@@ -193,10 +196,16 @@ class Layer {
         is_given = true;
       }
     }
+    const int adjoints = counts_of(cell_.backward).adjoints;
     if (wanted.get(next++))
-      results.push_back(joined(directions_, 0, [&](int64_t d) { return gradients[d].norms; }));
-    if (wanted.get(next++))
+      for (int a = 0; a < adjoints; ++a)
+        results.push_back(joined(directions_, 0, [&](int64_t d) { return gradients[d].norms[a]; }));
+    if (!wanted.get(next++)) return results;
+    if (is_simple())
       results.push_back(joined(directions_, -1, [&](int64_t d) { return gradients[d].delta; }));
+    for (int a = 0; a < adjoints && !is_simple(); ++a)
+      results.push_back(
+          joined(directions_, -1, [&](int64_t d) { return gradients[d].adjoints[a]; }));
     return results;
   }
 

@@ -11,9 +11,10 @@ TORCH_LIBRARY(rnn_cuda, library) {
       "layer_forward(Tensor input, Tensor[] states, Tensor[] weights, str cell, str direction, "
       "Tensor? batch_sizes, bool saves=False) -> Tensor[]");
   // From the gradients of output and final states: those of input, states and weights, the norms
-  // over H of the adjoints dL/dh_t, (D, T, B) or (D, N) in float64, and delta, the adjoint of the
-  // sums U h_{t-1} + b, (T, B, D S H) or (N, D S H). `wanted` goes through all these; what it does
-  // not want is left out.
+  // over H of the cell's adjoints (csrc/cells/unit.h), (D, T, B) or (D, N) in float64, and the
+  // adjoints themselves, (T, B, D H) or (N, D H) in compute precision; for an Elman cell in place
+  // of these delta, the adjoint of the sums U h_{t-1} + b. `wanted` goes through all these; what it
+  // does not want is left out.
   library.def(
       "layer_gradients(Tensor?[] grads, Tensor input, Tensor[] states, Tensor[] weights, "
       "Tensor output, Tensor[] saved, str cell, str direction, Tensor? batch_sizes, bool[] wanted) "

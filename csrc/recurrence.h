@@ -73,6 +73,13 @@ struct Recurrence {
   void* last_carried = nullptr;  // c after that step, (C, B, H)
   void* saved = nullptr;         // contiguous, rows as those of the output
   // The last three may be null: not wanted.
+
+  // On a CPU, of a backward recurrence: each of its cell's total adjoints, wide, (T, B, H) or (sum
+  // of batch_sizes, H), and its Euclidean norm over the hidden units, (T, B) or (sum of
+  // batch_sizes), whose squares do not vanish before the adjoint does; contiguous. Null where they
+  // are not wanted.
+  void* adjoints[kMaxAdjoints] = {};
+  double* adjoint_norms[kMaxAdjoints] = {};
 };
 
 // All gradients of a layer whose backward recurrence has one sum, one published value, delta_t =
@@ -94,10 +101,6 @@ struct Gradients {
   void* grad_weight_input = nullptr;   // (H, I)
   void* grad_weight_hidden = nullptr;  // (H, H)
   void* grad_bias = nullptr;           // (H), wide
-  // The Euclidean norm over the hidden units of the total adjoint dL/dh_t, which is the z_t of the
-  // backward recurrence: contiguous (T, B), or (sum of batch_sizes). Its squares do not vanish
-  // before the adjoint does.
-  double* adjoint_norm = nullptr;
 };
 
 namespace cpu {

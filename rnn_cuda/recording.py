@@ -88,8 +88,12 @@ class AdjointSink(Protocol):
     vectors: bool
     """Whether it wants the adjoints themselves, besides their norms."""
 
-    def __call__(self, norms: Tensor, adjoints: Tensor | None) -> None:
-        """Take norms, ``(D, T, B)`` or ``(D, N)``, and if wanted vectors, ``(.., D * H)``."""
+    def __call__(self, norms: Sequence[Tensor], adjoints: Sequence[Tensor] | None) -> None:
+        """Take norms, ``(D, T, B)`` or ``(D, N)``, and if wanted vectors, ``(.., D * H)``.
+
+        One of each for dL/dh_t; of a cell with c then also for dL/dc_t, and for dL/dc_t with h_t
+        held fixed.
+        """
 
 
 class Tap:

@@ -102,9 +102,9 @@ DEFECTS = {
     "the adjoints of a tile's rows are all kept as its first row's": Defect(
         "gradients",
         "walker.h",
-        "step.z.row(«region.first + i», region.column)",
+        "keep_adjoints(step, «region.first + i», n,",
         "region.first",
-        "adjoint_norm[",
+        "adjoint",
     ),
     "all blocks of a panel are multiplied with a row's first states": Defect(
         "recurrence",
@@ -132,7 +132,7 @@ DEFECTS = {
         "gradients.cpp",
         "«count * (share_.part + 1) / share_.parts»}",
         "count * (share_.part + 1) / share_.parts - (share_.parts > 1)",
-        ", not ",  # a norm, or a row of the input's gradient
+        "grad_input[",
     ),
     "threads that share all samples each leave an input out": Defect(
         "recurrence",

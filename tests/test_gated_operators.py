@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnn_cuda import backend, reference
+from rnn_cuda.cells import cell_named
 from rnn_cuda.operators.linearised import KERNEL_FORMS
 
 pytestmark = pytest.mark.skipif(
@@ -210,9 +211,10 @@ def test_operators_keep_pytorchs_rules(cell, case):
     kinds = 2 if cell == "lstm" else 1
     grads = [torch.ones_like(result) for result in results[: 1 + kinds]]
     input, states, weights, *options = layer.arguments([t.detach() for t in layer.tensors])
-    wanted = [True] * len(layer.tensors) + [False, False]
-    arguments = (grads, input, states, weights, results[0], results[1 + kinds :], *options, wanted)
-    torch.library.opcheck(operators.layer_gradients.default, arguments)
+    arguments = (grads, input, states, weights, results[0], results[1 + kinds :], *options)
+    for adjoints in (False, True):
+        wanted = [True] * len(layer.tensors) + [adjoints, adjoints]
+        torch.library.opcheck(operators.layer_gradients.default, (*arguments, wanted))
 
 
 @pytest.mark.parametrize("cell", LAYERS)
@@ -259,16 +261,95 @@ def test_what_does_not_fit_is_refused(change, message):
         torch.ops.rnn_cuda.layer(*arguments, "gru", "forward", None)
 
 
-def test_norms_of_adjoints_are_refused_for_gated_cells():
-    layer = Layer("lstm", requires_grad=False)
-    results = layer.ours(operator="layer_forward", saves=True)
-    grads = [torch.ones_like(result) for result in results[:3]]
-    input, states, weights, *options = layer.arguments()
-    wanted = [False] * len(layer.tensors) + [True, False]
-    with pytest.raises(NotImplementedError, match="norms"):
-        torch.ops.rnn_cuda.layer_gradients(
-            grads, input, states, weights, results[0], results[3:], *options, wanted
-        )
+def adjoints_by_autograd(layer, grads):
+    """Gradients of every h_t; also of every c_t, and of what later steps see of it."""
+    input, states, weights, *_ = layer.arguments()
+    kind, per_direction = cell_named(layer.cell), len(weights) // layer.directions
+    hidden = weights[1].shape[1]
+    sizes = [input.shape[1]] * T if layer.batch_sizes is None else layer.batch_sizes.tolist()
+    rows = input.flatten(0, -2).split(sizes)
+    loss, all_values = 0, []
+    for d in range(layer.directions):
+        weight_ih, weight_hh, *biases = weights[d * per_direction :][:per_direction]
+        bias_ih, bias_hh = biases or (0, 0)
+        state = [s[d] for s in states] or [input.new_zeros(sizes[0], hidden)] * kind.states
+        outputs, values = [None] * len(sizes), [None] * len(sizes)
+        for t in list(range(len(sizes)))[:: -1 if d else 1]:
+            before = [part[: sizes[t]] for part in state]
+            gates = kind.gates(rows[t] @ weight_ih.mT + bias_ih, before[0] @ weight_hh.mT + bias_hh)
+            v = kind.carry(gates, before[-1])
+            h, kept = kind.publish(gates, v) * 1, v * 1
+            outputs[t] = h
+            values[t] = (h, v, kept)[: kind.adjoints]
+            after = (h, kept)[: kind.states]
+            state = [torch.cat([n, s[sizes[t] :]]) for n, s in zip(after, state, strict=True)]
+        of_output, *of_final = grads
+        if of_output is not None:
+            own = of_output.flatten(0, -2)[:, d * hidden :][:, :hidden]
+            loss = loss + (torch.cat(outputs) * own).sum()
+        for final, grad in zip(state, of_final, strict=True):
+            loss = loss + (0 if grad is None else (final * grad[d]).sum())
+        all_values.append([list(each) for each in zip(*values, strict=True)])
+    flat = [value for its in all_values for each in its for value in each]
+    loss = loss + 0 * flat[0].sum()  # there may be no gradient at all
+    found = iter(torch.autograd.grad(loss, flat, allow_unused=True, materialize_grads=True))
+    shape = (*input.shape[:-1], hidden)
+    adjoints = [
+        [torch.cat([next(found) for _ in v]).view(shape) for v in its] for its in all_values
+    ]
+    norms = [torch.stack([a.norm(dim=-1) for a in each]) for each in zip(*adjoints, strict=True)]
+    return norms + [torch.cat(each, -1) for each in zip(*adjoints, strict=True)]
+
+
+def adjoints_of(layer, results, grads, norms=True, vectors=True):
+    states = cell_named(layer.cell).states
+    input, all_states, weights, *options = layer.arguments()
+    wanted = [False] * len(layer.tensors) + [norms, vectors]
+    return torch.ops.rnn_cuda.layer_gradients(
+        *(grads, input, all_states, weights, results[0], results[1 + states :], *options, wanted)
+    )
+
+
+@pytest.mark.parametrize("given", ["all", "output", "final states", "one direction", "nothing"])
+@pytest.mark.parametrize("case", ["dense", "packed_both", "no_state", "no_bias", "several_panels"])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_adjoints_are_the_gradients_of_every_state(cell, case, given):
+    layer = Layer(cell, **CASES[case])
+    with torch.no_grad():
+        results = layer.ours(operator="layer_forward", saves=True)
+        grads = [torch.randn_like(result) for result in results[: 1 + cell_named(cell).states]]
+    if given == "one direction":
+        for grad in grads:
+            (grad[..., H:] if grad is grads[0] else grad[1:]).zero_()
+    grads[1:] = [None if given in ("output", "nothing") else grad for grad in grads[1:]]
+    grads[0] = None if given in ("final states", "nothing") else grads[0]
+    expected = adjoints_by_autograd(layer, grads)
+    with torch.no_grad():
+        close(adjoints_of(layer, results, grads), expected)
+        count = cell_named(cell).adjoints
+        close(adjoints_of(layer, results, grads, vectors=False), expected[:count])
+        close(adjoints_of(layer, results, grads, norms=False), expected[count:])
+    by_parts = adjoints_of(layer, results, grads)
+    assert given == "nothing" or by_parts[0].requires_grad
+    close(by_parts, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_adjoints_of_narrow_types_are_in_compute_precision(cell, dtype):
+    layer = Layer(cell, dtype, bidirectional=True)
+    exact = Layer(cell, bidirectional=True)
+    exact.tensors = [tensor.detach().double().requires_grad_() for tensor in layer.tensors]
+    with torch.no_grad():
+        results = layer.ours(operator="layer_forward", saves=True)
+        grads = [torch.randn_like(result) for result in results[: 1 + cell_named(cell).states]]
+        found = adjoints_of(layer, results, grads)
+    expected = adjoints_by_autograd(exact, [grad.double() for grad in grads])
+    count = cell_named(cell).adjoints
+    wide = reference.compute_dtype(dtype)
+    assert [each.dtype for each in found] == [torch.float64] * count + [wide] * count
+    for each, exactly in zip(found, expected, strict=True):
+        assert (each - exactly).norm() < 8 * torch.finfo(dtype).eps * exactly.norm()
 
 
 def test_the_eager_operators_refuse_what_they_would_lose():

@@ -20,10 +20,11 @@ struct Forward {
 // dL/dz_t. The operand is h_t.
 template <class F>
 struct Backward {
-  static constexpr Counts kCounts = {1, 0, 1, 0, /*operands=*/1};
+  static constexpr Counts kCounts = {1, 0, 1, 0, /*operands=*/1, 0, 0, /*adjoints=*/1};
 
   template <class Math, class Unit>
   static RNN_CUDA_CELL void apply(Unit& unit) {
+    unit.adjoints[0] = unit.sums[0];
     unit.published[0] = F::template times_derivative<Math>(unit.sums[0], unit.operands[0]);
   }
 };

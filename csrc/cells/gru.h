@@ -34,7 +34,8 @@ struct Forward {
 struct Backward {
   static constexpr Counts kCounts = {/*sums=*/1,     /*apart=*/0,     /*published=*/3,
                                      /*carried=*/1,
-                                     /*operands=*/5, /*constants=*/0, /*saved=*/1};
+                                     /*operands=*/5, /*constants=*/0, /*saved=*/1,
+                                     /*adjoints=*/1};
 
   template <class Math, class Unit>
   static RNN_CUDA_CELL void apply(Unit& unit) {
@@ -48,6 +49,7 @@ struct Backward {
     unit.published[2] = delta_n * r;
     unit.saved[0] = delta_n;
     unit.carried[0] = adjoint * z;
+    unit.adjoints[0] = adjoint;
   }
 };
 

@@ -30,11 +30,12 @@ struct Forward {
 
 // Against time, with M = U^T and a_t = dL/dh_t: the sum is the total adjoint of h_t. What is
 // carried is dL/dc_t but for what c_t does through h_t. p are the deltas; the operands are what the
-// forward pass saved.
+// forward pass saved. The adjoints are dL/dh_t, dL/dc_t, and dL/dc_t where h_t is held fixed.
 struct Backward {
   static constexpr Counts kCounts = {/*sums=*/1,     /*apart=*/0,     /*published=*/4,
                                      /*carried=*/1,
-                                     /*operands=*/6, /*constants=*/0, /*saved=*/0};
+                                     /*operands=*/6, /*constants=*/0, /*saved=*/0,
+                                     /*adjoints=*/3};
 
   template <class Math, class Unit>
   static RNN_CUDA_CELL void apply(Unit& unit) {
@@ -47,6 +48,7 @@ struct Backward {
     unit.published[1] = of_c * previous * (f * (one - f));
     unit.published[2] = of_c * i * (one - g * g);
     unit.published[3] = of_h * tanh_c * (o * (one - o));
+    unit.adjoints[0] = of_h, unit.adjoints[1] = of_c, unit.adjoints[2] = unit.carried[0];
     unit.carried[0] = of_c * f;
   }
 };

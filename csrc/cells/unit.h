@@ -24,7 +24,9 @@ struct Counts {
   int operands = 0;   // E, e: read at this time step
   int constants = 0;  // k: read at every time step, a leak for instance
   int saved = 0;      // written for the backward pass
+  int adjoints = 0;  // of a backward pass: total adjoints of the states, for those who measure them
 };
+constexpr int kMaxAdjoints = 3;
 
 // One sum, one published value, nothing that is carried, constant or saved.
 constexpr bool is_simple(const Counts& counts) {
@@ -48,6 +50,7 @@ struct Unit {
 
   Value published[kCounts.published];
   Value saved[kCounts.saved + 1];
+  Value adjoints[kCounts.adjoints + 1];
 };
 
 }  // namespace rnn_cuda

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <iterator>
 #include <optional>
 
 #include "scratch.h"
@@ -89,6 +90,11 @@ class Call {
             std::max(division.panel_vectors, counts_.sums) * kLanes<T>,
         kSumsBytes / static_cast<int64_t>(sizeof(T)));
     sums_ = layout.add<T>(sums_size_ * division.threads);
+    const bool wants_norms = std::any_of(std::begin(r.adjoint_norms), std::end(r.adjoint_norms),
+                                         [](const double* norms) { return norms != nullptr; });
+    adjoints_size_ =
+        wants_norms ? adjoint_slots(division) * division.rows * counts_.adjoints * units : 0;
+    adjoints_ = layout.add<T>(adjoints_size_ * teams);
   }
 
   // Where M is read but once or twice, looking at it first would take as long again. It is taken to
@@ -180,7 +186,8 @@ class Call {
             at<T>(scratch, carried_) + carried_size_ * team,
             at<T>(scratch, projected_) + projected_size_ * team,
             at<T>(scratch, sums_) + sums_size_ * thread,
-            at<E>(scratch, blocks_) + block_size_ * thread};
+            at<E>(scratch, blocks_) + block_size_ * thread,
+            adjoints_size_ == 0 ? nullptr : at<T>(scratch, adjoints_) + adjoints_size_ * team};
   }
 
  private:
@@ -249,9 +256,9 @@ class Call {
   const MatrixUse use_of_input_;
   mutable std::atomic<bool> found_infinite_{false};  // an Inf or a NaN, in M or in its products
   int64_t hidden_, input_, input_rows_, bias_;
-  int64_t states_, values_, carried_, inputs_, projected_, blocks_, sums_;
+  int64_t states_, values_, carried_, inputs_, projected_, blocks_, sums_, adjoints_;
   int64_t state_rows_, states_size_, values_size_, carried_size_, inputs_size_, projected_size_,
-      block_size_, sums_size_;
+      block_size_, sums_size_, adjoints_size_;
 };
 
 }  // namespace rnn_cuda::cpu

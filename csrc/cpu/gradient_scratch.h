@@ -60,12 +60,6 @@ struct GradientScratch {
       weight_input_at.push_back(layout.add<T>(sums_at_once ? 0 : input_product.size()));
       bias_at.push_back(layout.add<T>(call.panels().padded_columns()));
     }
-    const bool cut = call.division().cut_hidden;
-    z_slots = cut ? 2 : 1;
-    z_size = g.adjoint_norm == nullptr
-                 ? 0
-                 : z_slots * call.division().rows * call.panels().padded_columns();
-    z = layout.add<T>(z_size * (cut ? 1 : threads));
   }
 
   // Streamed for many rows too, a few at a time, where there is little to sum: tiles would do next
@@ -78,16 +72,6 @@ struct GradientScratch {
     return g.backward.time_steps == 1 ? call.use_of_hidden() : MatrixUse::Packed;
   }
 
-  // The walk's buffers, with those that keep z where its norm is wanted.
-  WalkBuffers<Storage> buffers(const Call<Storage>& call, char* scratch, int thread) const {
-    WalkBuffers<Storage> buffers = call.buffers(scratch, thread);
-    if (z_size == 0) return buffers;
-    buffers.z =
-        reinterpret_cast<T*>(scratch + z) + (call.division().cut_hidden ? 0 : z_size * thread);
-    buffers.z_slots = z_slots;
-    return buffers;
-  }
-
   const int64_t rows;            // that are worked on at once
   const bool sums_at_once;       // a weight gradient is one outer product and needs no adding up
   const MatrixUse use_of_input;  // W, for the gradient of the input
@@ -96,9 +80,6 @@ struct GradientScratch {
   const bool input_is_left;
   int64_t packed_input, zeros, zeros_size, previous, previous_size, input, input_size;
   int64_t delta, delta_size;  // as row operands, where these are not the values themselves
-  // Where the hidden dimension is cut, threads read what others wrote at the last step, while those
-  // write the next.
-  int64_t z, z_size, z_slots;
   // One per thread.
   std::vector<OuterProduct<R>> weight_hidden, weight_input;
   std::vector<int64_t> weight_hidden_at, weight_input_at, bias_at;

@@ -10,7 +10,6 @@
 
 #include "../recurrence.h"
 #include "gradient_scratch.h"
-#include "row_norm.h"
 
 namespace rnn_cuda::cpu {
 namespace {
@@ -39,7 +38,7 @@ class GradientWorker {
         share_(call.share(thread)),
         first_column_(call.panels().first_column(share_.first_panel)),
         end_column_(std::min(call.panels().first_column(share_.end_panel), r_.hidden_size)),
-        walker_(team_, share_, extra.buffers(call, scratch, thread)),
+        walker_(team_, share_, call.buffers(scratch, thread)),
         previous_(own_row_operands(extra.previous, extra.previous_size)),
         input_(own_row_operands(extra.input, extra.input_size)),
         delta_(own_row_operands(extra.delta, extra.delta_size)),
@@ -63,11 +62,7 @@ class GradientWorker {
     std::fill_n(bias_, call_.panels().padded_columns(), T(0));
     if (thread_ == 0) std::fill_n(at(extra_.zeros), extra_.zeros_size, T(0));
     barrier_.wait(threads);
-    walker_.run(
-        [&](int64_t start, int64_t s) {
-          if (g_.adjoint_norm != nullptr) write_norms(start, s);
-        },
-        [&](int64_t start, int64_t steps) { add_chunk(start, steps); });
+    walker_.run([&](int64_t start, int64_t steps) { add_chunk(start, steps); });
     if (streams_input_gradient_) finish_streaming();
     barrier_.wait(threads);
     write_sums();
@@ -104,14 +99,6 @@ class GradientWorker {
     constexpr int64_t kLine = kCacheLineBytes / static_cast<int64_t>(sizeof(Storage));
     const Range lines = own((columns + kLine - 1) / kLine);
     return {lines.first * kLine, std::min(columns, lines.end * kLine)};
-  }
-
-  void write_norms(int64_t start, int64_t s) const {
-    const int64_t t = call_.schedule().time(start + s);
-    const Range rows = own(walker_.rows(s));
-    for (int64_t i = rows.first; i < rows.end; ++i)
-      g_.adjoint_norm[call_.schedule().row(t, walker_.sample(i))] =
-          row_norm(walker_.z(start + s, i), r_.hidden_size);
   }
 
   // The time step and sample of a row of the chunk; time -1 where the row is empty.

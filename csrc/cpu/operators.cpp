@@ -73,6 +73,21 @@ Gradients gradients_from(RecurrenceBuilder& builder, const Layer& layer, int64_t
   return g;
 }
 
+// What a backward recurrence is to leave for those who measure adjoints.
+void allocate_adjoints(const RecurrenceBuilder& builder, const DirectionWanted& wanted,
+                       Recurrence& r, DirectionGradients& gradients) {
+  for (int a = 0; a < builder.counts().adjoints; ++a) {
+    if (wanted.norms) {
+      gradients.norms[a] = pooled(builder.shape_of_norms(), at::kDouble);
+      r.adjoint_norms[a] = gradients.norms[a].mutable_data_ptr<double>();
+    }
+    if (wanted.adjoints) {
+      gradients.adjoints[a] = pooled(builder.shape_with(r.hidden_size), builder.compute_type());
+      r.adjoints[a] = gradients.adjoints[a].mutable_data_ptr();
+    }
+  }
+}
+
 // Allocates and fills what is wanted.
 DirectionGradients run(const RecurrenceBuilder& builder, Gradients g, const Layer& layer,
                        const DirectionWanted& wanted) {
@@ -90,8 +105,7 @@ DirectionGradients run(const RecurrenceBuilder& builder, Gradients g, const Laye
   g.grad_weight_input = allocate(gradients.weight_ih, wanted.weight_ih, {H, g.input_size}, type);
   g.grad_weight_hidden = allocate(gradients.weight_hh, wanted.weight_hh, {H, H}, type);
   g.grad_bias = allocate(gradients.bias_ih, wanted.bias, {H}, builder.compute_type());
-  g.adjoint_norm = static_cast<double*>(
-      allocate(gradients.norms, wanted.norms, builder.shape_of_norms(), at::kDouble));
+  allocate_adjoints(builder, wanted, g.backward, gradients);
   g.backward.output = allocate(gradients.delta, wanted.delta, builder.shape_with(H), type);
   cpu::run(g, threads());
   return gradients;
@@ -101,8 +115,6 @@ DirectionGradients run(const RecurrenceBuilder& builder, Gradients g, const Laye
 DirectionGradients run_then_multiply(const RecurrenceBuilder& builder, const Layer& layer,
                                      int64_t d, const Tensor& output, const DirectionWanted& wanted,
                                      const Tensor* other_of_input) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!wanted.norms,
-                              "rnn_cuda: there are no norms of adjoints for this cell yet");
   Recurrence r = builder.recurrence();
   const Counts& counts = builder.counts();
   const auto kept = [&](int values) {
@@ -117,8 +129,11 @@ DirectionGradients run_then_multiply(const RecurrenceBuilder& builder, const Lay
   }
   results.carried = at::empty({1, r.batch, r.hidden_size}, builder.options());
   r.last_carried = results.carried.mutable_data_ptr();
+  DirectionGradients gradients;
+  allocate_adjoints(builder, wanted, r, gradients);
   cpu::run(r, threads());
-  return gradients_by_products(builder, results, layer, d, output, wanted, other_of_input);
+  gradients_by_products(builder, results, layer, d, output, wanted, other_of_input, gradients);
+  return gradients;
 }
 
 Tensors layer_gradients(const OptionalTensors& grads, const Tensor& input, TensorList states,

@@ -28,7 +28,7 @@ void run_typed(const Recurrence& r, int threads) {
       barrier.wait(division.threads);
       const Team<Storage> team = call.team(scratch, barrier);
       Walker<Storage>(team, call.share(thread), call.buffers(scratch, thread))
-          .run([](int64_t, int64_t) {}, [](int64_t, int64_t) {});
+          .run([](int64_t, int64_t) {});
     });
     if (threads == division.threads) {
       if (!call.needs_rerun()) return;

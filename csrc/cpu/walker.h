@@ -8,11 +8,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <iterator>
 #include <vector>
 
 #include "../cells/cells.h"
 #include "arithmetic.h"
 #include "product.h"
+#include "row_norm.h"
 #include "schedule.h"
 #include "streamed.h"
 #include "team.h"
@@ -63,9 +65,13 @@ struct WalkBuffers {
   T* projected = nullptr;  // bias + W x of a chunk, rows of padded columns
   T* sums = nullptr;       // of a panel of all rows, or kSumsBytes
   E* block = nullptr;      // of a panel, where matrices are streamed in blocks
-  T* z = nullptr;          // of each of the last z_slots steps, rows of padded columns, if wanted
-  int64_t z_slots = 1;
+  // Of the last step, or the last two where threads read what others wrote: by row, value and unit.
+  // Null if no norms are wanted.
+  T* adjoints = nullptr;
 };
+
+// How many steps these buffers hold.
+inline int64_t adjoint_slots(const Division& division) { return division.cut_hidden ? 2 : 1; }
 
 template <class Walker>
 class UnpackedSteps;
@@ -87,7 +93,6 @@ class Walker {
         published_(team.counts.published),
         padded_units_(padded_to_vectors<T>(r_.hidden_size)),
         depth_(operands<E>(published_columns<T>(r_))),
-        ld_(team.panels.padded_columns()),
         input_ld_(team.input_panels.padded_columns()),
         first_column_(team.panels.first_column(share.first_panel)),
         end_column_(team.panels.first_column(share.end_panel)),
@@ -101,15 +106,17 @@ class Walker {
                                 else
                                   return &Walker::finish<Type>;
                               })),
+        keeps_adjoints_(std::any_of(std::begin(r_.adjoints), std::end(r_.adjoints),
+                                    [](const void* adjoint) { return adjoint != nullptr; }) ||
+                        buffers.adjoints != nullptr),
         streams_output_(kStages && r_.output_stride % r_.hidden_size == 0 &&
                         is_better_streamed(static_cast<const Storage*>(r_.output),
                                            team.schedule.total_rows(), r_.hidden_size)),
         slot_row_(team.steps_per_chunk + 2) {}
 
-  // Walks the whole sequence; calls after_step(chunk's first step, step of the chunk) when a step's
-  // states are there, and after_chunk(first step, steps).
-  template <class AfterStep, class AfterChunk>
-  void run(const AfterStep& after_step, const AfterChunk& after_chunk) {
+  // Walks the whole sequence; calls after_chunk(first step, steps).
+  template <class AfterChunk>
+  void run(const AfterChunk& after_chunk) {
     for (int64_t start = 0; start < r_.time_steps; start += team_.steps_per_chunk) {
       const int64_t steps = std::min(team_.steps_per_chunk, r_.time_steps - start);
       // Nobody reads a slot or an input any more: the last step ended in a wait. But the first step
@@ -123,7 +130,7 @@ class Walker {
         if constexpr (kStages) write_output(step);
         write_last(step);
         team_.wait_for_state();
-        after_step(start, s);
+        if (buffers_.adjoints != nullptr) write_norms(step);
       }
       after_chunk(start, steps);
     }
@@ -137,10 +144,6 @@ class Walker {
   const WalkBuffers<Storage>& buffers() const { return buffers_; }
   // First row of a slot in `states`; of the slot after the last, the end (if states are kept).
   int64_t slot_row(int64_t slot) const { return slot_row_[slot]; }
-  // What the epilogue was applied to, at the step-th visited step.
-  T* z(int64_t step, int64_t row) const {
-    return buffers_.z + (step % buffers_.z_slots * team_.division.rows + row) * ld_;
-  }
 
  private:
   friend class UnpackedSteps<Walker>;
@@ -170,7 +173,8 @@ class Walker {
     StepRows<const Storage> first_addend;               // of rows rows_before and up
     StepRows<Storage> output, saved;                    // of all rows
     StepRows<Storage> last;                             // of rows rows_after and up
-    StepRows<T> z;                                      // of all rows
+    StepRows<T> adjoints;                               // of all rows
+    int64_t sequence_row;                               // of the first row
   };
 
   Step step(int64_t start, int64_t s) const {
@@ -182,6 +186,7 @@ class Walker {
               rows.batch_stride * share_.sample_step};
     };
     const int64_t next = team_.schedule.time(start + s + 1);
+    const int64_t row = team_.schedule.row(t, share_.first_sample);
     // Of evenly spaced rows, those from a row on.
     const auto rows_from = [&](auto* data, int64_t row,
                                int64_t stride) -> StepRows<std::remove_pointer_t<decltype(data)>> {
@@ -203,12 +208,12 @@ class Walker {
         input_rows(r_.operand, next),
         rows_from(static_cast<const Storage*>(r_.first_addend), share_.first_sample,
                   sums_ * r_.hidden_size),
-        rows_from(static_cast<Storage*>(r_.output), team_.schedule.row(t, share_.first_sample),
-                  r_.output_stride),
-        rows_from(static_cast<Storage*>(r_.saved), team_.schedule.row(t, share_.first_sample),
-                  team_.counts.saved * r_.hidden_size),
+        rows_from(static_cast<Storage*>(r_.output), row, r_.output_stride),
+        rows_from(static_cast<Storage*>(r_.saved), row, team_.counts.saved * r_.hidden_size),
         rows_from(static_cast<Storage*>(r_.last), share_.first_sample, published_ * r_.hidden_size),
-        {buffers_.z == nullptr ? nullptr : z(start + s, 0), ld_}};
+        {buffers_.adjoints == nullptr ? nullptr : adjoints(start + s),
+         team_.counts.adjoints * padded_units_},
+        row};
   }
 
   void begin_chunk(int64_t start, int64_t steps) {
@@ -269,6 +274,24 @@ class Walker {
   // What the share's i-th sample carries, of all units.
   T* carried(int64_t value, int64_t i) const {
     return buffers_.carried + (value * team_.division.rows + i) * padded_units_;
+  }
+
+  // Those of the step-th visited step.
+  T* adjoints(int64_t step) const {
+    return buffers_.adjoints + step % adjoint_slots(team_.division) * team_.division.rows *
+                                   team_.counts.adjoints * padded_units_;
+  }
+
+  // Where all threads have all rows, each writes the norms of a part of them.
+  void write_norms(const Step& step) const {
+    const int64_t first = step.rows * share_.part / share_.parts;
+    const int64_t end = step.rows * (share_.part + 1) / share_.parts;
+    for (int a = 0; a < team_.counts.adjoints; ++a) {
+      if (r_.adjoint_norms[a] == nullptr) continue;
+      for (int64_t i = first; i < end; ++i)
+        r_.adjoint_norms[a][step.sequence_row + i * share_.sample_step] =
+            row_norm(step.adjoints.row(i, a * padded_units_), r_.hidden_size);
+    }
   }
 
   void set_state(int64_t row, int64_t column, Vec<T> v) const {
@@ -525,10 +548,6 @@ class Walker {
   // The epilogue, and the new states to where they are wanted.
   template <class Epilogue>
   void finish(const Step& step, const Region& region, const T* sums) const {
-    if (step.z.first != nullptr)
-      for (int64_t i = 0; i < region.height; ++i)
-        std::copy_n(sums + i * region.width, region.width,
-                    step.z.row(region.first + i, region.column));
     constexpr int64_t kWidth = Epilogue::kCounts.sums * kLanes<T>;
     const int64_t end = r_.hidden_size - region.column / Epilogue::kCounts.sums;
     for (int64_t j = 0, unit = 0; j < region.width; j += kWidth, unit += kLanes<T>) {
@@ -593,6 +612,22 @@ class Walker {
       for (int k = 0; k < kCounts.saved; ++k)
         if (saved != nullptr)
           store_converted(saved + i * saved_stride + k * H, unit.saved[k], count);
+      if constexpr (kCounts.adjoints > 0)
+        if (keeps_adjoints_) keep_adjoints(step, region.first + i, n, count, unit.adjoints);
+    }
+  }
+
+  // Where their norms are taken, and where the caller wants them.
+  template <int kOneMore>
+  inline __attribute__((always_inline)) void keep_adjoints(
+      const Step& step, int64_t row, int64_t n, int64_t count,
+      const Vec<T> (&adjoints)[kOneMore]) const {
+    const int64_t first = (step.sequence_row + row * share_.sample_step) * r_.hidden_size + n;
+    for (int a = 0; a < kOneMore - 1; ++a) {
+      if (step.adjoints.first != nullptr)
+        store<T>(step.adjoints.row(row, a * padded_units_ + n), adjoints[a]);
+      if (r_.adjoints[a] != nullptr)
+        store_converted(static_cast<T*>(r_.adjoints[a]) + first, adjoints[a], count);
     }
   }
 
@@ -602,10 +637,11 @@ class Walker {
   const WalkBuffers<Storage> buffers_;
   const int64_t sums_, published_;  // of a unit
   const int64_t padded_units_;
-  const int64_t depth_;          // of the packed M
-  const int64_t ld_, input_ld_;  // columns of the sums, and of W x + b
+  const int64_t depth_;     // of the packed M
+  const int64_t input_ld_;  // columns of W x + b
   const int64_t first_column_, end_column_, first_unit_, end_unit_;
   const Finish finish_;  // of the recurrence's epilogue
+  const bool keeps_adjoints_;
   const bool streams_output_;
   std::vector<int64_t> rows_, slot_row_, input_row_;  // of the chunk
   std::vector<const Storage*> input_rows_;            // x of each of its rows

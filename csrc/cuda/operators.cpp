@@ -59,10 +59,12 @@ Tensors layer_gradients(const OptionalTensors& grads, const Tensor& input, Tenso
   }
   run_all(jobs);
   DirectionGradients gradients[2];
-  for (int64_t d = 0; d < layer.directions(); ++d)
-    gradients[d] = gradients_by_products(jobs[d].builder, {jobs[d].output, {}, {}, jobs[d].norms},
-                                         layer, d, output, layer.wanted(d, wanted),
-                                         d == 1 ? &gradients[0].input : nullptr);
+  for (int64_t d = 0; d < layer.directions(); ++d) {
+    gradients[d].norms[0] = jobs[d].norms;
+    gradients_by_products(jobs[d].builder, {jobs[d].output, {}, {}}, layer, d, output,
+                          layer.wanted(d, wanted), d == 1 ? &gradients[0].input : nullptr,
+                          gradients[d]);
+  }
   return layer.results(gradients, wanted);
 }
 

@@ -142,6 +142,15 @@ class Cell(ABC):
         """What a layer carries: h, and c if the cell has it."""
         return 2 if self.has_cell_state else 1
 
+    @property
+    def adjoints(self) -> int:
+        """How many total adjoints a backward pass knows.
+
+        That of h_t; of a cell that has c then also that of c_t, and the part of it that c_t does
+        not owe to h_t, the adjoint of c_t with h_t held fixed.
+        """
+        return 3 if self.has_cell_state else 1
+
     @abstractmethod
     def gates(self, input_sums: Tensor, recurrent_sums: Tensor) -> tuple[Tensor, ...]:
         """Return the activations, in the order of `gate_names`, and what else `linearise` needs."""

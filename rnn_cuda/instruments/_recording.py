@@ -90,12 +90,12 @@ class CallLog:
     vectors: bool
     cell_through_hidden: bool
 
-    def add(self, index: int, norm: Tensor, vectors: Tensor | None, **cell: Tensor) -> None:
+    def add(self, index: int, **values: Tensor) -> None:
         """Add what a backward pass brought for a layer and direction."""
         position, call = self.key
         records = self.log.setdefault((position, index, call), [])
         key = (self.names[index], call, len(records))
-        records.append(AdjointRecord(*key, adjoint_norm=norm, adjoint=vectors, **cell))
+        records.append(AdjointRecord(*key, **values))
 
 
 def by_step_and_sample(
@@ -126,13 +126,22 @@ class Sink:
         order = call.batch_sizes, call.unsorted_indices
         self._log, self._first, self._order = log, layer * call.directions, order
 
-    def __call__(self, norms: Tensor, adjoints: Tensor | None) -> None:
-        vectors = [None] * len(norms) if adjoints is None else adjoints.chunk(len(norms), -1)
-        for direction, (norm, adjoint) in enumerate(zip(norms, vectors, strict=True)):
-            if self._order[0] is not None:
-                norm = by_step_and_sample(norm, *self._order)
-                adjoint = None if adjoint is None else by_step_and_sample(adjoint, *self._order)
-            self._log.add(self._first + direction, norm, adjoint)
+    def __call__(self, norms: Sequence[Tensor], adjoints: Sequence[Tensor] | None) -> None:
+        directions = len(norms[0])
+        which = {"": 0}
+        if len(norms) > 1:
+            which["cell_"] = 1 if self._log.cell_through_hidden else 2
+        for direction in range(directions):
+            records = {}
+            for state, number in which.items():
+                records[f"{state}adjoint_norm"] = self._restored(norms[number][direction])
+                if adjoints is not None:
+                    vectors = adjoints[number].chunk(directions, -1)[direction]
+                    records[f"{state}adjoint"] = self._restored(vectors)
+            self._log.add(self._first + direction, **records)
+
+    def _restored(self, rows: Tensor) -> Tensor:
+        return rows if self._order[0] is None else by_step_and_sample(rows, *self._order)
 
 
 def add_sinks(log: CallLog, call: RecurrentCall) -> bool:
@@ -251,15 +260,15 @@ def _record(
         grads = [grads[0].transpose(0, 1), *grads[1:]]
     options = {"vectors": log.vectors, "cell_total": log.cell_through_hidden}
     for index, adjoints in enumerate(kept.adjoints(grads, log.module, **options)):
-        cell_records = {}
+        records = {"adjoint_norm": restored(adjoints.hidden_norm)}
         cell = adjoints.cell if adjoints.cell_total is None else adjoints.cell_total
         if cell is not None:
-            cell_records["cell_adjoint_norm"] = restored(row_norms(cell))
-            if log.vectors:
-                cell_records["cell_adjoint"] = restored(cell)
-        hidden = adjoints.hidden if log.vectors else None
-        hidden = None if hidden is None else restored(hidden)
-        log.add(index, restored(adjoints.hidden_norm), hidden, **cell_records)
+            records["cell_adjoint_norm"] = restored(row_norms(cell))
+        if log.vectors and adjoints.hidden is not None:
+            records["adjoint"] = restored(adjoints.hidden)
+        if log.vectors and cell is not None:
+            records["cell_adjoint"] = restored(cell)
+        log.add(index, **records)
 
 
 # ---- calls that are kept -------------------------------------------------------------------------

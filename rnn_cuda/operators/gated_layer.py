@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rnn_cuda.cells import cell_named
+from rnn_cuda.linear_algebra import row_norms
 from rnn_cuda.neighbours import StepNeighbours, add_at, rows_of, states_before, take
 from rnn_cuda.operators.directions import DirectionOfLayer, directions_of
 from rnn_cuda.operators.linearised import Coefficients, carried_states, parts_of
@@ -82,6 +83,12 @@ class _LinearisedDirection:
         """Return the total adjoints of [h, c], given the direct ones."""
         return self._run(direct, None, transposed=True)
 
+    def apart(self, adjoints: Tensor) -> list[Tensor]:
+        """Return those that `Cell.adjoints` counts, one by one."""
+        of_h, of_c = parts_of(adjoints, self.h_before.shape[-1])
+        exposure = self.coefficients.exposure
+        return [of_h] if exposure is None else [of_h, of_c, of_c - exposure * of_h]
+
 
 def tangents_of_layer(
     input: Tensor,
@@ -141,17 +148,10 @@ def gradients_of_layer(
     wanted: Sequence[bool],
     batch: int | None,
 ) -> list[Tensor]:
-    """Return the gradients that are wanted, in the order of ``wanted``.
-
-    Raises:
-        NotImplementedError: norms of adjoints, or delta, are wanted.
-
-    """
-    *wanted_gradients, wants_norms, wants_delta = wanted
-    if wants_norms or wants_delta:
-        raise NotImplementedError(f"norms and delta: there are none for the cell {cell} yet")
+    """Return the gradients that are wanted, in the order of ``wanted``."""
+    *wanted_gradients, wants_norms, wants_adjoints = wanted
     grad_output, *grad_final = grads
-    grad_input, grad_states, grad_weights = None, [], []
+    grad_input, grad_states, grad_weights, all_adjoints = None, [], [], []
     for its in directions_of(states, weights, direction):
         at = _LinearisedDirection(cell, its, input, output, batch_sizes, batch)
         direct = [torch.zeros_like(at.h_before) for _ in grad_final]
@@ -162,6 +162,7 @@ def gradients_of_layer(
                 final = grad.select(0, its.number).to(direct[i].dtype)
                 direct[i] = add_at(direct[i], at.neighbours.last, final)
         adjoints = at.adjoints(torch.cat(direct, -1))
+        all_adjoints.append(at.apart(adjoints))
         delta = at.coefficients.deltas(adjoints)
         delta_input = at.input_coefficients.deltas(adjoints)
         more = delta_input @ at.weight_ih
@@ -175,4 +176,10 @@ def gradients_of_layer(
     if states:
         gradients += map(torch.stack, zip(*grad_states, strict=True))
     pairs = zip([*gradients, *grad_weights], wanted_gradients, strict=True)
-    return [gradient.to(input.dtype) for gradient, is_wanted in pairs if is_wanted]
+    results = [gradient.to(input.dtype) for gradient, is_wanted in pairs if is_wanted]
+    rows, of_each = input.shape[:-1], list(zip(*all_adjoints, strict=True))
+    if wants_norms:
+        results += [torch.stack([row_norms(a).view(rows) for a in each]) for each in of_each]
+    if wants_adjoints:
+        results += [torch.cat([a.view(*rows, a.shape[-1]) for a in each], -1) for each in of_each]
+    return results

@@ -96,13 +96,14 @@ class LayerForward(OperatorFunction):
         remaining = iter(results)
         gradients = [next(remaining) if needed else None for needed in needs]
         if sinks:
-            norms, delta = next(remaining), next(remaining, None)
-            adjoints = None
-            if delta is not None:
+            kind = cell_named(cell)
+            norms = [next(remaining).detach() for _ in range(kind.adjoints)]
+            adjoints = list(remaining)
+            if wants_vectors and kind.is_linear_recurrence:
                 directions = list(directions_of(tensors[:count], tensors[count:], direction))
-                adjoints = total_adjoints(grads, delta, directions, batch_sizes, ctx.batch)
+                adjoints = [total_adjoints(grads, *adjoints, directions, batch_sizes, ctx.batch)]
             for sink in sinks:
-                sink(norms.detach(), adjoints if sink.vectors else None)
+                sink(norms, adjoints if sink.vectors else None)
         return (*gradients, None, None)
 
     @staticmethod

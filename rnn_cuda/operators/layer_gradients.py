@@ -4,10 +4,11 @@
                     wanted) -> [...]
 
 ``grads`` are those of output and of the final states, or None; ``saved`` is what `layer_forward`
-saved, or empty: then it is computed again. ``wanted`` goes through input, states and weights,
-whose gradients it asks for; then the norms over H of the adjoints dL/dh_t, (D, T, B) or (D, N) in
-float64; then delta_t, the adjoint of the sums U h_{t-1} + b, (.., D * G * H). What is not wanted is
-left out. For the rest, and the shape legend, see ``layer_forward.py``.
+saved, or empty: then it is computed again. ``wanted`` goes through input, states and weights, whose
+gradients it asks for; then the norms over H of the total adjoints that `Cell.adjoints` counts, each
+(D, T, B) or (D, N) in float64; then these adjoints, each (.., D * H) in compute precision. For an
+Elman cell, delta_t takes their place: the adjoint of the sums U h_{t-1} + b, (.., D * H). What is
+not wanted is left out. For the rest, and the shape legend, see ``layer_forward.py``.
 """
 
 from __future__ import annotations
@@ -235,16 +236,19 @@ def fake(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """Return results without data."""
-    *wanted_gradients, wants_norms, wants_delta = wanted
+    *wanted_gradients, wants_norms, wants_vectors = wanted
+    kind = cell_named(cell)
     pairs = zip((input, *states, *weights), wanted_gradients, strict=True)
     results = [tensor.new_empty(tensor.shape) for tensor, is_wanted in pairs if is_wanted]
     if wants_norms:
-        directions = 2 if direction == "both" else 1
-        results.append(input.new_empty(directions, *input.shape[:-1], dtype=torch.float64))
-    if not wants_delta:
-        return results
-    deltas = cell_named(cell).blocks * output.shape[-1]
-    return [*results, output.new_empty(*output.shape[:-1], deltas)]
+        shape = 2 if direction == "both" else 1, *input.shape[:-1]
+        results += [input.new_empty(shape, dtype=torch.float64) for _ in range(kind.adjoints)]
+    if wants_vectors and kind.is_linear_recurrence:
+        results.append(torch.empty_like(output))
+    elif wants_vectors:
+        wide = compute_dtype(output.dtype)
+        results += [output.new_empty(output.shape, dtype=wide) for _ in range(kind.adjoints)]
+    return results
 
 
 def flops(

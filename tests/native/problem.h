@@ -70,7 +70,7 @@ T any_of(const T (&values)[n], int64_t first = 0, int64_t count = n) {
 // One unit in one step, in double. Written from the formulas of the field, not from csrc/cells/.
 struct JudgedUnit {
   double sums[4], apart, operands[8], constant, carried;
-  double published[4], saved[6];
+  double published[4], saved[6], adjoints[3];
 
   void apply(Epilogue epilogue) {
     const auto sigmoid = [](double z) { return 1 / (1 + std::exp(-z)); };
@@ -79,11 +79,13 @@ struct JudgedUnit {
       case Epilogue::ElmanTanh: published[0] = std::tanh(sum); return;
       case Epilogue::ElmanRelu: published[0] = sum <= 0 ? 0 : sum; return;  // a NaN stays one
       case Epilogue::ElmanSigmoid: published[0] = sigmoid(sum); return;
-      case Epilogue::ElmanIdentity:
-      case Epilogue::ElmanIdentityBackward: published[0] = sum; return;
-      case Epilogue::ElmanTanhBackward: published[0] = sum * (1 - e * e); return;
-      case Epilogue::ElmanReluBackward: published[0] = e <= 0 ? 0 : sum; return;
-      case Epilogue::ElmanSigmoidBackward: published[0] = sum * e * (1 - e); return;
+      case Epilogue::ElmanIdentity: published[0] = sum; return;
+      case Epilogue::ElmanIdentityBackward: published[0] = adjoints[0] = sum; return;
+      case Epilogue::ElmanTanhBackward: adjoints[0] = sum, published[0] = sum * (1 - e * e); return;
+      case Epilogue::ElmanReluBackward: adjoints[0] = sum, published[0] = e <= 0 ? 0 : sum; return;
+      case Epilogue::ElmanSigmoidBackward:
+        adjoints[0] = sum, published[0] = sum * e * (1 - e);
+        return;
       case Epilogue::ElmanLinear: published[0] = sum * e; return;
       case Epilogue::Gru: {
         const double r = sigmoid(sums[0]), z = sigmoid(sums[1]);
@@ -103,6 +105,7 @@ struct JudgedUnit {
         published[1] = dz * z * (1 - z);
         published[2] = before_tanh * r;
         saved[0] = before_tanh;
+        adjoints[0] = dh;
         carried = dh * z;
         return;
       }
@@ -133,6 +136,7 @@ struct JudgedUnit {
         published[1] = dc * before * f * (1 - f);
         published[2] = dc * i * (1 - g * g);
         published[3] = dh * tanh_c * o * (1 - o);
+        adjoints[0] = dh, adjoints[1] = dc, adjoints[2] = carried;
         carried = dc * f;
         return;
       }
@@ -244,8 +248,10 @@ struct Problem {
   Array<S> first_addend{B * sums_size};
   Array<S> output{rows * published_size}, saved{rows * saved_size};
   Array<S> last{B * published_size}, last_carried{counts.carried * B * H};
-  Array<double> norms{rows};
+  Array<double> norms{rows};  // of CUDA kernels
   const bool wants_norms = kernels != Kernels::Cpu && one_in(2);
+  Array<Compute<S>> adjoints{counts.adjoints * rows * H};
+  Array<double> adjoint_norms{counts.adjoints * rows};
   rnn_cuda::Recurrence r;
 
   // What the judge found: the sums z of all rows, and what is published, as far as it is no output.
@@ -283,6 +289,10 @@ struct Problem {
     if (one_in(2)) r.last = last.device();
     if (counts.carried > 0 && one_in(2)) r.last_carried = last_carried.device();
     if (counts.saved > 0 && !one_in(3)) r.saved = saved.device();
+    for (int a = 0; a < counts.adjoints; ++a) {
+      if (one_in(3)) r.adjoints[a] = adjoints.device() + a * rows * H;
+      if (one_in(2)) r.adjoint_norms[a] = adjoint_norms.device() + a * rows;
+    }
     norms.device();
   }
 
@@ -311,27 +321,27 @@ struct Problem {
   // to: what it carries on is what its caller gets to see. Carried values are its own.
   void judge() {
     for (auto* array : {&output, &saved, &last, &last_carried}) array->fetch();
-    norms.fetch();
+    norms.fetch(), adjoints.fetch(), adjoint_norms.fetch();
     sums.assign(static_cast<size_t>(rows * sums_size), {});
     published.assign(static_cast<size_t>(rows * published_size), 0.0);
     for (int64_t b = 0; b < B; ++b) judge_sample(b);
   }
 
-  // That of the first sums of a row, each of them as exact as `Exact`.
-  template <class Exact>
-  void expect_norm(const char* name, const Array<double>& norms, int64_t row) const {
-    long double squares = 0, errors = 0;
-    for (int64_t i = row * sums_size; i < row * sums_size + H; ++i) {
-      const Sum& z = sums[static_cast<size_t>(i)];
-      const double error = tolerance<Exact>(static_cast<double>(z.value), z.magnitude);
-      squares += z.value * z.value;
-      errors += error * error;
-    }
-    expect_near(name, norms, 1, row, static_cast<double>(std::sqrt(squares)),
-                static_cast<double>(std::sqrt(errors)));
-  }
-
  private:
+  // The squares of a row's values, and of what they may be wrong by.
+  struct Squares {
+    long double values = 0, errors = 0;
+
+    void add(double value, double error) {
+      values += static_cast<long double>(value) * value;
+      errors += static_cast<long double>(error) * error;
+    }
+    void expect_root(const char* name, const Array<double>& norms, int64_t i) const {
+      expect_near(name, norms, 1, i, static_cast<double>(std::sqrt(values)),
+                  static_cast<double>(std::sqrt(errors)));
+    }
+  };
+
   // As the kernel's products see a weight, an input or a state.
   double factor(double value) const {
     namespace emulator = rnn_cuda::emulator;
@@ -351,6 +361,7 @@ struct Problem {
     for_each_step(b, [&](int64_t t) {
       const bool is_first = row < 0;
       row = shape.row(t, b);
+      Squares of_sums, of_adjoints[rnn_cuda::kMaxAdjoints];
       for (int64_t n = 0; n < H; ++n) {
         JudgedUnit unit = {};
         double magnitude = std::abs(carried[size_t(n)]);
@@ -380,8 +391,20 @@ struct Problem {
         for (int k = 0; r.saved != nullptr && k < counts.saved; ++k)
           expect_near("saved", saved, saved_size, row * saved_size + k * H + n, unit.saved[k],
                       tolerance<S>(unit.saved[k], magnitude));
+        const double z = unit.sums[0];
+        of_sums.add(z, tolerance<Compute<S>>(z, magnitude));
+        for (int a = 0; a < counts.adjoints; ++a) {
+          // As exact as deltas: not rounded to what these are stored in, but made of some.
+          const double value = unit.adjoints[a], error = tolerance<S>(value, magnitude);
+          of_adjoints[a].add(value, error);
+          if (r.adjoints[a] != nullptr)
+            expect_near("adjoints", adjoints, H, (a * rows + row) * H + n, value, error);
+        }
       }
-      if (wants_norms) expect_norm<Compute<S>>("norms", norms, row);
+      if (wants_norms) of_sums.expect_root("norms", norms, row);
+      for (int a = 0; a < counts.adjoints; ++a)
+        if (r.adjoint_norms[a] != nullptr)
+          of_adjoints[a].expect_root("adjoint_norms", adjoint_norms, a * rows + row);
       for (int64_t n = 0; n < published_size; ++n) {
         const int64_t i = row * published_size + n;
         if (r.output != nullptr) published[size_t(i)] = output[i];
