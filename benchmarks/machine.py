@@ -1,19 +1,15 @@
 """The machine: threads held to cores, who else uses them, and what to write beside a number.
 
-    python -m benchmarks.machine cuda     # or cpu
-
-describes it. Nothing here imports torch at the top: a worker sets its cores and environment first.
+Nothing here imports torch at the top: a worker sets its cores and environment first.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import re
 import subprocess
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,7 +40,6 @@ def thread_environment(threads: int) -> dict[str, str]:
         **dict.fromkeys(counts, str(threads)),
         "XLA_FLAGS": " ".join(filter(None, [os.environ.get("XLA_FLAGS"), eigen])),
         "JAX_PLATFORMS": "cpu",
-        "KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "jax"),
         "CUDA_VISIBLE_DEVICES": "",
     }
 
@@ -137,20 +132,3 @@ def _read(path: str) -> str:
         return Path(path).read_text()
     except OSError:
         return ""
-
-
-def main(device: str) -> int:
-    """Print the description, as JSON and in a few words; return 1 where there is no such device."""
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        print(f"torch {torch.__version__} sees no CUDA device; CUDA: {torch.version.cuda}")
-        return 1
-    about = describe(device)
-    print(json.dumps(about))
-    print(f"{about.get('card') or about['cpu']}, torch {about['torch']}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

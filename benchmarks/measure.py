@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -16,19 +16,7 @@ from benchmarks.contestants.base import Contestant
 from benchmarks.machine import LoadWatch
 from benchmarks.problem import Problem, tf32_allowed
 from benchmarks.quality import multiply_add_rate
-from benchmarks.timing import (
-    Work,
-    captured,
-    interleave,
-    median_of,
-    seconds_by_clock,
-    seconds_by_events,
-    summarise,
-)
-
-PLAN_FIELDS = ("residency", "arithmetic", "fuse_input", "blocks", "columns", "engine_columns")
-PLAN_FIELDS += ("row_warps", "depth_split")
-"""Of `rnn_cuda.cuda_plan.Plan`: what decides how a recurrence runs."""
+from benchmarks.timing import Work, interleave, seconds_by_clock, seconds_by_events, summarise
 
 
 def measure(
@@ -43,14 +31,14 @@ def measure(
     Args:
         case: what to run.
         names: who may take part; those of the case that do are timed, its baseline always.
-        seconds: for the rounds of each kind of launch.
-        device: "cpu" or "cuda"; there, each is timed as a CUDA graph too.
+        seconds: for the rounds.
+        device: "cpu" or "cuda".
         contestants: by name.
 
     Returns:
-        JSON-ready: ``contestants`` (and ``graphed``), by name either times and ratios
-        (`timing.summarise`) or ``{"skipped": why}``; and what the machine did meanwhile. A case
-        that cannot be set up, such as one too large for the memory, has ``failed`` instead.
+        JSON-ready: ``contestants``, by name either times and ratios (`timing.summarise`) or
+        ``{"skipped": why}``; and what the machine did meanwhile. A case that cannot be set up, such
+        as one too large for the memory, has ``failed`` instead.
 
     Raises:
         RuntimeError: the device is lost for this process.
@@ -68,60 +56,47 @@ def measure(
 def _measured(
     case: Case, contestants: Mapping[str, Contestant], seconds: float, device: str
 ) -> dict[str, Any]:
-    torch.manual_seed(0)
-    problem = Problem(case, device)
-    works: dict[str, Work] = {}
-
-    def timed(prepare: Mapping[str, Callable[[], Work]], why_not: Mapping[str, str | None]) -> Any:
-        """Time those whose numbers are those expected; say of the others why they are not."""
-        entries: dict[str, Any] = {name: {"skipped": why_not.get(name)} for name in contestants}
-        ready, errors = {}, {}
-        for name in prepare:
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # other packages' compilers have much to say
-                    work = prepare[name]()
-                    tensors = work.as_tensors(work.run())
-                if contestants[name].same_numbers and (words := problem.disagreement(tensors)):
-                    entries[name] = {"skipped": f"computes something else: {words}"}
-                else:
-                    ready[name] = work
-                    # How exact they are is of interest where everything is float32.
-                    is_exact = case.suite == "accuracy" and contestants[name].same_numbers
-                    found = problem.errors_of(tensors) if is_exact else []
-                    errors[name] = dict(zip(problem.names(), found, strict=False))
-            except Exception as error:  # a contestant that fails is a result like any other
-                entries[name] = {"skipped": _failure(error, device)}
-        works.update(ready)
-        if not ready:
-            return entries
-        clock = seconds_by_events if device == "cuda" else seconds_by_clock
-        samples = interleave(ready, seconds, clock)
-        for name, summary in summarise(samples, case.baseline).items():
-            entries[name] = {**summary, "errors": errors[name]}
-        if case.ours in samples and "flashrnn" in samples:  # for which there is a target too
-            pairs = zip(samples["flashrnn"], samples[case.ours], strict=True)
-            entries[case.ours]["over_flashrnn"] = median_of([their / our for their, our in pairs])
-        return entries
-
     watch = LoadWatch()
-    why_not = {name: c.missing(device) or c.refuses(case) for name, c in contestants.items()}
-    prepare = {
-        name: lambda c=contestants[name]: c.prepare(problem)
-        for name, reason in why_not.items()
-        if reason is None
-    }
-    result: dict[str, Any] = {"contestants": timed(prepare, why_not), "load": watch.read()}
-    result["tokens"] = problem.tokens
+    problem = Problem(case, device)
+    entries: dict[str, Any] = {}
+    works: dict[str, Work] = {}
+    for name, contestant in contestants.items():
+        try:
+            entries[name], work = _prepared(contestant, problem)
+            works |= {} if work is None else {name: work}
+        except Exception as error:  # a contestant that fails is a result like any other
+            entries[name] = {"skipped": _failure(error, device)}
+    if works:
+        clock = seconds_by_events if device == "cuda" else seconds_by_clock
+        for name, summary in summarise(interleave(works, seconds, clock), case.baseline).items():
+            entries[name] |= summary
+    result = {"contestants": entries, "load": watch.read(), "tokens": problem.tokens}
     if device == "cuda":
-        replays = {name: lambda work=work: captured(work) for name, work in works.items()}
-        result |= {"graphed": timed(replays, {}), "plans": plans_of(case)}
-        gc.collect()  # a graph's memory goes back with it
-        return result
-    result["threads"] = torch.get_num_threads()
+        works.clear()
+        gc.collect()
+        return result | {"plans": plans_of(case)}
+    result["threads"] = threads = torch.get_num_threads()
     if case.dtype == "float32" and case.mode != "hvp" and (rate := multiply_add_rate()):
-        result["at_peak"] = sum(case.operations(problem.tokens)) / (rate * result["threads"])
+        result["at_peak"] = case.operations(problem.tokens) / (rate * threads)
     return result
+
+
+def _prepared(contestant: Contestant, problem: Problem) -> tuple[dict[str, Any], Work | None]:
+    """Return a contestant's entry and what to time, or why it is skipped and None."""
+    case = problem.case
+    if why_not := contestant.missing(problem.device) or contestant.refuses(case):
+        return {"skipped": why_not}, None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other packages' compilers have much to say
+        work = contestant.prepare(problem)
+        results = work.as_tensors(work.run())
+    if not contestant.computes(case):
+        return {}, work
+    if difference := problem.disagreement(results):
+        return {"skipped": f"computes something else: {difference}"}, None
+    if case.suite != "accuracy":
+        return {}, work
+    return {"errors": dict(zip(problem.names(), problem.errors_of(results), strict=True))}, work
 
 
 def _failure(error: Exception, device: str) -> str:
@@ -135,28 +110,45 @@ def _failure(error: Exception, device: str) -> str:
     return f"failed: {type(error).__name__}: {words}"
 
 
-def plans_of(case: Case, card: str = "cuda") -> dict[str, dict[str, Any]] | str:
+def plans_of(case: Case, card: str = "cuda") -> dict[str, Any] | str:
     """Return how FusedRNN's kernels run each pass of the last layer, or why that is not known.
 
-    A training step has two passes: ``forward``, and ``backward``, which has no input product.
+    A training step has two passes, and the backward one has no input product. ``words`` are such as
+    "cluster 8 / one_sm", ``seconds`` the planner's estimate for all layers.
     """
     from rnn_cuda.cuda_plan import plan
 
-    passes = {"forward": case.I if case.num_layers == 1 else case.H * case.directions}
-    if case.mode == "train":
-        passes["backward"] = 0
-    plans = {}
-    for name, features in passes.items():
+    passes = [case.I if case.num_layers == 1 else case.H * case.directions]
+    passes += [0] if case.mode == "train" else []
+    dtype, words, seconds = getattr(torch, case.dtype), [], 0.0
+    options: dict[str, Any] = {"directions": case.directions, "device": card}
+    for features in passes:
         try:
-            chosen = plan(
-                *(case.T, case.B, features, case.H),
-                dtype=getattr(torch, case.dtype),
-                directions=case.directions,
-                device=card,
-                allow_tf32=case.tf32,
-            )
+            sizes = case.T, case.B, features, case.H
+            chosen = plan(*sizes, dtype=dtype, allow_tf32=case.tf32, **options)
         except (RuntimeError, ValueError) as error:
             return f"no plan: {str(error).partition(chr(10))[0][:200]}"
-        plans[name] = {field: getattr(chosen, field) for field in (*PLAN_FIELDS, "total_us")}
-        plans[name]["batch_tiles"] = chosen.geometry["batch_tiles"]
-    return plans
+        has_blocks = chosen.residency in ("cluster", "grid")
+        words.append(f"{chosen.residency} {chosen.blocks}" if has_blocks else chosen.residency)
+        seconds += 1e-6 * case.num_layers * chosen.total_us
+    return {"words": " / ".join(dict.fromkeys(words)), "seconds": seconds}
+
+
+# ---- one contestant at a time, for `benchmarks.versions` ---------------------------------------
+
+_prepared_work: list[Work] = []
+
+
+def prepare(case: Case) -> list[torch.Tensor]:
+    """Make the case's contestant ready for :func:`run_prepared`; return its results."""
+    gc.enable()
+    _prepared_work[:] = [work := CONTESTANTS[case.ours].prepare(Problem(case))]
+    results = [tensor.detach().clone() for tensor in work.as_tensors(work.run())]
+    gc.collect()
+    gc.disable()  # a collection would disturb one of the versions at random
+    return results
+
+
+def run_prepared(repeats: int) -> float:
+    """Do what was prepared so many times; return the seconds of one."""
+    return seconds_by_clock(_prepared_work[0].run, repeats)

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from benchmarks.cases import Case
-from rnn_cuda import FusedRNN
+from benchmarks.cases import GATES, Case
+
+TORCH_LAYERS = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 TOLERANCE = {"float64": 1e-11, "float32": 1e-4, "bfloat16": 1.6e-2, "float16": 2e-3, "tf32": 2e-3}
 """Relative, norm-wise: two units in the last place for the half types; room for a thousand
@@ -56,8 +57,9 @@ class Problem:
         for layer in range(case.num_layers):
             features = case.I if layer == 0 else case.directions * case.H
             for suffix in ["", "_reverse"][: case.directions]:
-                sizes = {"weight_ih": (case.H, features), "weight_hh": (case.H, case.H)}
-                for name, size in {**sizes, "bias_ih": (case.H,), "bias_hh": (case.H,)}.items():
+                rows = GATES[case.cell] * case.H
+                sizes = {"weight_ih": (rows, features), "weight_hh": (rows, case.H)}
+                for name, size in {**sizes, "bias_ih": (rows,), "bias_hh": (rows,)}.items():
                     scale = case.bias_scale if name.startswith("bias") else case.weight_scale
                     self.weights[f"{name}_l{layer}{suffix}"] = scale * uniform(*size)
 
@@ -77,30 +79,23 @@ class Problem:
 
     @cached_property
     def expected(self) -> list[Tensor]:
-        """The numbers of torch.nn.RNN in float64.
+        """The numbers of torch's layer in float64; of leaky units, those of a loop in Python."""
+        from rnn_cuda import LeakyRNN, backend
 
-        For a nonlinearity that it does not have, those of the reference, a Python loop.
-        """
-        if self._torch_computes_it:
-            return self._results_of(nn.RNN, torch.float64)
-        from rnn_cuda import backend
-
+        if kind := TORCH_LAYERS.get(self.case.cell):
+            return self._results_of(kind, torch.float64)
         with backend.use("reference"):
-            return self._results_of(FusedRNN, torch.float64)
+            return self._results_of(LeakyRNN, torch.float64)
 
     @cached_property
     def torch_errors(self) -> list[float]:
-        """Errors of torch.nn.RNN in the case's dtype; zeros where it does not compute it."""
-        if not self._torch_computes_it:
-            return [0.0] * len(self.expected)
-        return self.errors_of(self._results_of(nn.RNN, self.dtype))
+        """Errors of torch's layer in the case's dtype; zeros where it has none."""
+        if kind := TORCH_LAYERS.get(self.case.cell):
+            return self.errors_of(self._results_of(kind, self.dtype))
+        return [0.0] * len(self.expected)
 
-    @property
-    def _torch_computes_it(self) -> bool:
-        return self.case.nonlinearity in ("tanh", "relu")
-
-    def _results_of(self, kind: Callable[..., nn.Module], dtype: torch.dtype) -> list[Tensor]:
-        return module_work(self, module_of(self, kind).to(dtype), dtype)()
+    def _results_of(self, kind: type[nn.Module], dtype: torch.dtype) -> list[Tensor]:
+        return module_work(self, layer_of(self, kind).to(dtype), dtype)()
 
     def errors_of(self, results: Sequence[Tensor]) -> list[float]:
         """Return the norm-wise relative error of each result."""
@@ -109,7 +104,7 @@ class Problem:
     def disagreement(self, results: Sequence[Tensor]) -> str | None:
         """Return how these results differ from those expected, or None.
 
-        They may be as wrong as torch.nn.RNN is in this dtype, twice over: a half precision rounds
+        They may be as wrong as torch's layer is in this dtype, twice over: a half precision rounds
         sums over all time steps, and a sum of few values may nearly cancel.
         """
         if len(results) != len(self.expected):
@@ -170,20 +165,18 @@ def tf32_allowed(allowed: bool) -> Iterator[None]:
 # ---- torch modules -------------------------------------------------------------------------------
 
 
-def module_of(problem: Problem, kind: Callable[..., nn.Module], **options: Any) -> nn.Module:
-    """Return an ``nn.RNN`` or a module like it, with the problem's weights."""
+def layer_of(problem: Problem, kind: type[nn.Module], its_weights: bool = True) -> nn.Module:
+    """Return an ``nn.RNN`` or a module like it, with the problem's weights or its own."""
     case = problem.case
-    options = {"nonlinearity": case.nonlinearity, **options}
-    module = kind(case.I, case.H, **layer_options(problem), **options)
-    module.load_state_dict(problem.weights)
-    return module.train(case.mode != "forward")
-
-
-def layer_options(problem: Problem) -> dict[str, Any]:
-    """Return what any recurrent layer of torch takes."""
     names = ("num_layers", "bidirectional", "batch_first")
-    options = {name: getattr(problem.case, name) for name in names}
-    return {**options, "dtype": problem.dtype, "device": problem.device}
+    options: dict[str, Any] = {name: getattr(case, name) for name in names}
+    if case.nonlinearity != "tanh":
+        options["nonlinearity"] = case.nonlinearity
+    torch.manual_seed(0)
+    layer = kind(case.I, case.H, **options, dtype=problem.dtype, device=problem.device)
+    if its_weights:
+        layer.load_state_dict(problem.weights)
+    return layer.train(case.mode != "forward")
 
 
 def module_work(

@@ -1,7 +1,7 @@
 """Measure everything that is claimed about speed, accuracy and memory.
 
     python -m benchmarks.run                          # all of the CPU's suites, on an idle machine
-    python -m benchmarks.run --suite table memory     # some
+    python -m benchmarks.run --suite gated gated_cell # some
     python -m benchmarks.run --quick                  # tiny sizes: does it run at all?
     python -m benchmarks.run --device cuda            # on a GPU; `benchmarks.gpu` does more
 
@@ -12,7 +12,6 @@ how numbers come about see `benchmarks.timing`.
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
 import sys
 import time
@@ -21,19 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
-from benchmarks.cases import BASELINE, SUITES, Case, cases_of
+from benchmarks import contestants, machine, quality
+from benchmarks.cases import SUITES, Case, cases_of
 from benchmarks.contestants import CONTESTANTS
-from benchmarks.tables import (
-    duration,
-    empty_results,
-    load,
-    number,
-    ratio_of,
-    render,
-    save,
-    with_threads,
-)
+from benchmarks.measure import measure
+from benchmarks.tables import duration, empty_results, load, number, ratio_of, render, save
 from benchmarks.workers import Worker, WorkerError, ask_once, measure_all
 
 RESULTS_FOLDER = machine.REPOSITORY / "benchmarks" / "results"
@@ -76,7 +67,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         choices=CONTESTANTS,
         default=list(CONTESTANTS),
-        help=f"whom to time; {BASELINE}, the unit, always is",
+        help="whom to time; the first of a case, its unit, always is",
     )
     add(
         "--threads",
@@ -110,12 +101,9 @@ def _measure(options: argparse.Namespace, about: dict[str, Any], folder: Path) -
         command=options.command,
         device=options.device,
         machine=about,
-        suites=options.suite,
-        threads=options.threads,
-        seconds=options.seconds,
         quick=options.quick,
         # Compiles the kernels too, if need be, before anything is timed.
-        **ask_once(options.threads[0], options.device, "contestants.describe", options.device),
+        **ask_once(options.threads[0], options.device, contestants.describe, options.device),
     )
     for result in _results(options, results, end):
         results["timings"].append(result)
@@ -133,60 +121,52 @@ def _results(
     cases = cases_of(options.suite, quick=options.quick)
     timed = [case for case in cases if case.suite != "memory"]
     patience = PATIENCE if options.device == "cuda" else None
+    results["unmeasured"] = len(timed) * len(options.threads)
     for threads in options.threads:
-        measured = measure_all(
-            *(timed, names, options.seconds, options.device),
+        for result in measure_all(
+            *(timed, measure, names, options.seconds, options.device),
             lambda threads=threads: Worker(threads, options.device),
             end=end,
             patience=patience,
-        )
-        count = 0
-        for count, result in enumerate(measured, 1):
-            results["unmeasured"] = [case.name for case in timed[count:]]
+        ):
+            results["unmeasured"] -= 1
             yield result
-        results["unmeasured"] = [case.name for case in timed[count:]]
         for case in [case for case in cases if case.suite == "memory"]:
             peaks: dict[str, Any] = {}
             for name in [n for n in case.contestants if n in names]:
                 try:
-                    peak = ask_once(threads, "cpu", "quality.peak_bytes", case, name)
-                    peaks[name] = {"bytes": peak}
+                    peaks[name] = {
+                        "bytes": ask_once(threads, "cpu", quality.peak_bytes, case, name)
+                    }
                 except WorkerError as error:
                     peaks[name] = {"skipped": f"failed: {error}"}
             yield {"case": asdict(case), "threads": threads, "contestants": peaks}
 
 
 def _progress(result: dict[str, Any]) -> str:
-    """Return a line that says what was just measured."""
+    """Return a line that says what was just measured, and who was left out."""
     words = [result["failed"]] if "failed" in result else []
-    launches = [result.get(launch, {}) for launch in ("contestants", "graphed")]
-    for name, entry in itertools.chain(*(launch.items() for launch in launches)):
+    for name, entry in result.get("contestants", {}).items():
         if "seconds" in entry:
             ratio = number(entry.get("ratio", {}).get("median"))
             words.append(f"{name} {ratio} ({duration(entry['seconds']['median'])})")
         elif "bytes" in entry:
             words.append(f"{name} {number(entry['bytes'] / 2**20)} MiB")
-        elif str(entry["skipped"]).startswith(("failed", "computes")):
+        else:
             words.append(f"{name} {entry['skipped']}")
-    return f"{with_threads(Case.from_json(result['case']), result)}: {', '.join(words)}"
+    name = Case.from_json(result["case"]).name
+    return f"{name} {result.get('threads', '')}: {', '.join(words)}"
 
 
 def verdict_of(results: dict[str, Any]) -> tuple[str, list[str]]:
-    """Return a line on the timings, and the cases in which FusedRNN itself is at fault.
-
-    A capture in a graph that fails is FusedRNN's fault only where torch.nn.RNN can be captured.
-    """
+    """Return a line on the timings, and the cases in which our layer itself is at fault."""
     faults, ratios = [], []
     for timing in results["timings"]:
         case = Case.from_json(timing["case"])
-        faults += [f"{case.name}: {timing['failed']}"] if "failed" in timing else []
-        for launch in ("contestants", "graphed"):
-            entries = timing.get(launch, {})
-            comparable = launch == "contestants" or "seconds" in entries.get(case.baseline, {})
-            if comparable and "skipped" in entries.get(case.ours, {}):
-                faults.append(f"{case.name}: {entries[case.ours]['skipped']}")
+        why = timing.get("failed") or timing["contestants"].get(case.ours, {}).get("skipped")
+        faults += [f"{case.name}: {why}"] if why else []
         ratios += filter(None, [ratio_of(timing, case.ours)])
-    planned = len(results["timings"]) + len(results["unmeasured"])
+    planned = len(results["timings"]) + results["unmeasured"]
     if planned and not ratios:
         return f"none of {planned} cases was timed", faults or ["nothing was timed"]
     mean = number(statistics.geometric_mean(ratios)) if ratios else "-"

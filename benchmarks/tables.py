@@ -1,14 +1,13 @@
-"""The file of results, and what is made of it: tables, gates, a page, a figure.
+"""The file of results, and what is made of it: tables, a page, a figure.
 
     python -m benchmarks.tables FOLDER     # results.md and the figure, from FOLDER/results.json
 
 A file is one JSON object, written whole or not at all:
 
     complete, quick            false while a run goes on; tiny sizes
-    command, device, suites    what was asked for
-    machine, contestants       where, who, and ``backend``: what FusedRNN ran on
-    timings, unmeasured        one entry for each case and number of threads; names of the others
-    stages, floor              of a run on a GPU: `benchmarks.gpu`
+    command, device            what was asked for
+    machine, contestants       where, who, and ``backend``: what our layers ran on
+    timings, unmeasured        one entry for each case and number of threads; how many are left
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ BUSY_CORES = 0.1
 
 def empty_results(**fields: Any) -> dict[str, Any]:
     """Return the results of a run that has measured nothing yet."""
-    return {"complete": False, **fields, "timings": [], "unmeasured": []}
+    return {"complete": False, **fields, "timings": [], "unmeasured": 0}
 
 
 def save(results: Results, folder: Path) -> None:
@@ -121,21 +120,9 @@ def timings_of(results: Results, *suites: str) -> list[tuple[Case, Timing]]:
     return sorted(pairs, key=lambda pair: (order[pair[0]], pair[1].get("threads", 0)))
 
 
-def seconds_of(timing: Timing, name: str, launch: str = "contestants") -> float | None:
-    """Return the median time of a contestant, or None if it was not timed."""
-    return timing.get(launch, {}).get(name, {}).get("seconds", {}).get("median")
-
-
-def ratio_of(timing: Timing, name: str, launch: str = "contestants") -> float | None:
+def ratio_of(timing: Timing, name: str) -> float | None:
     """Return the median of the baseline's time over the contestant's, or None."""
-    return timing.get(launch, {}).get(name, {}).get("ratio", {}).get("median")
-
-
-def over_floor(results: Results, case: Case, timing: Timing) -> float | None:
-    """Return our time over the floor, in a graph where there is one; None where there is none."""
-    floor = ((results.get("floor") or {}).get("cases") or {}).get(case.name)
-    ours = seconds_of(timing, case.ours, "graphed") or seconds_of(timing, case.ours)
-    return ours / floor["seconds"] if floor and ours else None
+    return timing["contestants"].get(name, {}).get("ratio", {}).get("median")
 
 
 def errors_in(timing: Timing) -> tuple[dict[str, float], dict[str, float]]:
@@ -145,12 +132,7 @@ def errors_in(timing: Timing) -> tuple[dict[str, float], dict[str, float]]:
     return ours, torchs
 
 
-def with_threads(case: Case, timing: Timing) -> str:
-    """Return the name of a case and the number of threads, if that was chosen."""
-    return f"{case.name} {timing.get('threads', '')}".strip()
-
-
-# ---- times ---------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------
 
 
 def suite_table(results: Results, suite: str) -> Table:
@@ -163,7 +145,7 @@ def suite_table(results: Results, suite: str) -> Table:
             "": case.label,
             "mode": case.mode,
             "threads": str(timing.get("threads", "-")),
-            **cells_of(results, case, timing, titles),
+            **cells_of(case, timing, titles),
         }
         for case, timing in timings_of(results, suite)
     ]
@@ -173,31 +155,29 @@ def suite_table(results: Results, suite: str) -> Table:
     return Table(TITLES[suite], columns, cells, _NOTES.get(suite, ""))
 
 
-def _speed_cells(
-    results: Results, case: Case, timing: Timing, titles: Mapping[str, str]
-) -> dict[str, str]:
-    ours, peak = seconds_of(timing, case.ours), timing.get("at_peak")
-    dense = seconds_of(timing, "fused_rnn_dense")
+def _speed_cells(case: Case, timing: Timing, titles: Mapping[str, str]) -> dict[str, str]:
+    entries, peak, plans = timing["contestants"], timing.get("at_peak"), timing.get("plans")
+    seconds = {
+        name: entry["seconds"]["median"] for name, entry in entries.items() if "seconds" in entry
+    }
+    ours, dense = seconds.get(case.ours), seconds.get("fused_rnn_dense")
     dense_tokens = case.T * case.B / timing["tokens"]
-    others = [n for n in case.contestants if n not in (case.ours, case.baseline)]
-    return {
-        titles[case.baseline]: duration(seconds_of(timing, case.baseline)),
-        titles[case.ours]: duration(ours),
+    cells = {
+        "baseline": duration(seconds.get(case.baseline)),
+        "ours": duration(ours),
         "a step": duration(ours and ours / case.T),
-        "ratio": spread_of(timing["contestants"].get(case.ours, {}).get("ratio")),
+        "ratio": spread_of(entries.get(case.ours, {}).get("ratio")),
         "target": number(target_of(case, timing.get("threads"))),
         "share of peak": number(peak / ours if ours and peak else None),
         "cost of a token": number(ours / dense * dense_tokens if ours and dense else None),
-        "in graphs": number(ratio_of(timing, case.ours, "graphed")),
-        "time / floor": number(over_floor(results, case, timing)),
-        **_plan_cells(case, timing.get("plans")),
-        **{f"{titles[name]}'s ratio": number(ratio_of(timing, name)) for name in others},
     }
+    if isinstance(plans, Mapping):
+        cells |= {"plan": plans["words"], "planned": duration(plans["seconds"])}
+    others = case.contestants[2:]
+    return cells | {f"{titles[name]}'s ratio": number(ratio_of(timing, name)) for name in others}
 
 
-def _memory_cells(
-    results: Results, case: Case, timing: Timing, titles: Mapping[str, str]
-) -> dict[str, str]:
+def _memory_cells(case: Case, timing: Timing, titles: Mapping[str, str]) -> dict[str, str]:
     peaks = {name: entry.get("bytes") for name, entry in timing["contestants"].items()}
     return {
         titles[name]: f"{number(peak / 2**20)} ({number(peak / memory_unit(case))})"
@@ -206,9 +186,7 @@ def _memory_cells(
     }
 
 
-def _error_cells(
-    results: Results, case: Case, timing: Timing, titles: Mapping[str, str]
-) -> dict[str, str]:
+def _error_cells(case: Case, timing: Timing, titles: Mapping[str, str]) -> dict[str, str]:
     ours, torchs = errors_in(timing)
     return {name: f"{ours[name]:.1e} / {torchs[name]:.1e}" for name in ours}
 
@@ -221,135 +199,59 @@ _NOTES = {
 }
 
 
-def _plan_cells(case: Case, plans: Any) -> dict[str, str]:
-    """Return the plans of all passes in a word or two, such as ``cluster 8``, and their time."""
-    if not isinstance(plans, Mapping):
-        return {}
-    words = [
-        f"{p['residency']} {p['blocks']}"
-        if p["residency"] in ("cluster", "grid")
-        else p["residency"]
-        for p in plans.values()
-    ]
-    seconds = 1e-6 * case.num_layers * sum(plan["total_us"] for plan in plans.values())
-    return {"plan": " / ".join(dict.fromkeys(words)), "planned": duration(seconds)}
-
-
 def summary_table(results: Results) -> Table:
-    """Return a line for each suite, mode and number of threads."""
-    groups: dict[tuple[str, str, str], dict[Case, float]] = {}
+    """Return a line for each suite, cell, mode and number of threads."""
+    groups: dict[tuple[str, ...], dict[Case, float]] = {}
     for case, timing in timings_of(results):
         if ratio := ratio_of(timing, case.ours):
-            key = case.suite, case.mode, str(timing.get("threads", "-"))
+            key = case.suite, case.cell, case.mode, str(timing.get("threads", "-"))
             groups.setdefault(key, {})[case] = ratio
     rows = []
     for key, ratios in groups.items():
         values, worst = ratios.values(), min(ratios, key=lambda case: ratios[case])
         numbers = map(number, (statistics.geometric_mean(values), max(values), min(values)))
         rows.append((*key, str(len(ratios)), *numbers, f"{worst.shape} {worst.label}"))
-    columns = ("suite", "mode", "threads", "cases", "geometric mean", "greatest", "least", "where")
-    return Table("Ratios, by suite", columns, rows)
+    columns = ("suite", "cell", "mode", "threads", "cases", "geometric mean", "greatest", "least")
+    return Table("Ratios, by suite", (*columns, "where"), rows)
 
 
-# ---- what became of the rest -------------------------------------------------------------------
+MOST_UNITS, MOST_ERROR = 1.2, 2e-6
+"""Sequences of states that a training step of FusedRNN may hold at its peak; what it may err by
+wherever torch.nn.RNN itself does not err by more."""
 
 
-def stage_table(results: Results) -> Table:
-    """Return what became of each stage of a run on a GPU."""
-    rows = []
-    for stage in results.get("stages", []):
-        failed = stage["status"] == "failed" and stage["required"]
-        verdict = "FAILED" if failed else stage["status"]
-        rows.append((stage["name"], verdict, f"{stage['seconds']:.0f}", stage["note"]))
-    return Table("Stages", ("stage", "verdict", "s", "last line"), rows)
+def shortfall_table(results: Results) -> Table:
+    """Return every case in which our layer is slower, larger or less exact than is claimed.
+
+    Slower is what has its whole interval below 1.
+    """
+    rows = [
+        (case.name, str(timing.get("threads", "-")), words)
+        for case, timing in timings_of(results)
+        for words in _shortfalls(case, timing)
+    ]
+    return Table("Slower, larger or less exact than it should be", ("case", "threads", ""), rows)
 
 
-def not_timed_table(results: Results) -> Table:
-    """Return who was not timed, and why; each reason once, with one of its cases."""
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for timing in results["timings"]:
-        name = Case.from_json(timing["case"]).name
-        if "failed" in timing:
-            reasons.setdefault(("everyone", timing["failed"]), []).append(name)
-        for launch, words in (("contestants", ""), ("graphed", ", in a graph")):
-            for contestant, entry in timing.get(launch, {}).items():
-                if "skipped" in entry:
-                    who = results["contestants"][contestant]["title"] + words
-                    reasons.setdefault((who, str(entry["skipped"])), []).append(name)
-    for name in results["unmeasured"]:
-        reasons.setdefault(("everyone", "no time was left"), []).append(name)
-    for about in results["contestants"].values():
-        if about["missing"]:
-            reasons[about["title"], about["missing"]] = ["any case"]
-    rows = [(who, why, str(len(names)), names[0]) for (who, why), names in reasons.items()]
-    return Table("Not timed", ("who", "why", "cases", "such as"), rows)
+def _shortfalls(case: Case, timing: Timing) -> Iterator[str]:
+    ours = timing["contestants"].get(case.ours, {})
+    if ours.get("ratio", {}).get("high", 1) < 1:
+        yield f"ratio {spread_of(ours['ratio'])}, {duration(ours['seconds']['median'])}"
+    # Below 32 MiB, most memory does not grow with T.
+    if case.suite == "memory" and memory_unit(case) >= 32 * 2**20:
+        units = timing["contestants"].get(OURS, {}).get("bytes", 0) / memory_unit(case)
+        yield from [f"{number(units)} sequences of states"] if units > MOST_UNITS else []
+    errors, torchs = errors_in(timing)
+    wrong = {q: e for q, e in errors.items() if torchs[q] <= MOST_ERROR < e}
+    yield from [f"{name} errs by {error:.1e}" for name, error in wrong.items()]
 
 
-# ---- gates ---------------------------------------------------------------------------------------
-
-ERROR_GATE = 2e-6
-"""FusedRNN's error may not exceed it wherever torch.nn.RNN's own does not."""
-
-SLOWER, TINY = 0.98, 50e-6
-"""On a CPU, a ratio below it is slower than torch.nn.RNN, but where both take so few seconds."""
-
-
-def gate_table(results: Results) -> Table:
-    """Return every gate that there are results for."""
-    gates: dict[str, list[str]] = {}
-    for gate, name, value, holds in () if results["quick"] else _checks(results):
-        gates.setdefault(gate, []).append("" if holds else f"{name}: {number(value)}")
-    rows = []
-    for gate, outcomes in gates.items():
-        failures = list(filter(None, outcomes))
-        words = f"{len(failures)} of {len(outcomes)} do not: {'; '.join(failures[:8])}"
-        rows.append((gate, *(("NO", words) if failures else ("yes", f"all {len(outcomes)}"))))
-    if rows and results["unmeasured"]:
-        rows.append(("everything measured", "NO", f"{len(results['unmeasured'])} cases were not"))
-    return Table("Gates", ("what must hold", "holds", "where not"), rows)
-
-
-def _checks(results: Results) -> Iterator[tuple[str, str, float, bool]]:
-    """Yield what must hold, where that was measured, the number, whether it holds."""
-    on_gpu = results["device"] == "cuda"
-    # Another machine's prototype set a CPU's targets.
-    within, grid = 1.0 if on_gpu else 0.9, []
-    for case, timing in timings_of(results):
-        name, entries = with_threads(case, timing), timing["contestants"]
-        # Below that size, most memory does not grow with T.
-        if case.suite == "memory" and memory_unit(case) >= 32 * 2**20 and case.mode == "train":
-            units = entries.get(OURS, {}).get("bytes", float("inf")) / memory_unit(case)
-            gate = "peak memory of a training step at most 1.2 sequences of states"
-            yield gate, name, units, units <= 1.2
-        if case.suite == "accuracy":
-            ours, torchs = errors_in(timing)
-            bound = [ours.get(q, float("inf")) for q, e in torchs.items() if e <= ERROR_GATE]
-            worst, gate = max(bound, default=0.0), f"errors at most {ERROR_GATE} where torch's are"
-            yield gate, name, worst, worst <= ERROR_GATE
-        ratio = ratio_of(timing, case.ours)
-        if ratio is None:
-            continue
-        if target := target_of(case, timing.get("threads")):
-            share = ratio / target
-            yield f"ratio / target at least {within:g}", name, share, share >= within
-        if case.suite == "table":
-            best = max(ratio_of(timing, other) or 0.0 for other in entries if other != case.ours)
-            yield "ahead of everyone that was timed", name, ratio / best, ratio >= best
-        if on_gpu:
-            yield "no ratio below 1", name, ratio, ratio >= 1
-        elif case.suite == "grid":
-            times = [seconds_of(timing, who) or 0.0 for who in (case.ours, case.baseline)]
-            gate = f"no ratio of the grid below {SLOWER}, from {duration(TINY)} on"
-            yield gate, name, ratio, ratio >= SLOWER or max(times) < TINY
-        if faster := entries[case.ours].get("over_flashrnn"):
-            times = faster["median"]
-            yield "at least 2 times as fast as FlashRNN", name, times, times >= 2
-        if times := over_floor(results, case, timing):
-            yield "within 2 times the floor", name, times, times <= 2
-        grid += [ratio] if case.suite == "gpu_grid" else []
-    if grid:
-        mean = statistics.geometric_mean(grid)
-        yield "geometric mean of the grid at least 3", "it is", mean, mean >= 3
+def tables_of(results: Results) -> list[Table]:
+    """Return every table that has rows."""
+    suites = {case.suite for case, _ in timings_of(results)}
+    order = [name for device in SUITES for name in SUITES[device] if name in suites]
+    tables = [summary_table(results), shortfall_table(results)]
+    return [table for table in [*tables, *(suite_table(results, s) for s in order)] if table.rows]
 
 
 # ---- for people ----------------------------------------------------------------------------------
@@ -359,21 +261,19 @@ A ratio is the baseline's time over another's, so above 1 is faster than the bas
 over rounds in which all ran in turn in one process, with the interval that holds the true median
 with 95 % confidence (before 2026-11-29: the quartiles). dtype, TF32 setting and number of threads,
 each bound to a core, are the same for all. Forward passes are without gradients; a training step is
-the forward pass and the gradients of all parameters, of the input too where I >= 64.
+the forward pass and the gradients of all parameters, of the input too where I >= 64. The baseline
+is torch's layer; of cells, a loop over torch's cell; of leaky units, FusedRNN of the same sizes.
 
 Target: what a prototype reached on two cores with AVX-512; on a GPU, what is to be reached. Share
 of peak: of the multiply-adds that as many cores can do from register to register. Cost of a token:
-a time step of a sample of a packed sequence over one of the dense sequence. In graphs: both
-replayed from a CUDA graph. Floor: `benchmarks/gpu/floor.py`. Planned: the planner's estimate. An
-LSTM has four times the recurrent weights, a GRU three times."""
+a time step of a sample of a packed sequence over one of the dense sequence. Planned: the planner's
+estimate. An LSTM has four times the recurrent weights, a GRU three times."""
 
 
-def render(folder: Path, *, short: bool = False) -> None:
+def render(folder: Path) -> None:
     """Print tables, draw the figure where matplotlib is installed, write the page."""
     results = load(folder)
-    tables = [gate_table(results), *tables_of(results)]
-    chosen = [summary_table(results), tables[0], stage_table(results)] if short else tables
-    print("\n\n".join(str(table) for table in chosen if table.rows))
+    print("\n\n".join(map(str, tables_of(results))))
     print("".join(f"\nnote: {warning}" for warning in warnings_of(results)))
     figures = []
     if importlib.util.find_spec("matplotlib"):
@@ -389,7 +289,6 @@ def page_of(results: Results, figures: Iterable[str] = ()) -> str:
     about, contestants = results["machine"], results["contestants"].values()
     facts = [f"{name} {value}" for name, value in about.items() if value is not None]
     facts += [f"{c['title']} {c['version']}" for c in contestants if c["version"]]
-    tables = [gate_table(results), *tables_of(results)]
     parts = [
         f"<!-- Generated by `{results['command'].partition(' --')[0]}`; do not edit. -->",
         f"# Measured speed, accuracy and memory: {about.get('card') or about['cpu']}",
@@ -398,20 +297,9 @@ def page_of(results: Results, figures: Iterable[str] = ()) -> str:
         _LEGEND,
         *(f"> **Note:** {warning}" for warning in warnings_of(results)),
         *(f"![{name}]({name})" for name in figures),
-        *(str(table) for table in tables if table.rows),
+        *map(str, tables_of(results)),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def tables_of(results: Results) -> list[Table]:
-    """Return every table but that of the gates."""
-    suites = {case.suite for case, _ in timings_of(results)}
-    order = [name for device in SUITES for name in SUITES[device] if name in suites]
-    return [
-        *(stage_table(results), summary_table(results)),
-        *(suite_table(results, suite) for suite in order),
-        not_timed_table(results),
-    ]
 
 
 def warnings_of(results: Results) -> list[str]:
@@ -419,6 +307,8 @@ def warnings_of(results: Results) -> list[str]:
     lines = []
     if not results["complete"]:
         lines.append("the run was ended before it finished: this is what there was until then")
+    if results["unmeasured"]:
+        lines.append(f"{results['unmeasured']} cases were not measured")
     if results["quick"]:
         lines.append("a run of tiny sizes: it shows that everything runs, not how fast")
     if results["backend"] != "native":

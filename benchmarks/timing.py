@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,28 +64,6 @@ def seconds_by_events(run: Callable[[], Any], repeats: int) -> float:
     end.record()
     end.synchronize()
     return 1e-3 * begin.elapsed_time(end) / repeats
-
-
-def captured(work: Work) -> Work:
-    """Return the replay of a work on a GPU, captured in a CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):  # libraries set themselves up in the first calls
-            work.run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = work.run()
-    # What the capture computed with was never run; a replay that did nothing would show.
-    for result in results:
-        result.detach().fill_(float("nan"))
-
-    def replay() -> Any:
-        graph.replay()
-        return results
-
-    return replace(work, run=replay)
 
 
 def interleave(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import itertools
 import json
 import statistics
@@ -28,12 +27,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import TABLE_SHAPES, Case
-from benchmarks.contestants.ours import Module
+from benchmarks import measure
+from benchmarks.cases import GATED, TABLE_SHAPES, Case
 from benchmarks.machine import REPOSITORY, git, usable_cores
-from benchmarks.problem import Problem, relative_error
+from benchmarks.problem import relative_error
 from benchmarks.tables import Table, duration, number, spread_of
-from benchmarks.timing import Work, interleave, seconds_by_clock, summarise
+from benchmarks.timing import Work, interleave, summarise
 from benchmarks.workers import Worker, WorkerError
 
 HERE = "."
@@ -53,29 +52,6 @@ def folder_of(revision: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-# ---- in the process of a version -----------------------------------------------------------------
-
-_prepared: list[Work] = []
-
-
-def prepare(case: Case) -> list[torch.Tensor]:
-    """Make FusedRNN ready for :func:`run`; return its results."""
-    gc.enable()
-    _prepared[:] = [Module().prepare(Problem(case))]
-    results = [t.detach().clone() for t in _prepared[0].as_tensors(_prepared[0].run())]
-    gc.collect()
-    gc.disable()  # a collection would disturb one of the versions at random
-    return results
-
-
-def run(repeats: int) -> float:
-    """Do what was prepared so many times; return the seconds of one."""
-    return seconds_by_clock(_prepared[0].run, repeats)
-
-
-# ---- in this one ---------------------------------------------------------------------------------
-
-
 def compare(workers: dict[str, Worker], case: Case, threads: int, seconds: float) -> dict[str, Any]:
     """Return times and ratio of a case, and how far apart its results are.
 
@@ -90,9 +66,9 @@ def compare(workers: dict[str, Worker], case: Case, threads: int, seconds: float
     """
     results, works = {}, {}
     for name, worker in workers.items():
-        results[name] = worker.ask("versions.prepare", case)
+        results[name] = worker.ask(measure.prepare, case)
         # Each is a runtime of its own: the other's threads get time to go to sleep.
-        works[name] = Work(lambda n=1, w=worker: w.ask("versions.run", n), runtime=name)
+        works[name] = Work(lambda n=1, w=worker: w.ask(measure.run_prepared, n), runtime=name)
     samples = interleave(works, seconds, lambda run, repeats: run(repeats))
     pairs = list(zip(results["old"], results["new"], strict=True))
     return {
@@ -151,6 +127,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("new", nargs="?", default=HERE, help="another one (default: what is here)")
     add("--shapes", nargs="+", type=shape, metavar="T,B,I,H", default=TABLE_SHAPES)
     add("--modes", nargs="+", choices=("forward", "train"), default=("forward", "train"))
+    add("--cell", default="elman", choices=("elman", "gru", "lstm"))
     add("--dtype", default="float32", choices=("float32", "float64", "bfloat16"))
     cores = len(usable_cores())
     add("--threads", nargs="+", type=int, choices=range(1, cores + 1), default=[1, 2][:cores])
@@ -167,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Time both versions and print how they compare; return the exit status."""
     options = _parse(arguments)
     results: list[dict[str, Any]] = []
+    layer = next((each for each in GATED if each["cell"] == options.cell), {})
     place = ""
     try:
         with folder_of(options.old) as old_folder, folder_of(options.new) as new_folder:
@@ -176,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     Worker(threads, folder=new_folder) as new,
                 ):
                     for sizes, mode in itertools.product(options.shapes, options.modes):
-                        case = Case("versions", *sizes, mode, dtype=options.dtype)
+                        case = Case("versions", *sizes, mode, dtype=options.dtype, **layer)
                         place = f"{case.shape} {mode} {threads}t: "
                         workers = {"old": old, "new": new}
                         results.append(compare(workers, case, threads, options.seconds))

@@ -9,7 +9,6 @@ import torch
 from benchmarks.contestants import (
     flashrnn,
     jax,
-    keras,
     onnxruntime,
     ours,
     torch_loops,
@@ -18,8 +17,8 @@ from benchmarks.contestants import (
 from benchmarks.contestants.base import Contestant
 
 CONTESTANTS: dict[str, Contestant] = {
-    contestant.name: contestant()
-    for module in (torch_modules, ours, torch_loops, jax, onnxruntime, keras, flashrnn)
+    contestant.name: contestant
+    for module in (torch_modules, ours, torch_loops, jax, onnxruntime, flashrnn)
     for contestant in module.CONTESTANTS
 }
 

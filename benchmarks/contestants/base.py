@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 from benchmarks.cases import Case
 from benchmarks.problem import Problem
@@ -15,17 +14,21 @@ from benchmarks.timing import Work
 class Contestant(ABC):
     """One way to run a recurrent layer."""
 
-    name: ClassVar[str]
+    name: str
     """In the command line and in result files."""
 
-    title: ClassVar[str]
+    title: str
     """In tables and figures."""
 
-    needs: ClassVar[tuple[str, ...]] = ()
+    cell: str = "elman"
+    """What it computes. A case of another cell may have it too, as a model of the same sizes."""
+
+    needs: tuple[str, ...] = ()
     """Packages that must be installed, the one whose version is shown first."""
 
-    same_numbers: ClassVar[bool] = True
-    """Whether it computes what torch.nn.RNN computes; if so, that is checked before timing."""
+    def computes(self, case: Case) -> bool:
+        """Whether its numbers must be those of the case; if so, that is checked before timing."""
+        return self.cell == case.cell
 
     def missing(self, device: str) -> str | None:
         """Return why it cannot run here, or None."""
@@ -55,8 +58,6 @@ class PlainContestant(Contestant):
         return super().missing(device) if device == "cpu" else "timed on the CPU only"
 
     def refuses(self, case: Case) -> str | None:
-        if not case.is_plain or case.dtype != "float32":
+        if not (case.is_plain and case.dtype == "float32" and self.computes(case)):
             return "timed on one layer and direction over a dense float32 sequence only"
-        if case.nonlinearity not in ("tanh", "relu"):
-            return "timed with tanh and relu only"
         return None

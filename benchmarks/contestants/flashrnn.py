@@ -62,4 +62,4 @@ def prebuild() -> None:
         FlashRNN().prepare(Problem(case, "cuda")).run()
 
 
-CONTESTANTS = (FlashRNN,)
+CONTESTANTS = (FlashRNN(),)

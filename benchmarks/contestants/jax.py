@@ -88,4 +88,4 @@ def tensor_of(array: Any) -> Tensor:
     return torch.from_numpy(np.array(array))
 
 
-CONTESTANTS = (JAX,)
+CONTESTANTS = (JAX(),)

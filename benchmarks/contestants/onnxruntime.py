@@ -66,4 +66,4 @@ def _model(problem: Problem) -> bytes:
     return helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
 
 
-CONTESTANTS = (ONNXRuntime,)
+CONTESTANTS = (ONNXRuntime(),)

@@ -1,4 +1,4 @@
-"""FusedRNN: the module, and the two layers of calls beneath it."""
+"""The layers of `rnn_cuda`, and the two layers of calls beneath FusedRNN."""
 
 from __future__ import annotations
 
@@ -7,42 +7,38 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+import rnn_cuda
+from benchmarks.cases import Case
 from benchmarks.contestants.base import Contestant, PlainContestant
-from benchmarks.problem import Problem, module_of, module_work, torch_work
+from benchmarks.problem import Problem, layer_of, module_work, torch_work
 from benchmarks.timing import Work
-from rnn_cuda import FusedRNN  # no more here: `benchmarks.versions` runs older packages too
 
 
 class Module(Contestant):
-    """`rnn_cuda.FusedRNN` on the backend that the environment chooses."""
+    """A layer such as `rnn_cuda.FusedRNN`, on the backend that the environment chooses."""
 
-    name = "fused_rnn"
-    title = "FusedRNN"
+    def __init__(self, name: str, cell: str, kind: str) -> None:
+        self.name, self.cell, self.title = name, cell, kind
+        # `benchmarks.versions` runs older packages too, which may not have it.
+        self.kind: type[nn.Module] | None = getattr(rnn_cuda, kind, None)
+
+    def missing(self, device: str) -> str | None:
+        return None if self.kind else f"there is no rnn_cuda.{self.title}"
 
     def prepare(self, problem: Problem) -> Work:
-        return Work(module_work(problem, module_of(problem, FusedRNN)))
+        assert self.kind is not None
+        return Work(module_work(problem, layer_of(problem, self.kind, self.computes(problem.case))))
 
 
 class DenseModule(Module):
     """FusedRNN on a sequence whose samples all have the full length, beside a packed one."""
 
-    name = "fused_rnn_dense"
-    title = "FusedRNN, dense"
-    same_numbers = False
+    def computes(self, case: Case) -> bool:
+        return False
 
     def prepare(self, problem: Problem) -> Work:
+        """Ignore that the problem is packed."""
         return super().prepare(Problem(replace(problem.case, packed=False), problem.device))
-
-
-class TanhModule(Module):
-    """FusedRNN with tanh: the unit for nonlinearities that torch.nn.RNN does not have."""
-
-    name = "fused_rnn_tanh"
-    title = "FusedRNN, tanh"
-    same_numbers = False
-
-    def prepare(self, problem: Problem) -> Work:
-        return Work(module_work(problem, module_of(problem, FusedRNN, nonlinearity="tanh")))
 
 
 class Function(PlainContestant):
@@ -78,8 +74,15 @@ class Operator(Function):
         return super().missing(device) if native else "the native kernels are not in use"
 
     def call(self, x: Tensor, weights: list[nn.Parameter], f: str) -> Tensor:
-        """Return the output."""
         return torch.ops.rnn_cuda.layer_forward(x, [], weights, f"elman.{f}", "forward", None)[0]
 
 
-CONTESTANTS = (Module, DenseModule, TanhModule, Function, Operator)
+CONTESTANTS = (
+    Module("fused_rnn", "elman", "FusedRNN"),
+    DenseModule("fused_rnn_dense", "elman", "FusedRNN"),
+    Module("fused_gru", "gru", "FusedGRU"),
+    Module("fused_lstm", "lstm", "FusedLSTM"),
+    Module("leaky_rnn", "leaky", "LeakyRNN"),
+    Function(),
+    Operator(),
+)

@@ -19,17 +19,20 @@ COMPILED_UP_TO = 256
 hundred steps."""
 
 
-class RNNCellLoop(PlainContestant):
-    """One cell call per time step."""
+class CellLoop(PlainContestant):
+    """One call of a cell per time step."""
 
-    name = "rnn_cell_loop"
-    title = "nn.RNNCell loop"
+    def __init__(self, name: str, cell: str, kind: Any, title: str) -> None:
+        # `benchmarks.versions` runs older packages too, which may not have the cell.
+        self.name, self.cell, self.kind, self.title = name, cell, kind, title
 
-    kind: Any = nn.RNNCell
+    def missing(self, device: str) -> str | None:
+        return super().missing(device) if self.kind else "there is no such cell"
 
     def prepare(self, problem: Problem) -> Work:
         case = problem.case
-        cell = self.kind(case.I, case.H, nonlinearity=case.nonlinearity)
+        options = {"nonlinearity": case.nonlinearity} if case.cell == "elman" else {}
+        cell = self.kind(case.I, case.H, **options)
         cell.load_state_dict({k.removesuffix("_l0"): w for k, w in problem.weights.items()})
         return Work(torch_work(problem, self.loop(cell), list(cell.parameters())))
 
@@ -37,31 +40,17 @@ class RNNCellLoop(PlainContestant):
         """Return a function from (T, B, I) to (T, B, H)."""
 
         def call(x: Tensor) -> Tensor:
-            h = x.new_zeros(x.shape[1], cell.hidden_size)
-            states = []
+            state, outputs = None, []
             for x_t in x.unbind():
-                h = cell(x_t, h)
-                states.append(h)
-            return torch.stack(states)
+                state = cell(x_t, state)
+                outputs.append(state[0] if isinstance(state, tuple) else state)
+            return torch.stack(outputs)
 
         return call
 
 
-class FusedRNNCellLoop(RNNCellLoop):
-    """The same loop over this package's cell."""
-
-    name = "fused_rnn_cell_loop"
-    title = "FusedRNNCell loop"
-
-    # Older versions of the package, which `benchmarks.versions` runs too, have no cell.
-    kind = getattr(rnn_cuda, "FusedRNNCell", None)
-
-
-class CompiledLoop(RNNCellLoop):
+class CompiledLoop(CellLoop):
     """The same loop through torch.compile; compiling is done before timing starts."""
-
-    name = "compiled_loop"
-    title = "torch.compile of the loop"
 
     def refuses(self, case: Case) -> str | None:
         if case.T > COMPILED_UP_TO:
@@ -73,4 +62,19 @@ class CompiledLoop(RNNCellLoop):
         return torch.compile(super().loop(cell), fullgraph=True, dynamic=False)
 
 
-CONTESTANTS = (RNNCellLoop, FusedRNNCellLoop, CompiledLoop)
+def _loops(cell: str, name: str) -> list[CellLoop]:
+    """Return the loops over torch's cell and over ours."""
+    short, torchs = name.lower(), getattr(nn, f"{name}Cell")
+    ours = getattr(rnn_cuda, f"Fused{name}Cell", None)
+    return [
+        CellLoop(f"{short}_cell_loop", cell, torchs, f"nn.{name}Cell loop"),
+        CellLoop(f"fused_{short}_cell_loop", cell, ours, f"Fused{name}Cell loop"),
+    ]
+
+
+CONTESTANTS = (
+    *_loops("elman", "RNN"),
+    *_loops("gru", "GRU"),
+    *_loops("lstm", "LSTM"),
+    CompiledLoop("compiled_loop", "elman", nn.RNNCell, "torch.compile of the loop"),
+)

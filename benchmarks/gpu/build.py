@@ -1,4 +1,4 @@
-"""Stand-alone programs around the kernels, compiled with nvcc.
+"""The stand-alone checker of the kernels (tests/native/check_cuda.cpp), compiled with nvcc.
 
     python -m benchmarks.gpu.build FOLDER
 
@@ -24,44 +24,33 @@ from rnn_cuda.build import BuildError, find_cuda, find_cxx
 # an error and not the end of the run.
 FLAGS = ("-std=c++17", "-O3", "-lineinfo", "-DRNN_CUDA_BOUNDED_SPINS")
 INCLUDES = [f"-I{REPOSITORY / folder}" for folder in ("csrc", "tests")]
-
-_PLANNER = tuple(f"csrc/plan/{name}.cpp" for name in ("geometry", "cost", "planner", "override"))
-PROGRAMS = {
-    "checker": ("tests/native/check_cuda.cpp", "csrc/cuda/*.cu", *_PLANNER),
-    "floor": ("benchmarks/gpu/floor.cu", *_PLANNER),
-}
-"""Sources, as patterns relative to the repository."""
+PLANNER = [f"csrc/plan/{name}.cpp" for name in ("geometry", "cost", "planner", "override")]
 
 
-def sources_of(name: str) -> list[Path]:
-    """Return a program's sources."""
-    return [path for pattern in PROGRAMS[name] for path in sorted(REPOSITORY.glob(pattern))]
+def sources() -> list[Path]:
+    """Return the program's sources."""
+    patterns = ["tests/native/check_cuda.cpp", "csrc/cuda/*.cu", *PLANNER]
+    return [path for pattern in patterns for path in sorted(REPOSITORY.glob(pattern))]
 
 
-def build_program(name: str, folder: Path, archs: Sequence[str] = ()) -> Path:
-    """Return a program of `PROGRAMS`, compiled as far as the folder does not hold it.
-
-    Args:
-        name: which one; the result has that name in the folder.
-        folder: made if need be.
-        archs: targets such as ``sm_90``; by default this machine's cards.
+def build_checker(folder: Path) -> Path:
+    """Return the program, compiled for this machine's cards as far as the folder does not hold it.
 
     Raises:
         BuildError: there is no nvcc, or the sources do not compile.
     """
     cuda, why = find_cuda()
     if cuda is None:
-        raise BuildError(f"{name}: {why}")
-    arch_flags = [f"-gencode=arch=compute_{a[3:]},code={a}" for a in archs] or cuda.arch_flags()
-    nvcc = [str(cuda.nvcc), *arch_flags, "-ccbin", str(find_cxx())]
+        raise BuildError(f"checker: {why}")
+    nvcc = [str(cuda.nvcc), *cuda.arch_flags(), "-ccbin", str(find_cxx())]
     compile_ = [*nvcc, *FLAGS, *INCLUDES]
     digest = hashlib.sha256(" ".join([*compile_, cuda.version]).encode())
-    for top in ("csrc", "tests", "benchmarks"):
+    for top in ("csrc", "tests"):
         for path in sorted((REPOSITORY / top).rglob("*.[ch]*")):
             digest.update(path.read_bytes() if path.is_file() else b"")
-    objects = folder / f"objects-{digest.hexdigest()[:12]}"
+    program, objects = folder / "checker", folder / f"objects-{digest.hexdigest()[:12]}"
     objects.mkdir(parents=True, exist_ok=True)
-    (folder / name).unlink(missing_ok=True)  # a failed build leaves no older program
+    program.unlink(missing_ok=True)  # a failed build leaves no older program
 
     def compiled(source: Path) -> str:
         target = objects / f"{source.stem}.o"
@@ -73,9 +62,9 @@ def build_program(name: str, folder: Path, archs: Sequence[str] = ()) -> Path:
         return str(target)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        pending = [pool.submit(compiled, source) for source in sources_of(name)]
-    _run([*nvcc, *(job.result() for job in pending), "-o", str(folder / name)], name)
-    return folder / name
+        pending = [pool.submit(compiled, source) for source in sources()]
+    _run([*nvcc, *(job.result() for job in pending), "-o", str(program)], program.name)
+    return program
 
 
 def _run(command: Sequence[str], what: str) -> None:
@@ -91,17 +80,8 @@ def find_tool(name: str) -> str:
     return shutil.which(name) or shutil.which(name, path=beside) or name
 
 
-def main() -> int:
-    """Build every program, each whatever becomes of the others; return 1 without a checker."""
-    failed = []
-    for name in PROGRAMS:
-        try:
-            print(f"built: {build_program(name, Path(sys.argv[1])).name}", flush=True)
-        except (BuildError, OSError) as error:
-            print(error, flush=True)
-            failed.append(name)
-    return 1 if "checker" in failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        print(f"built: {build_checker(Path(sys.argv[1])).name}", flush=True)
+    except (BuildError, OSError) as error:
+        sys.exit(str(error))

@@ -12,14 +12,14 @@ import torch
 from torch.profiler import profile
 
 from benchmarks.cases import SUITES, cases_of
-from benchmarks.contestants.ours import Module
+from benchmarks.contestants import CONTESTANTS
 from benchmarks.problem import Problem
 
 
 def main(device: str, *options: str) -> None:
     """Do the steps; with ``--torch-profiler`` print where their time went."""
     case = cases_of(SUITES["cuda"], quick=device == "cpu")[0]
-    work = Module().prepare(Problem(case, device))
+    work = CONTESTANTS[case.ours].prepare(Problem(case, device))
     work.run()  # compiled, planned, allocated
     with profile() if options else contextlib.nullcontext() as recorded:
         for _ in range(3):

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from benchmarks import versions
+from benchmarks import tables, versions
 from benchmarks.cases import Case
 from benchmarks.machine import REPOSITORY
 from benchmarks.workers import Worker, WorkerError
@@ -46,7 +46,7 @@ def test_a_version_that_is_slower_and_computes_otherwise_is_found_out(tmp_path):
 
 def test_a_folder_without_the_package_is_no_version(tmp_path):
     with Worker(1, folder=tmp_path) as worker, pytest.raises(WorkerError, match="no rnn_cuda in"):
-        worker.ask("tables.number", 1.0)
+        worker.ask(tables.number, 1.0)
 
 
 @needs_git
