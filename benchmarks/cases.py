@@ -297,9 +297,13 @@ ADVERSARIAL: tuple[dict[str, Any], ...] = (
     {"weight_scale": 0.0, "bias_scale": 0.0},
 )
 
-GATED, GATED_LOOPS = (
-    [{"cell": c, "contestants": (theirs.format(c), ours.format(c))} for c in ("gru", "lstm")]
-    for theirs, ours in (("torch_{}", "fused_{}"), ("{}_cell_loop", "fused_{}_cell_loop"))
+GATED, GATED_CALLS, GATED_LOOPS = (
+    [{"cell": c, "contestants": tuple(name.format(c) for name in names)} for c in ("gru", "lstm")]
+    for names in (
+        ("torch_{}", "fused_{}"),
+        ("torch_{}", "fused_{}", "{}_operator"),
+        ("{}_cell_loop", "fused_{}_cell_loop"),
+    )
 )
 
 _CPU = {
@@ -314,7 +318,7 @@ _CPU = {
         VARIANT_SHAPES,
         *(gated | variant for variant in GATED_VARIANTS for gated in GATED),
     ),
-    "gated_cell": _each(CELL_SHAPES, *GATED_LOOPS) + _each(OVERHEAD_SHAPES, *GATED),
+    "gated_cell": _each(CELL_SHAPES, *GATED_LOOPS) + _each(OVERHEAD_SHAPES, *GATED_CALLS),
     "gated_grid": _each(RANDOM_SHAPES, *GATED),
     "leaky": _each(TABLE_SHAPES, {"cell": "leaky", "contestants": (OURS, "leaky_rnn")}),
     "hvp": _each(

@@ -61,8 +61,8 @@ class Function(PlainContestant):
 class Operator(Function):
     """``torch.ops.rnn_cuda.layer_forward`` itself, without any check in Python."""
 
-    name = "operator"
-    title = "operator"
+    def __init__(self, name: str, cell: str) -> None:
+        self.name, self.cell, self.title = name, cell, "operator"
 
     def missing(self, device: str) -> str | None:
         from rnn_cuda import backend
@@ -74,7 +74,11 @@ class Operator(Function):
         return super().missing(device) if native else "the native kernels are not in use"
 
     def call(self, x: Tensor, weights: list[nn.Parameter], f: str) -> Tensor:
-        return torch.ops.rnn_cuda.layer_forward(x, [], weights, f"elman.{f}", "forward", None)[0]
+        if self.cell == "elman":
+            operator, cell = torch.ops.rnn_cuda.layer_forward, f"elman.{f}"
+        else:  # whose eager node is reached by this one alone
+            operator, cell = torch.ops.rnn_cuda.layer, self.cell
+        return operator(x, [], weights, cell, "forward", None)[0]
 
 
 CONTESTANTS = (
@@ -84,5 +88,7 @@ CONTESTANTS = (
     Module("fused_lstm", "lstm", "FusedLSTM"),
     Module("leaky_rnn", "leaky", "LeakyRNN"),
     Function(),
-    Operator(),
+    Operator("operator", "elman"),
+    Operator("gru_operator", "gru"),
+    Operator("lstm_operator", "lstm"),
 )
