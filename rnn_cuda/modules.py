@@ -219,9 +219,6 @@ class _GatedStack(_DropIn):
     def _more_repr(self) -> list[str]:
         return ["recompute=True"] if self.recompute else []
 
-    def _taps(self) -> None:
-        pass
-
     def _layer_options(self) -> dict[str, Any]:
         return {"recompute": self.recompute}
 

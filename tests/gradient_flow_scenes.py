@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from rnn_cuda.instruments import GradientFlow
-from tests.unrolled import KINDS
+from tests.unrolled import KINDS, LSTMS
 from tests.unrolled_calls import UnrolledCalls
 
 B, I, H = 3, 4, 5
@@ -77,7 +77,7 @@ class Scene:
     def initial_states(self, layer):
         """Make leaves, as the layer takes them."""
         count = layer.num_layers * (2 if layer.bidirectional else 1)
-        sizes = [layer.proj_size or H] + [H] * isinstance(layer, nn.LSTM)
+        sizes = [layer.proj_size or H] + [H] * isinstance(layer, LSTMS)
         states = [self.normal(count, *self.batch, size).requires_grad_() for size in sizes]
         return tuple(states) if len(states) > 1 else states[0]
 
@@ -174,7 +174,7 @@ class Situations:
 
         It is played with each kind and with each variant, but not with all pairs of these unless
         they are asked for. The pairs are others from one situation to the next. So are the default
-        kinds: a plain RNN and a GRU, which are recorded alike, take turns.
+        kinds: those that are recorded alike take turns.
         """
         if function is None:
             options = {"kinds": kinds, "variants": variants, "all_pairs": all_pairs}
@@ -184,7 +184,8 @@ class Situations:
         first = self._count
         self._count += 1
         if kinds is None:
-            kinds = ("LSTM", "FusedRNN", "LeakyRNN", ("RNN", "GRU")[first % 2])
+            fused = ("FusedRNN", "FusedGRU", "FusedLSTM")[first % 3]
+            kinds = ("LSTM", fused, "LeakyRNN", ("RNN", "GRU")[first % 2])
         kinds, variants = list(kinds), list(variants)
         pairs = itertools.product(kinds, variants)
         if not all_pairs:

@@ -44,8 +44,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SITUATIONS = Situations()
 situation = SITUATIONS.add
-LSTMS = ("LSTM", "LSTM_projected")
-OF_THIS_PACKAGE = ("FusedRNN", "FusedRNN_relu", "LeakyRNN", "AntisymmetricRNN")
+LSTMS = ("LSTM", "LSTM_projected", "FusedLSTM")
+OF_THIS_PACKAGE = (
+    *("FusedRNN", "FusedRNN_relu", "FusedGRU", "FusedLSTM"),
+    *("LeakyRNN", "AntisymmetricRNN"),
+)
 Flow = functools.partial(GradientFlow, vectors=True)
 
 

@@ -11,7 +11,7 @@ from rnn_cuda.cells import cell_of
 from rnn_cuda.instruments import jacobian_norm, jacobian_singular_values
 from rnn_cuda.linear_algebra import log_singular_values
 from rnn_cuda.trajectory import trajectory_of
-from tests.unrolled import KINDS, Unrolled, make
+from tests.unrolled import KINDS, LSTMS, Unrolled, make
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 T, B, END = 9, 2, 8
@@ -36,7 +36,7 @@ def first_layer(module, x):
 def initial_state(module):
     count = module.num_layers * (2 if module.bidirectional else 1)
     h = torch.randn(count, B, module.proj_size or module.hidden_size)
-    return (h, torch.randn(count, B, module.hidden_size)) if isinstance(module, nn.LSTM) else h
+    return (h, torch.randn(count, B, module.hidden_size)) if isinstance(module, LSTMS) else h
 
 
 def case(kind, place="one layer"):

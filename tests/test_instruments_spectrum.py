@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rnn_cuda import FusedRNN
+from rnn_cuda import FusedGRU, FusedRNN
 from rnn_cuda.instruments import recurrent_spectrum
 
 
@@ -28,7 +28,9 @@ def test_the_spectrum_of_known_matrices():
     assert found.spectral_radius.item() == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("kind", "gates"), [(FusedRNN, 1), (nn.RNN, 1), (nn.GRU, 3), (nn.LSTM, 4)])
+@pytest.mark.parametrize(
+    ("kind", "gates"), [(FusedRNN, 1), (nn.RNN, 1), (FusedGRU, 3), (nn.GRU, 3), (nn.LSTM, 4)]
+)
 def test_the_spectrum_of_a_module_has_an_entry_per_gate(kind, gates):
     weight = kind(3, 6).weight_hh_l0
     found = recurrent_spectrum(weight)

@@ -350,9 +350,7 @@ def test_what_is_no_pair_of_states_is_a_type_error(hx, message):
 
 
 def test_a_bad_cell_state_is_named():
-    with pytest.raises(
-        RuntimeError, match=r"Expected hidden size \(1, 2, 5\) of hx\[1\]"
-    ):
+    with pytest.raises(RuntimeError, match=r"Expected hidden size \(1, 2, 5\) of hx\[1\]"):
         FusedLSTM(3, 5)(_zeros(4, 2, 3), (_zeros(1, 2, 5), _zeros(1, 1, 5)))
     with pytest.raises(RuntimeError, match=r"expected hx\[1\] of torch.float32, got torch.float64"):
         FusedLSTM(3, 5)(_zeros(4, 2, 3), (_zeros(1, 2, 5), _zeros(1, 2, 5).double()))

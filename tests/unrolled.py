@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
-from rnn_cuda import AntisymmetricRNN, FusedRNN, LeakyRNN
+from rnn_cuda import AntisymmetricRNN, FusedGRU, FusedLSTM, FusedRNN, LeakyRNN
 
 NONLINEARITIES = {
     "tanh": torch.tanh,
@@ -23,6 +23,8 @@ KINDS = {
     "FusedRNN_relu": (FusedRNN, {"nonlinearity": "relu"}),
     "FusedRNN_sigmoid": (FusedRNN, {"nonlinearity": "sigmoid"}),
     "FusedRNN_identity": (FusedRNN, {"nonlinearity": "identity"}),
+    "FusedGRU": (FusedGRU, {}),
+    "FusedLSTM": (FusedLSTM, {}),
     "RNN": (nn.RNN, {}),
     "RNN_relu": (nn.RNN, {"nonlinearity": "relu"}),
     "LeakyRNN": (LeakyRNN, {"leak": 0.3}),
@@ -31,6 +33,7 @@ KINDS = {
     "LSTM": (nn.LSTM, {}),
     "LSTM_projected": (nn.LSTM, {"proj_size": 3}),
 }
+LSTMS, GRUS = (nn.LSTM, FusedLSTM), (nn.GRU, FusedGRU)
 
 
 def step_of(module, weights, x, h, c):
@@ -40,12 +43,12 @@ def step_of(module, weights, x, h, c):
     if isinstance(module, AntisymmetricRNN):
         w_hh = w_hh - w_hh.T - module.diffusion * torch.eye(len(w_hh), dtype=w_hh.dtype)
     z_x, z_h = x @ w_ih.T + b_ih, h @ w_hh.T + b_hh
-    if isinstance(module, nn.LSTM):
+    if isinstance(module, LSTMS):
         i, f, g, o = (z_x + z_h).chunk(4, dim=-1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
         return (h @ rest[-1].T if module.proj_size else h), c
-    if isinstance(module, nn.GRU):
+    if isinstance(module, GRUS):
         (x_r, x_z, x_n), (h_r, h_z, h_n) = z_x.chunk(3, dim=-1), z_h.chunk(3, dim=-1)
         r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
         return (1 - z) * (x_n + r * h_n).tanh() + z * h, None
@@ -95,7 +98,7 @@ class Unrolled:
         self._weights = [getattr(module, f"{kind}_{name}").double() for kind in kinds]
         if hx is None:
             sizes = [module.proj_size or module.hidden_size]
-            sizes += [module.hidden_size] * isinstance(module, nn.LSTM)
+            sizes += [module.hidden_size] * isinstance(module, LSTMS)
             state = tuple(x.new_zeros(x.shape[1], size) for size in sizes)
         else:
             index = layer * (2 if module.bidirectional else 1) + reverse

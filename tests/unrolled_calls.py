@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence
 
-from rnn_cuda.modules import ElmanStack
+from rnn_cuda.stack import RecurrentStack
 from tests.unrolled import step_of
 
-RECURRENT = (nn.RNN, nn.LSTM, nn.GRU, ElmanStack)
+RECURRENT = (nn.RNN, nn.LSTM, nn.GRU, RecurrentStack)
 FORWARDS = {kind.forward.__code__ for kind in RECURRENT}
 
 # By step of a layer and direction and kind of state ("h", "c", "c_total"): the gradient.
@@ -151,7 +151,7 @@ class UnrolledCalls:
         self._stack = contextlib.ExitStack()
         for name in ("rnn_tanh", "rnn_relu", "lstm", "gru"):
             self._replace(torch._VF, name, self._of_torch)
-        self._replace(ElmanStack, "_compute", lambda _, *args: self._of_stack(*args))
+        self._replace(RecurrentStack, "_compute", lambda _, *args: self._of_stack(*args))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -194,12 +194,15 @@ class UnrolledCalls:
             output = output.transpose_(0, 1) if c0 is None else output.transpose(0, 1)
         return output, *states[: 1 if c0 is None else 2]
 
-    def _of_stack(self, x, hx, weights, batch_sizes, _):
+    def _of_stack(self, x, states, weights, batch_sizes, _):
         module, _ = _running_forward()
-        if hx is None:
+        if not states:
             batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
-            hx = x.new_zeros(len(weights), batch, module.hidden_size)
-        return self._run(x, batch_sizes, hx, None, weights, module.dropout, module.training)[:2]
+            zeros = x.new_zeros(len(weights), batch, module.hidden_size)
+            states = (zeros,) * module._cell().states
+        h0, c0 = (*states, None)[:2]
+        results = self._run(x, batch_sizes, h0, c0, weights, module.dropout, module.training)
+        return results[: 1 + len(states)]
 
 
 def _running_forward():

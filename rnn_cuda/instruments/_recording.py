@@ -114,7 +114,7 @@ def by_step_and_sample(
     return nn.utils.rnn.pad_packed_sequence(packed, padding_value=torch.nan)[0]
 
 
-# ---- FusedRNN on native kernels ------------------------------------------------------------------
+# ---- fused layers on native kernels --------------------------------------------------------------
 
 
 class Sink:
@@ -222,14 +222,14 @@ class RecordAdjoints(torch.autograd.Function):
             # Its graphs add up gradients, and take none that is None.
             raise RuntimeError(
                 f"GradientFlow cannot record {ctx.log.module} under compiled autograd, which only "
-                "a FusedRNN on native kernels can be"
+                "a fused layer on native kernels can be"
             )
         if ctx.has_graph:
             warnings.warn(
                 "GradientFlow does not record this backward pass: it goes through gradients that "
                 "were computed with create_graph=True before, and then the hidden states have "
-                "gradients besides those that reach the module; FusedRNN on native kernels records "
-                "such passes too",
+                "gradients besides those that reach the module; fused layers on native kernels "
+                "record such passes too",
                 stacklevel=2,
             )
         else:

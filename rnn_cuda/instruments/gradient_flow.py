@@ -57,8 +57,8 @@ class GradientFlow:
               = g_t + \left(\frac{\partial h_{t+1}}{\partial h_t}\right)^\top a_{t+1},
 
     is what vanishes or explodes (Bengio, Simard & Frasconi 1994; Pascanu, Mikolov & Bengio 2013).
-    It is recorded for `FusedRNN`, ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU`` (and `LeakyRNN` and
-    `AntisymmetricRNN`) anywhere in the model, for every layer and direction. Outputs, gradients of
+    It is recorded for the recurrent layers of this package and of torch (``nn.RNN``, ``nn.LSTM``,
+    ``nn.GRU``) anywhere in the model, for every layer and direction. Outputs, gradients of
     parameters and random states are, to the last bit, what they are without recording.
 
     Results are ``(T, B)`` whatever ``batch_first`` is, time steps and samples being the caller's;
@@ -86,8 +86,8 @@ class GradientFlow:
     differentiate (no input, state or weight that requires grad), has no entry. An exact zero is a
     zero: norms are accumulated in float64 and do not underflow before the gradient itself does.
 
-    **How.** `FusedRNN`'s fused backward emits the norms, for a few percent of its time. For the
-    others, a node of the autograd graph stands between the recurrence and its results. What arrives
+    **How.** The fused backward of a `FusedRNN`, `FusedGRU` or `FusedLSTM` on native kernels emits
+    the norms, for a few percent of its time. For the others, a node of the autograd graph stands between the recurrence and its results. What arrives
     there is the direct part of the gradient, after all hooks. From it a sweep over the layer's
     steps finds the adjoints, before the recurrence's own backward pass, with the weights that ran
     (``python -m benchmarks.instruments recording`` measures what it costs). So whatever a subclass,
@@ -97,8 +97,8 @@ class GradientFlow:
 
     With `torch.utils.checkpoint`, use ``use_reentrant=False``. Second derivatives: a backward pass
     through a call that was differentiated with ``create_graph=True`` before is exact for a
-    `FusedRNN` on native kernels (f' then counts as a function of :math:`h_t`); for the others it is
-    not recorded, with a warning.
+    fused layer on native kernels (f' then counts as a function of :math:`h_t`); for the others it
+    is not recorded, with a warning.
 
     Args:
         model: any module; it is searched for recurrent layers once, here.
@@ -113,7 +113,7 @@ class GradientFlow:
     A recorded call raises RuntimeError under `torch.func` transforms, forward-mode automatic
     differentiation, compilers and tracers, for dropout between layers on a device other than the
     CPU (but for native kernels), and for a subclass of torch's modules that does not run torch's
-    recurrence; TypeError for a `FusedRNN` whose recurrence a subclass has overridden. Its backward
+    recurrence; TypeError for a fused layer whose recurrence a subclass has overridden. Its backward
     pass raises RuntimeError if an input, initial state or weight was modified in place or freed
     since, if it is mapped (``is_grads_batched``), under compiled autograd (but for native kernels),
     and inside a reentrant checkpoint.
@@ -149,7 +149,8 @@ class GradientFlow:
                 self._names[module] = len(self._names), name
         if not self._names:
             raise ValueError(
-                "model: expected a FusedRNN, nn.RNN, nn.LSTM or nn.GRU somewhere in it, found none"
+                "model: expected a recurrent layer of this package or of torch (nn.RNN, nn.LSTM, "
+                "nn.GRU) somewhere in it, found none"
             )
         self._callers: list[_Caller] = []
         self._thread = threading.local()
@@ -258,10 +259,10 @@ class GradientFlow:
             for tensor in results:
                 _refuse_checkpoint(tensor, self.words(module))
             return results
-        if isinstance(module, FusedRNN) and call.taps is None:
+        if isinstance(module, _FUSED) and call.taps is None:
             raise TypeError(
                 f"GradientFlow cannot record {self.words(module)}: it does not know the "
-                f"recurrence of a {type(module).__name__}, a FusedRNN that overrides _layer"
+                f"recurrence of a {type(module).__name__}, which overrides _layer"
             )
         log = self._new_call(call)
         if add_sinks(log, call):
