@@ -336,7 +336,7 @@ def _plain_direction(
         return None
     if backend.use_native(device_type, dtype):
         backend.run_on_reference(
-            f"there are no kernels for {type(cell).__name__} layers on this device yet"
+            f"there are no kernels for {type(cell).__name__} layers on {device_type} yet"
         )
     return reference.run_direction
 

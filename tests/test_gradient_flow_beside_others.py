@@ -59,7 +59,7 @@ def parallel():
         (
             lambda: nn.Linear(2, 3),
             ValueError,
-            "recurrent layer of this package or of torch .*somewhere in it",
+            "recurrent layer .*somewhere in it",
         ),
         (lambda: torch.compile(nn.LSTM(3, 4)), ValueError, "it is compiled"),
         (lambda: torch.compile(FusedRNN(3, 4)), ValueError, "it is compiled"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import io
 import re
 import warnings
@@ -19,14 +20,14 @@ from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 from torch.utils import _pytree as pytree
 
-from rnn_cuda import FusedRNN, FusedRNNCell, backend, replace_rnn
+from rnn_cuda import FusedGRU, FusedLSTM, FusedRNN, FusedRNNCell, backend, replace_rnn
 from rnn_cuda.instruments import GradientFlow
 from rnn_cuda.residual import AntisymmetricRNN, LeakyRNN
 
 PAGE = (Path(__file__).parents[1] / "docs" / "limitations.md").read_text()
 SITUATIONS = re.findall(r"^\| (.*?) \| .*? \| .*? \|$", PAGE, re.M)[1:]
 
-STACKS = (FusedRNN, LeakyRNN, AntisymmetricRNN)
+STACKS = (FusedRNN, FusedGRU, LeakyRNN, AntisymmetricRNN)
 INPUT, STATE = torch.randn(4, 2, 3), torch.randn(1, 2, 5)
 
 ROWS: dict[str, Callable[[], None]] = {}
@@ -151,7 +152,7 @@ def _():
 
 @row('complex numbers with `nonlinearity="relu"`')
 def _():
-    for cls in (*STACKS, FusedRNNCell):
+    for cls in (FusedRNN, LeakyRNN, AntisymmetricRNN, FusedRNNCell):
         with pytest.raises(ValueError, match="relu is not defined for complex"):
             cls(3, 5, nonlinearity="relu", dtype=torch.complex64)
 
@@ -402,7 +403,37 @@ def _():
         refuses(ValueError, "weight_hh_l0", convert, rnn)
 
 
-@row("`from_torch` of an LSTM or a GRU")
+@row("a `FusedGRU` or `FusedLSTM`, or a cell of theirs, on CUDA or emulated")
+def _():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "takes_gated_cells", lambda *_: False)
+        backend.reset()
+        for kind in (FusedGRU, FusedLSTM):
+            layer = kind(3, 5)
+            with pytest.warns(backend.BackendWarning, match="no kernels for .* layers on cpu yet"):
+                results = layer(INPUT)
+            torch.testing.assert_close(results, layer.to_torch()(INPUT))
+
+
+@row("`proj_size` of a `FusedLSTM`")
+def _():
+    refuses(ValueError, "proj_size: expected 0, got 2", lambda: FusedLSTM(3, 5, proj_size=2))
+    lstm = nn.LSTM(3, 5, proj_size=2)
+    refuses(ValueError, "proj_size: expected 0, got 2", FusedLSTM.from_torch, lstm)
+    with pytest.warns(UserWarning, match="left alone: a FusedLSTM has no projections"):
+        assert replace_rnn(lstm) is lstm
+
+
+@row("ONNX export of a `FusedGRU` or `FusedLSTM` in float64")
+def _():
+    for kind in (FusedGRU, FusedLSTM):
+        export = functools.partial(torch.onnx.export, dynamo=False)
+        model = nn.Sequential(kind(3, 5, dtype=torch.float64))
+        arguments = (INPUT.double(),), io.BytesIO()
+        refuses(NotImplementedError, "float64 cannot", export, model, *arguments)
+
+
+@row("`from_torch` of another kind of layer")
 def _():
     for other in (nn.LSTM(3, 5), nn.GRU(3, 5)):
         refuses(TypeError, "rnn must be a torch.nn.RNN", FusedRNN.from_torch, other)

@@ -87,10 +87,11 @@ class GradientFlow:
     zero: norms are accumulated in float64 and do not underflow before the gradient itself does.
 
     **How.** The fused backward of a `FusedRNN`, `FusedGRU` or `FusedLSTM` on native kernels emits
-    the norms, for a few percent of its time. For the others, a node of the autograd graph stands between the recurrence and its results. What arrives
-    there is the direct part of the gradient, after all hooks. From it a sweep over the layer's
-    steps finds the adjoints, before the recurrence's own backward pass, with the weights that ran
-    (``python -m benchmarks.instruments recording`` measures what it costs). So whatever a subclass,
+    the norms, for a few percent of its time. For the others, a node of the autograd graph stands
+    between the recurrence and its results. What arrives there is the direct part of the gradient,
+    after all hooks. From it a sweep over the layer's steps finds the adjoints, before the
+    recurrence's own backward pass, with the weights that ran (``python -m benchmarks.instruments
+    recording`` measures what it costs). So whatever a subclass,
     a hook or a wrapper does outside of the recurrence, to input, output or gradient, is seen as it
     is. Calls are those made inside the block; their backward pass may also come after it. A torch
     module whose ``forward`` is called by name, which runs no hooks either, is not recorded.
