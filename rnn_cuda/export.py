@@ -206,33 +206,40 @@ def trace_layers(
     )
 
 
-def trace_torch_layers(
+def trace_gated_layers(
     module: RecurrentStack,
     sequence: Tensor,
     states: State,
     weights: list[list[Tensor]],
     batch_sizes: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """Run all layers where `is_leaving`, by torch's own operator for them; see `trace_layers`."""
+    """Run all layers of a GRU or LSTM where `is_leaving`; see `trace_layers`.
+
+    By torch's own operator, which the older ONNX exporter knows, too. Under torch.export that one
+    fixes the number of time steps.
+    """
     dtype = sequence.dtype
     if torch.onnx.is_in_onnx_export() and dtype == torch.float64:
         raise NotImplementedError(
             f"a {type(module).__name__} in {dtype} cannot be exported to ONNX, whose runtime has "
             "no operator for it: export it in float32"
         )
-    flat = [weight for group in map(_with_biases, weights) for weight in group]
+    wide = compute_dtype(dtype)
+    groups = [[weight.to(wide) for weight in _with_biases(group)] for group in weights]
+    sequence, states = sequence.to(wide), tuple(state.to(wide) for state in states)
+    if torch._C._get_tracing_state() is None:
+        results = _onnx_gated_layers(module, sequence, states, groups)
+        return tuple(result.to(dtype) for result in results)
     if not states:
         batch: Any = sequence.shape[1] if batch_sizes is None else batch_sizes[0]
         zeros = sequence.new_zeros(len(weights), batch, module.hidden_size)
         states = (zeros,) * module._cell().states
-    wide = compute_dtype(dtype)
-    if wide != dtype:
-        sequence, states = sequence.to(wide), tuple(state.to(wide) for state in states)
-        flat = [weight.to(wide) for weight in flat]
-    hx = states if len(states) == 2 else states[0]
+    flat = [weight for group in groups for weight in group]
     options = (module.bias, module.num_layers, module.dropout, module.training)
     options = (*options, bool(module.bidirectional))
-    run: Any = {"gru": torch.gru, "lstm": torch.lstm}[module._cell_name]
+    is_lstm = len(states) == 2
+    run: Any = torch.lstm if is_lstm else torch.gru
+    hx = states if is_lstm else states[0]
     if batch_sizes is None:
         results = run(sequence, hx, flat, *options, False)
     else:
@@ -336,6 +343,47 @@ def _onnx_operator(
         shapes=((T, directions, batch, hidden), (directions, batch, hidden)),
     )
     return y.transpose(1, 2).flatten(2), h_n
+
+
+_ONNX_GATES = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
+"""The order of ONNX's gates, by their numbers in torch's."""
+
+
+def _onnx_gated_layers(
+    module: RecurrentStack, sequence: Tensor, states: State, groups: list[list[Tensor]]
+) -> list[Tensor]:
+    """Run all layers as one ``GRU`` or ``LSTM`` operator each, for ``dynamo=True``."""
+    name, hidden, directions = module.mode, module.hidden_size, module._num_directions
+    order, count = _ONNX_GATES[name], module._cell().states
+
+    def reordered(weight: Tensor) -> Tensor:
+        blocks = weight.chunk(len(order))
+        return torch.cat([blocks[gate] for gate in order])
+
+    attributes: Any = {"hidden_size": hidden}
+    attributes["direction"] = "bidirectional" if directions == 2 else "forward"
+    if name == "GRU":
+        attributes["linear_before_reset"] = 1  # r multiplies U h + b, as in torch
+    T, batch = sequence.shape[:2]
+    shapes = (T, directions, batch, hidden), *[(directions, batch, hidden)] * count
+    final_states = []
+    for first in range(0, len(groups), directions):
+        its = [list(map(reordered, group)) for group in groups[first : first + directions]]
+        W, R = (torch.stack([group[i] for group in its]) for i in (0, 1))
+        B = torch.stack([torch.cat(group[2:]) for group in its]) if module.bias else None
+        starts = [state[first : first + directions] for state in states]
+        y, *finals = torch.onnx.ops.symbolic_multi_out(
+            name,
+            (sequence, W, R, B, None, *starts),
+            attributes,
+            dtypes=(sequence.dtype,) * (1 + count),
+            shapes=shapes,
+        )
+        sequence = y.transpose(1, 2).flatten(2)
+        final_states.append(finals)
+        if module.dropout and first + directions < len(groups):
+            sequence = nn.functional.dropout(sequence, module.dropout, module.training)
+    return [sequence, *map(torch.cat, zip(*final_states, strict=True))]
 
 
 def _onnx_attributes(nonlinearity: str, hidden: int, directions: int) -> dict[str, Any]:

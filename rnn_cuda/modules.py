@@ -229,7 +229,7 @@ class _GatedStack(_DropIn):
         weights: list[list[Tensor]],
         batch_sizes: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        return export.trace_torch_layers(self, sequence, states, weights, batch_sizes)
+        return export.trace_gated_layers(self, sequence, states, weights, batch_sizes)
 
 
 class FusedGRU(export.GRUScriptMethods, _GatedStack):

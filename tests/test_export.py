@@ -18,7 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from rnn_cuda import AntisymmetricRNN, FusedRNN, FusedRNNCell, LeakyRNN
+from rnn_cuda import (
+    AntisymmetricRNN,
+    FusedGRU,
+    FusedGRUCell,
+    FusedLSTM,
+    FusedLSTMCell,
+    FusedRNN,
+    FusedRNNCell,
+    LeakyRNN,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning",
@@ -29,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 I, H = 3, 4
 NONLINEARITIES = ["tanh", "relu", "sigmoid", "identity"]
-KINDS = [FusedRNN, LeakyRNN, AntisymmetricRNN]
+KINDS = [FusedRNN, FusedGRU, LeakyRNN, AntisymmetricRNN]
 ONE_DIRECTION = {"bias": False, "batch_first": True}
 BOTH_DIRECTIONS = {"num_layers": 2, "bidirectional": True, "dropout": 0.5}
 OPTIONS = pytest.mark.parametrize(
@@ -60,6 +69,19 @@ class Packed(nn.Module):
         return pad_packed_sequence(output, self.batch_first)[0], h_n
 
 
+class DenseLSTM(Dense):
+    def forward(self, x: Tensor, hx: Tensor | None = None):
+        output, (h_n, c_n) = self.rnn(x, None if hx is None else (hx, 2 * hx))
+        return 2 * output, h_n, c_n
+
+
+class PackedLSTM(Packed):
+    def forward(self, x: Tensor, lengths: Tensor, hx: Tensor | None = None):
+        packed = pack_padded_sequence(x, lengths, self.batch_first, self.enforce_sorted)
+        output, (h_n, c_n) = self.rnn(packed, None if hx is None else (hx, 2 * hx))
+        return pad_packed_sequence(output, self.batch_first)[0], h_n, c_n
+
+
 class Stepping(nn.Module):
     def __init__(self, cell):
         super().__init__()
@@ -69,8 +91,19 @@ class Stepping(nn.Module):
         return self.cell(x, self.cell(x, h)) + self.cell(x)
 
 
+class SteppingLSTM(Stepping):
+    def forward(self, x: Tensor, h: Tensor):
+        return self.cell(x, self.cell(x, (h, 2 * h)))[1] + self.cell(x)[0]
+
+
+def dense_model(rnn):
+    return (DenseLSTM if isinstance(rnn, FusedLSTM) else Dense)(rnn)
+
+
 def layer(kind, nonlinearity, options, dtype=torch.float64):
-    return kind(I, H, nonlinearity=nonlinearity, **options).to(dtype).eval()
+    if nonlinearity is not None:
+        options = {"nonlinearity": nonlinearity, **options}
+    return kind(I, H, **options).to(dtype).eval()
 
 
 def sequence(rnn, T, B):
@@ -106,12 +139,12 @@ def assert_same(module, model, arguments, rtol=1e-12):
 
 def problems(rnn):
     """Each way to call a layer: a model, example arguments, and others of other sizes."""
-    dense, packed = Dense(rnn), Packed(rnn)
+    model, packed = dense_model(rnn), (PackedLSTM if isinstance(rnn, FusedLSTM) else Packed)(rnn)
     few, many = torch.tensor([2, 5, 3]), torch.tensor([6, 1])
     return [
-        (dense, (sequence(rnn, 5, 3),), (sequence(rnn, 7, 2),)),
-        (dense, (sequence(rnn, 5, 3), state(rnn, 3)), (sequence(rnn, 1, 1), state(rnn, 1))),
-        (dense, (torch.randn(5, I).double(),), (torch.randn(2, I).double(),)),
+        (model, (sequence(rnn, 5, 3),), (sequence(rnn, 7, 2),)),
+        (model, (sequence(rnn, 5, 3), state(rnn, 3)), (sequence(rnn, 1, 1), state(rnn, 1))),
+        (model, (torch.randn(5, I).double(),), (torch.randn(2, I).double(),)),
         (packed, (sequence(rnn, 5, 3), few), (sequence(rnn, 6, 2), many)),
         (
             packed,
@@ -131,6 +164,9 @@ def problems(rnn):
         (FusedRNN, "identity", ONE_DIRECTION),
         (LeakyRNN, "tanh", BOTH_DIRECTIONS),
         (AntisymmetricRNN, "relu", ONE_DIRECTION),
+        (FusedGRU, None, BOTH_DIRECTIONS),
+        (FusedLSTM, None, BOTH_DIRECTIONS),
+        (FusedLSTM, None, ONE_DIRECTION),
     ],
 )
 def test_scripted_and_traced_models_saved_and_loaded_compute_the_same(kind, nonlinearity, options):
@@ -226,16 +262,22 @@ def test_scripting_does_not_pass_by_a_forward_that_was_overridden():
 
 
 @pytest.mark.parametrize(
-    ("nonlinearity", "bias"), list(zip(NONLINEARITIES, [True, False, False, True], strict=True))
+    ("kind", "nonlinearity", "bias"),
+    [
+        *zip([FusedRNNCell] * 4, NONLINEARITIES, [True, False, False, True], strict=True),
+        (FusedGRUCell, None, True),
+        (FusedLSTMCell, None, False),
+    ],
 )
-def test_scripted_and_traced_cells_saved_and_loaded_compute_the_same(nonlinearity, bias):
-    cell = FusedRNNCell(I, H, bias, nonlinearity, dtype=torch.float64)
-    model = Stepping(cell)
+def test_scripted_and_traced_cells_saved_and_loaded_compute_the_same(kind, nonlinearity, bias):
+    cell = layer(kind, nonlinearity, {"bias": bias})
+    is_lstm = kind is FusedLSTMCell
+    model = (SteppingLSTM if is_lstm else Stepping)(cell)
     for shape in ((2,), ()):
         x, h = torch.randn(*shape, I).double(), torch.randn(*shape, H).double()
         assert_same(through_a_file(torch.jit.script(model)), model, (x, h))
         assert_same(through_a_file(torch.jit.trace(model, (x, h))), model, (x, h))
-        assert_same(torch.jit.script(cell), cell, (x, h))
+        assert_same(torch.jit.script(cell), cell, (x, (h, 2 * h) if is_lstm else h))
     with pytest.raises(
         torch.jit.Error, match="batch size 2 doesn't match hidden0 batch size 1 of hx"
     ):
@@ -262,7 +304,7 @@ def test_a_model_that_torch_fx_has_traced_calls_the_layer(kind):
     assert torch.equal(output.data, model.rnn(packed)[0].data)
 
 
-@pytest.mark.parametrize("kind", [nn.RNNCell, FusedRNNCell])
+@pytest.mark.parametrize("kind", [nn.RNNCell, FusedRNNCell, FusedGRUCell])
 def test_a_model_that_torch_fx_has_traced_calls_the_cell(kind):
     model = Stepping(kind(I, H, dtype=torch.float64))
     traced = torch.fx.symbolic_trace(model)
@@ -330,7 +372,7 @@ def operators(exported):
 
 
 def assert_exports(rnn, with_state, *, dynamo):
-    model = Dense(rnn).eval()
+    model = dense_model(rnn).eval()
     axes = dense_axes(rnn, with_state)
     exported = export(model, dense_problem(rnn, 5, 3, with_state), axes, dynamo=dynamo)
     sizes = [(5, 3), (7, 2), (1, 1)]
@@ -350,8 +392,18 @@ def test_a_layer_exports_as_onnx_operators_from_a_trace(nonlinearity, options):
     assert found.count("RNN") == rnn.num_layers
 
 
+@pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [FusedGRU, FusedLSTM])
+def test_a_gated_layer_exports_as_onnx_operators(kind, dynamo):
+    name = kind.__name__.removeprefix("Fused")
+    rnn = layer(kind, None, BOTH_DIRECTIONS, torch.float32)
+    assert assert_exports(rnn, True, dynamo=dynamo).count(name) == rnn.num_layers
+    rnn = layer(kind, None, ONE_DIRECTION, torch.float16)
+    assert assert_exports(rnn, False, dynamo=dynamo).count(name) == 1
+
+
 @OPTIONS
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [FusedRNN, LeakyRNN, AntisymmetricRNN])
 def test_what_onnx_runtime_has_no_operator_for_exports_as_loops_from_a_trace(kind, options):
     for nonlinearity, with_state in zip(NONLINEARITIES, itertools.cycle([False, True])):
         rnn = layer(kind, nonlinearity, options)
@@ -406,8 +458,16 @@ def test_packed_sequences_export_from_a_trace(nonlinearity, options):
     both = int(options is BOTH_DIRECTIONS)
     with_state, enforce_sorted = bool(low ^ both), bool(high ^ both)
     dtype = torch.float16 if high ^ low ^ both else torch.float32
-    rnn = layer(FusedRNN, nonlinearity, options, dtype)
-    model = Packed(rnn, enforce_sorted).eval()
+    assert_packed_exports(layer(FusedRNN, nonlinearity, options, dtype), with_state, enforce_sorted)
+
+
+@pytest.mark.parametrize("kind", [FusedGRU, FusedLSTM])
+def test_packed_sequences_of_gated_layers_export_from_a_trace(kind):
+    assert_packed_exports(layer(kind, None, BOTH_DIRECTIONS, torch.float32), True, False)
+
+
+def assert_packed_exports(rnn, with_state, enforce_sorted):
+    model = (PackedLSTM if isinstance(rnn, FusedLSTM) else Packed)(rnn, enforce_sorted).eval()
 
     def problem(*lengths):
         dense = dense_problem(rnn, max(lengths), len(lengths), with_state)

@@ -100,8 +100,9 @@ class LayerForward(OperatorFunction):
             norms = [next(remaining).detach() for _ in range(kind.adjoints)]
             adjoints = list(remaining)
             if wants_vectors and kind.is_linear_recurrence:
+                (delta,) = adjoints
                 directions = list(directions_of(tensors[:count], tensors[count:], direction))
-                adjoints = [total_adjoints(grads, *adjoints, directions, batch_sizes, ctx.batch)]
+                adjoints = [total_adjoints(grads, delta, directions, batch_sizes, ctx.batch)]
             for sink in sinks:
                 sink(norms, adjoints if sink.vectors else None)
         return (*gradients, None, None)
