@@ -225,11 +225,15 @@ def trace_gated_layers(
             "no operator for it: export it in float32"
         )
     wide = compute_dtype(dtype)
-    groups = [[weight.to(wide) for weight in _with_biases(group)] for group in weights]
-    sequence, states = sequence.to(wide), tuple(state.to(wide) for state in states)
-    if torch._C._get_tracing_state() is None:
-        results = _onnx_gated_layers(module, sequence, states, groups)
+    # Where a sequence is packed, the exporter would not see the operator behind a cast.
+    if wide != dtype and batch_sizes is None:
+        wide_states = tuple(state.to(wide) for state in states)
+        wide_weights = [[weight.to(wide) for weight in _with_biases(group)] for group in weights]
+        results = trace_gated_layers(module, sequence.to(wide), wide_states, wide_weights, None)
         return tuple(result.to(dtype) for result in results)
+    groups = [_with_biases(group) for group in weights]
+    if torch._C._get_tracing_state() is None:
+        return _onnx_gated_layers(module, sequence, states, groups)
     if not states:
         batch: Any = sequence.shape[1] if batch_sizes is None else batch_sizes[0]
         zeros = sequence.new_zeros(len(weights), batch, module.hidden_size)
@@ -241,10 +245,8 @@ def trace_gated_layers(
     run: Any = torch.lstm if is_lstm else torch.gru
     hx = states if is_lstm else states[0]
     if batch_sizes is None:
-        results = run(sequence, hx, flat, *options, False)
-    else:
-        results = run(sequence, batch_sizes, hx, flat, *options)
-    return tuple(result.to(dtype) for result in results)
+        return run(sequence, hx, flat, *options, False)
+    return run(sequence, batch_sizes, hx, flat, *options)
 
 
 def check_packed(batch_sizes: Tensor) -> None:
@@ -351,7 +353,7 @@ _ONNX_GATES = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
 
 def _onnx_gated_layers(
     module: RecurrentStack, sequence: Tensor, states: State, groups: list[list[Tensor]]
-) -> list[Tensor]:
+) -> tuple[Tensor, ...]:
     """Run all layers as one ``GRU`` or ``LSTM`` operator each, for ``dynamo=True``."""
     name, hidden, directions = module.mode, module.hidden_size, module._num_directions
     order, count = _ONNX_GATES[name], module._cell().states
@@ -383,7 +385,7 @@ def _onnx_gated_layers(
         final_states.append(finals)
         if module.dropout and first + directions < len(groups):
             sequence = nn.functional.dropout(sequence, module.dropout, module.training)
-    return [sequence, *map(torch.cat, zip(*final_states, strict=True))]
+    return sequence, *map(torch.cat, zip(*final_states, strict=True))
 
 
 def _onnx_attributes(nonlinearity: str, hidden: int, directions: int) -> dict[str, Any]:
