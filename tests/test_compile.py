@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from rnn_cuda import FusedRNN, FusedRNNCell
+from rnn_cuda import FusedGRU, FusedRNN, FusedRNNCell
 from rnn_cuda.functional import bidirectional_elman_rnn, elman_rnn, linear_recurrence
 from rnn_cuda.instruments import GradientFlow
 from rnn_cuda.operators.linear_recurrence import LinearRecurrence
@@ -295,7 +295,7 @@ def training_step(loss_of, model, packed):
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-@pytest.mark.parametrize("kind", [FusedRNN, LeakyRNN, FusedRNNCell])
+@pytest.mark.parametrize("kind", [FusedRNN, FusedGRU, LeakyRNN, FusedRNNCell])
 def test_a_compiled_training_loop_with_breaks_moves_the_weights_as_eager_mode_does(kind):
     _, packed = packed_problem()
     is_cell = kind is FusedRNNCell

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from rnn_cuda import FusedRNN, FusedRNNCell, backend
+from rnn_cuda import FusedGRUCell, FusedLSTMCell, FusedRNN, FusedRNNCell, backend
+from tests.layers import every_kind, flat_results
 
 pytestmark = pytest.mark.filterwarnings("ignore::rnn_cuda.backend.BackendWarning")
 
@@ -66,10 +67,11 @@ def test_dense_batches_leave_the_gradients_of_every_sample(options, reduction, a
     torch.testing.assert_close(x.grad, wanted)
 
 
+@every_kind
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_packed_batches_leave_them_in_the_order_of_length_as_torchs_layer_does(bidirectional):
+def test_packed_batches_leave_them_in_the_order_of_length_as_torchs_layer_does(bidirectional, kind):
     torch.manual_seed(0)
-    rnn = FusedRNN(3, 5, bidirectional=bidirectional, dtype=torch.float64)
+    rnn = kind(3, 5, bidirectional=bidirectional, dtype=torch.float64)
     x = torch.randn(4, 3, 3, dtype=torch.float64)
     lengths = [2, 4, 1]
     packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
@@ -101,13 +103,15 @@ def test_the_backend_asked_for_is_kept_to():
         call_for_per_sample_grads(rnn)(torch.randn(2, 4, 3))
 
 
-def test_cells_leave_them_too():
+@pytest.mark.parametrize("kind", [FusedRNNCell, FusedGRUCell, FusedLSTMCell])
+def test_cells_leave_them_too(kind):
     # torch.nn.RNNCell raises: "cannot handle function rnn_tanh_cell".
     torch.manual_seed(0)
-    cell = FusedRNNCell(3, 5, dtype=torch.float64)
+    cell = kind(3, 5, dtype=torch.float64)
     x, hx = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
-    expected = _expected(cell, [(x[b], hx[b]) for b in range(2)])
+    states = (lambda h: (h, 2 * h)) if kind is FusedLSTMCell else (lambda h: h)
+    expected = _expected(cell, [(x[b], states(hx[b])) for b in range(2)])
 
-    _loss(call_for_per_sample_grads(cell)(x, hx)).backward()
+    _loss(flat_results(call_for_per_sample_grads(cell)(x, states(hx)))[0]).backward()
 
     _assert_samples_are(cell, expected)

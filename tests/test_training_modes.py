@@ -12,6 +12,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.data import DataLoader, Dataset
 
+from rnn_cuda import FusedLSTM
 from rnn_cuda.functional import elman_rnn
 from tests.layers import halves, needs_native, pair
 
@@ -114,19 +115,19 @@ DDP = """
     import torch
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
-    from rnn_cuda import FusedRNN
+    from rnn_cuda import FusedLSTM
 
     folder, port, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
     distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
     )
     problem = torch.load(f"{folder}/problem.pt")
-    rnn = FusedRNN(6, 16, num_layers=2, bidirectional=True)
+    rnn = FusedLSTM(6, 16, num_layers=2, bidirectional=True)
     if rank == 0:  # the other process gets its parameters from this one
         rnn.load_state_dict(problem["parameters"])
     model = DistributedDataParallel(rnn)
     mine = slice(2 * rank, 2 * rank + 2)  # half of the batch
-    output, h_n = model(problem["x"][:, mine])
+    output, (h_n, _) = model(problem["x"][:, mine])
     (output.pow(2).mean() + h_n.pow(2).mean()).backward()
     torch.save([p.grad for p in rnn.parameters()], f"{folder}/{rank}.pt")
     # Gloo's teardown aborts the process now and then, with nn.RNN as well: leave without it, as
@@ -140,14 +141,14 @@ DDP = """
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch is built without gloo")
 def test_two_data_parallel_processes_have_the_gradients_of_one(tmp_path):
-    rnn, _ = pair(I, H, num_layers=2, bidirectional=True)
+    rnn, _ = pair(I, H, num_layers=2, bidirectional=True, kind=FusedLSTM)
     x = torch.randn(T, B, I)
     torch.save({"parameters": rnn.state_dict(), "x": x}, tmp_path / "problem.pt")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     run_python(DDP, str(tmp_path), port, processes=2)
-    output, h_n = rnn(x)
+    output, (h_n, _) = rnn(x)
     expected = torch.autograd.grad(output.pow(2).mean() + h_n.pow(2).mean(), list(rnn.parameters()))
     for rank in range(2):
         actual = torch.load(tmp_path / f"{rank}.pt")
