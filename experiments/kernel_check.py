@@ -1,4 +1,4 @@
-"""Puts the fused kernel beside ``torch.nn.RNN`` on a study's own problem: same numbers, how fast.
+"""Puts the fused kernel beside torch's layer on a study's own problem: same numbers, how fast.
 
 It runs before the study, in the parent process: that also builds the kernels once, before any
 worker asks for them, and times both modules while nothing else of the study runs, on one thread as
@@ -20,31 +20,52 @@ from torch import Tensor, nn
 from experiments.batches import on_device
 from experiments.config import DATA_STREAM, RunConfig
 from experiments.evaluation import HeldOut
-from experiments.models import SequenceModel, build_core
+from experiments.fields import ConfigError
+from experiments.models import TORCHS, SequenceModel, build_core
 from experiments.numerics import use_threads
 from experiments.probes.adjoint import Adjoint
+from experiments.study import Study
 from experiments.tasks import Task
-from rnn_cuda import FusedRNN
 
 _WARM_UP, _ROUNDS = 3, 15
 
 
+def compared_with_torch(study: Study) -> list[dict[str, Any]]:
+    """Compare each kind of fused core in a study with torch's layer, in its first arm with it.
+
+    Mid-ladder, or where contrasts stand; what is not comparable is left out.
+    """
+    contrasts = [member for member in study.members if member.contrast_of]
+    ladder = [member for member in study.members if not member.contrast_of]
+    horizons = sorted({member.run.horizon for member in contrasts or ladder})
+    there = [m.run for m in ladder if m.run.horizon == horizons[len(horizons) // 2]]
+    checks: dict[str, dict[str, Any]] = {}
+    for run in there or [ladder[0].run]:
+        if run.core.name not in checks and (check := compare_with_torch(run)) is not None:
+            checks[run.core.name] = check
+    return list(checks.values())
+
+
 def compare_with_torch(run: RunConfig) -> dict[str, Any] | None:
-    """Compare a run's model, before training, with the same on ``torch.nn.RNN``.
+    """Compare a run's model, before training, with the same on torch's layer.
 
     Returns:
-        Relative differences (largest absolute difference over largest absolute value) of
-        predictions, parameter gradients and the adjoint profile, and the median milliseconds of one
-        forward and backward pass of each; ``None`` if the model is not on the fused kernel (or a
-        remedy put another layer in its place) or ``torch.nn.RNN`` lacks its nonlinearity.
+        The name of torch's layer (``torch``); relative differences (largest absolute difference
+        over largest absolute value) of predictions, parameter gradients and the adjoint profile;
+        the median milliseconds of one forward and backward pass of each. ``None`` if the model is
+        not on the fused kernel (or a remedy put another layer in its place) or torch lacks its
+        nonlinearity.
     """
     options = run.plain()["model"]
-    if options["core"] != "fused_rnn" or options["nonlinearity"] not in ("tanh", "relu"):
+    if options["core"] not in TORCHS:
         return None
-    core = build_core({**options, "core": "rnn"})
+    try:
+        core = build_core({**options, "core": TORCHS[options["core"]]})
+    except ConfigError:  # a nonlinearity that torch lacks
+        return None
     with use_threads(1):
         fused, plain = run.build_model(), replace(run, core=core).build_model()
-        if not isinstance(fused.core, FusedRNN) or not isinstance(plain.core, nn.RNN):
+        if not isinstance(plain.core, nn.RNNBase):
             return None
         x_TBI, target = HeldOut(run).probe
         probe = Adjoint(Adjoint.Config())
@@ -60,6 +81,7 @@ def compare_with_torch(run: RunConfig) -> dict[str, Any] | None:
         }
         fused_seconds, plain_seconds = _time(fused, plain, run)
     return {
+        "torch": plain.core_name,
         "horizon": run.horizon,
         "relative_difference": difference,
         "fused_milliseconds": 1e3 * fused_seconds,

@@ -38,7 +38,7 @@ from experiments.display import Display
 from experiments.execution import Outcome, execute, worker_count
 from experiments.fields import ConfigError
 from experiments.files import write_text
-from experiments.kernel_check import compare_with_torch
+from experiments.kernel_check import compared_with_torch
 from experiments.record import write_json
 from experiments.study import Member, Study, parse_study
 
@@ -98,8 +98,7 @@ def run_study(
         write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     view.save(study, folder, command)
     # Before any worker starts: this also builds the kernels, once.
-    check = compare_with_torch(_checked_run(study).run)
-    view.save(study, folder, command, check)
+    view.save(study, folder, command, compared_with_torch(study))
     runs = len(study.runs)
     how = f"{worker_count(study, runs)} at a time"
     if study.execution.launcher != "processes":
@@ -166,15 +165,6 @@ def present(*steps: Callable[[], Any]) -> list[str]:
 
 def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _checked_run(study: Study) -> Member:
-    """Return where the kernel is put beside ``torch.nn.RNN``: mid-ladder, or at a contrast's T."""
-    contrasts = [member for member in study.members if member.contrast_of]
-    ladder = [member for member in study.members if not member.contrast_of]
-    horizons = sorted({member.run.horizon for member in contrasts or ladder})
-    horizon = horizons[len(horizons) // 2]
-    return next((member for member in ladder if member.run.horizon == horizon), ladder[0])
 
 
 class ComparisonCallback(Callback):

@@ -167,8 +167,8 @@ def conclusions(view: View) -> list[str]:
     signatures = statement(expectations(view), rows)
     if signatures is not None:
         said.append(signatures)
-    if view.kernel_check is not None:
-        said += _on_kernel(view.kernel_check)
+    for check in view.kernel_checks:
+        said += _on_kernel(check)
     return said
 
 
@@ -298,11 +298,12 @@ def _on_kernel(check: Mapping[str, Any]) -> list[str]:
     difference = check["relative_difference"]
     speed = check["torch_milliseconds"] / check["fused_milliseconds"]
     said = [
-        f"Beside torch.nn.RNN from the same seed (T = {check['horizon']}): predictions differ by "
-        f"{difference['prediction']:.0e}, parameter gradients by {difference['gradients']:.0e}, "
-        f"the adjoint profile by {difference['adjoint_profile']:.0e} (relative). A forward and "
-        f"backward pass takes {check['fused_milliseconds']:.2f} ms against "
-        f"{check['torch_milliseconds']:.2f} ms ({speed:.1f}x) on one thread."
+        f"Beside torch.nn.{check['torch']} from the same seed (T = {check['horizon']}): "
+        f"predictions differ by {difference['prediction']:.0e}, parameter gradients by "
+        f"{difference['gradients']:.0e}, the adjoint profile by "
+        f"{difference['adjoint_profile']:.0e} (relative). A forward and backward pass takes "
+        f"{check['fused_milliseconds']:.2f} ms against {check['torch_milliseconds']:.2f} ms "
+        f"({speed:.1f}x) on one thread."
     ]
     if max(difference.values()) > ROUNDING:
         said.append(

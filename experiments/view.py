@@ -167,7 +167,7 @@ class View:
         about: a sentence on what it asks.
         command: that made it.
         expected: what was known of it beforehand, as the study's YAML has it.
-        kernel_check: the fused kernel beside ``torch.nn.RNN``, where it was made.
+        kernel_checks: the fused kernel beside each layer of torch that it replaces here.
         figures: that answer what it asks, by name.
         entries: the runs.
         failed: members of a sweep that never became a study: why, by their folder.
@@ -178,7 +178,7 @@ class View:
     command: str
     entries: list[Entry]
     expected: Mapping[str, Any] = field(default_factory=dict)
-    kernel_check: Mapping[str, Any] | None = None
+    kernel_checks: Sequence[Mapping[str, Any]] = ()
     figures: Sequence[str] = StudyConfig.figures
     failed: Mapping[str, str] = field(default_factory=dict)
 
@@ -284,7 +284,7 @@ def _read_log(folder: Path, size: int, modified: int) -> _Log:
     return log
 
 
-def save(study: Study, folder: Path, command: str, kernel_check: Any = None) -> None:
+def save(study: Study, folder: Path, command: str, kernel_checks: Sequence[Any] = ()) -> None:
     """Write ``study.json``; where records are is said relative to ``folder``."""
     runs = [
         {
@@ -304,7 +304,7 @@ def save(study: Study, folder: Path, command: str, kernel_check: Any = None) -> 
             "about": study.config.about,
             "command": command,
             "expected": study.expected,
-            "kernel_check": kernel_check,
+            "kernel_checks": kernel_checks,
             "figures": study.config.figures,
             "runs": runs,
         },
@@ -366,6 +366,8 @@ def _load_study(folder: Path) -> View:
         if version != VERSION:
             raise ViewError(f"{path} has version {version}, this program reads {VERSION}")
         runs = values.pop("runs")
+        if check := values.pop("kernel_check", None):  # written when there was one at most
+            values["kernel_checks"] = [{"torch": "RNN", **check}]
         entries = [
             entry_of((folder / run["folder"]).resolve(), run["label"], run["contrast_of"], run)
             for run in runs

@@ -14,15 +14,18 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from experiments.fields import Config, flag, integer
-from rnn_cuda import AntisymmetricRNN, FusedRNN, LeakyRNN
+from rnn_cuda import AntisymmetricRNN, FusedGRU, FusedLSTM, FusedRNN, LeakyRNN
+from rnn_cuda.cells import cell_of
 
 PLAIN = (FusedRNN, nn.RNN)
 """Elman layers, ``h_t = f(W x_t + U h_{t-1} + b)``."""
 RESIDUAL = (LeakyRNN, AntisymmetricRNN)
 """Elman layers whose state has a path of its own from step to step."""
-GATED = (nn.LSTM, nn.GRU)
+GATED = (FusedLSTM, nn.LSTM, FusedGRU, nn.GRU)
 RECURRENT = (*PLAIN, *RESIDUAL, *GATED)
 """All that the library knows the recurrence of; a core can be something else."""
+TORCHS = {"fused_rnn": "rnn", "fused_lstm": "lstm", "fused_gru": "gru"}
+"""Of each core on the fused kernel, that of torch which is the same model from the same seed."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,8 @@ class SequenceModel(nn.Module):
     @property
     def state_size(self) -> int:
         """Numbers that a step of a layer hands on: H, for an LSTM's ``(h, c)`` twice as many."""
-        return self.core.hidden_size * (2 if isinstance(self.core, nn.LSTM) else 1)
+        cell = cell_of(self.core)
+        return self.core.hidden_size * (1 if cell is None else cell.states)
 
     @property
     def num_parameters(self) -> int:

@@ -7,42 +7,45 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from experiments.console import as_line
+from experiments.models import TORCHS
 from experiments.record import Record
 from experiments.report.arms import flat, plain
 from experiments.view import Entry
 
 
 def speeds(entries: Sequence[Entry]) -> list[str]:
-    """Say how much faster ``fused_rnn`` trains than ``rnn``, where both are there alike."""
+    """Say how much faster each core of the fused kernel trains than torch's, both alike."""
     groups: dict[str, dict[str, dict[int, Record]]] = {}
     for entry in entries:
         record = entry.record
         if record is None or record.status != "finished":
             continue
         core = record.config["model"]["core"]
-        if core not in ("fused_rnn", "rnn") or record.seconds_per_step is None:
+        torchs = TORCHS.get(core, core)
+        if torchs not in TORCHS.values() or record.seconds_per_step is None:
             continue
-        values = {**flat(record.config), "model.core": "", "seed": ""}
+        values = {**flat(record.config), "model.core": torchs, "seed": ""}
         machine = [record.provenance.get(name) for name in ("platform", "device_name", "torch")]
         key = json.dumps([values, machine], sort_keys=True)
-        own = groups.setdefault(key, {"fused_rnn": {}, "rnn": {}})
-        own[core][record.config["seed"]] = record
+        groups.setdefault(key, {}).setdefault(core, {})[record.config["seed"]] = record
     said = []
     for own in groups.values():
-        seeds = sorted(set(own["fused_rnn"]) & set(own["rnn"]))
+        if len(own) < 2:
+            continue
+        names = sorted(own, key=lambda core: core not in TORCHS)
+        seeds = sorted(set.intersection(*map(set, own.values())))
         if not seeds:
             continue
         fused, torchs = (
-            median(1e3 * record.seconds_per_step for record in records)
-            for records in ([own[core][seed] for seed in seeds] for core in ("fused_rnn", "rnn"))
+            median(1e3 * own[core][seed].seconds_per_step for seed in seeds) for core in names
         )
         if fused > 0 and torchs > 0:
-            record = own["fused_rnn"][seeds[0]]
+            record = own[names[0]][seeds[0]]
             said.append(
                 f"{record.result.task}, T = {record.config['horizon']}, "
-                f"H = {record.result.hidden_size}: fused_rnn trains {torchs / fused:.2f} times "
-                f"as fast as rnn, end to end ({fused:.2f} against {torchs:.2f} ms per step, median "
-                f"over {len(seeds)} seed(s), all other settings equal)."
+                f"H = {record.result.hidden_size}: {names[0]} trains {torchs / fused:.2f} times "
+                f"as fast as {names[1]}, end to end ({fused:.2f} against {torchs:.2f} ms per step, "
+                f"median over {len(seeds)} seed(s), all other settings equal)."
             )
     return said
 

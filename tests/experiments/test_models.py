@@ -9,14 +9,17 @@ from functools import cache
 import pytest
 import torch
 
+from experiments import checkpoint
 from experiments.composition import CONFIGURATION
 from experiments.config import RunConfig
-from experiments.models import CORES
+from experiments.kernel_check import compared_with_torch
+from experiments.models import CORES, TORCHS
 from experiments.probes.adjoint import Adjoint
-from experiments.record import Record
+from experiments.record import Record, read_metrics
 from experiments.study import resolved
+from experiments.tables import ROUNDING
 from tests.experiments.processes import assert_same, make, printed_by, small
-from tests.experiments.small_studies import ROOT, choices, composed, listing_also
+from tests.experiments.small_studies import ROOT, choices, composed, listing_also, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,18 +54,26 @@ def test_every_core_trains_in_bfloat16(name, tmp_path):
     assert torch.backends.mkldnn.enabled
 
 
+CHRONO = {"gate_bias": {"value": "chrono"}}
+ORTHOGONAL = {"initialisation": {"recurrent": "orthogonal"}}
+DEEP = {"num_layers": 2, "bidirectional": True}
+
+
 @pytest.mark.parametrize(
-    ("changes", "remedy"),
+    ("fused", "changes", "remedy"),
     [
-        ({"num_layers": 2, "bidirectional": True}, None),
-        ({}, {"initialisation": {"recurrent": "orthogonal"}}),
-        ({"nonlinearity": "relu"}, {"initialisation": {"recurrent": "identity"}}),
+        *((core, DEEP, None) for core in TORCHS),
+        *((core, {}, ORTHOGONAL) for core in TORCHS),
+        ("fused_rnn", {"nonlinearity": "relu"}, {"initialisation": {"recurrent": "identity"}}),
+        ("fused_lstm", {}, {"gate_bias": {"value": 1.0}}),
+        ("fused_lstm", {}, CHRONO),
+        ("fused_gru", {}, CHRONO),
     ],
 )
-def test_fused_rnn_and_rnn_are_the_same_model(changes, remedy):
+def test_a_fused_core_and_torchs_are_the_same_model(fused, changes, remedy):
     """Same seed: equal weights; predictions, gradients, adjoints equal within float32 rounding."""
     found = []
-    for core in ("fused_rnn", "rnn"):
+    for core in (fused, TORCHS[fused]):
         run = run_of(core, remedy=remedy, **changes)
         model = run.build_model()
         x_TBI, target = run.task.sample(32, run.horizon, torch.Generator().manual_seed(0))
@@ -78,6 +89,43 @@ def test_fused_rnn_and_rnn_are_the_same_model(changes, remedy):
     for gradient, its in zip(values[1], others[1], strict=True):
         torch.testing.assert_close(gradient, its, rtol=1e-4, atol=1e-6 * its.abs().max().item())
     torch.testing.assert_close(values[2], others[2], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("core", TORCHS)
+@pytest.mark.parametrize(
+    ("precision", "rtol", "atol"), [("float32", 2e-4, 1e-6), ("float64", 1e-12, 1e-14)]
+)
+def test_a_fused_core_trains_as_torchs_does(core, precision, rtol, atol, tmp_path):
+    """Eleven steps: the losses, and the weights that they end with."""
+    losses, weights = [], []
+    for name in (core, TORCHS[core]):
+        model = {"core": name, "hidden_size": 33}
+        optimizer = {"name": "sgd", "learning_rate": 0.1}
+        folder = make(
+            small(model=model, precision=precision, horizon=40, optimizer=optimizer), tmp_path
+        )
+        losses.append(torch.tensor([row["loss"] for row in read_metrics(folder) if "loss" in row]))
+        weights.append(checkpoint.load(folder)["model"])
+    assert len(losses[0]) == 11
+    assert losses[0].std() > 0
+    torch.testing.assert_close(*losses, rtol=rtol, atol=0)
+    torch.testing.assert_close(*weights, rtol=rtol, atol=atol)
+
+
+def test_the_kernel_is_put_beside_each_layer_of_torch_that_it_replaces(tmp_path):
+    arms = ["'model=rnn'", "'model.nonlinearity=sigmoid'", "'model=fused_gru'", "'model=irnn'",
+            "'model=gru_chrono','model.core=fused_gru'", "'model=fused_lstm'"]  # fmt: skip
+    words = ",".join(f"arm{index}: [{changes}]" for index, changes in enumerate(arms))
+    study = tiny(tmp_path, f"+arms={{{words}}}", "horizons=[6,8,10]", "contrast_horizons=[]")
+    checks = compared_with_torch(study)
+    assert [check["torch"] for check in checks] == ["GRU", "RNN", "LSTM"]
+    assert {check["horizon"] for check in checks} == {8}
+    for check in checks:
+        assert max(check["relative_difference"].values()) < ROUNDING
+        assert min(check["fused_milliseconds"], check["torch_milliseconds"]) > 0
+    leaky = tiny(tmp_path, "remedy=[leaky]", "contrast_horizons=[]")
+    assert compared_with_torch(leaky) == []
+    assert [c["torch"] for c in compared_with_torch(tiny(tmp_path))] == ["RNN"]
 
 
 @pytest.mark.parametrize("name", choices("model"))

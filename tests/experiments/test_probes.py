@@ -30,7 +30,7 @@ from tests.experiments.small_studies import ROOT, example, listing_also
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PLAIN, GATED = ["fused_rnn", "rnn"], ["lstm", "gru"]
+PLAIN, GATED = ["fused_rnn", "rnn"], ["fused_lstm", "lstm", "fused_gru", "gru"]
 REFUSED = {("lag_contribution", "antisymmetric"): "AntisymmetricRNN"}
 NAMES = ("adjoint", "jacobian", "lag_contribution", "lyapunov", "saturation", "spectrum")
 T, B, H = 6, 3, 4
@@ -187,7 +187,7 @@ def test_the_spectrum_is_the_librarys_and_the_first_adjoint_autograds(core):
     expected = {name: value.tolist() for name, value in recurrent_spectrum(U)._asdict().items()}
     assert values["matrices"]["l0"] == expected
     first = [s.detach().unsqueeze(0).requires_grad_() for s in states_of(model.core, x[:1])[0]]
-    output, _ = model.core(x[1:], tuple(first) if core == "lstm" else first[0])
+    output, _ = model.core(x[1:], tuple(first) if "lstm" in core else first[0])
     loss = run.task.loss(model.readout(output[-1]), target) * B
     norm = torch.cat(torch.autograd.grad(loss, first), -1).norm(dim=-1).mean().item()
     assert values["first_adjoint"] == pytest.approx(norm, rel=1e-9)

@@ -27,7 +27,8 @@ from tests.experiments.small_studies import ROOT, example, listing_also
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ELMAN, RESIDUAL, GATED = {"fused_rnn", "rnn"}, {"leaky", "antisymmetric"}, {"lstm", "gru"}
+ELMAN, RESIDUAL = {"fused_rnn", "rnn"}, {"leaky", "antisymmetric"}
+GATED = {"fused_lstm", "lstm", "fused_gru", "gru"}
 ALL = ELMAN | RESIDUAL | GATED
 APPLIES_TO = {
     "antisymmetric": ELMAN,
@@ -378,7 +379,7 @@ def test_truncation_cuts_the_state_and_nothing_else(core, task):
     state, outputs = None, []
     for t in range(len(x)):  # one step at a time, and a cut before steps 3, 6, ...
         if t > 0 and t % 3 == 0:
-            state = tuple(s.detach() for s in state) if core == "lstm" else state.detach()
+            state = tuple(s.detach() for s in state) if "lstm" in core else state.detach()
         output, state = model.core(x[t : t + 1], state)
         outputs.append(output)
     h = torch.cat(outputs)
@@ -484,7 +485,9 @@ def test_omega_sees_adjoints_that_float32_cannot_hold():
         ("fused_rnn", {"num_layers": 2}, ()),
         ("rnn", {"bidirectional": True}, ()),
         ("lstm", {}, ()),
+        ("fused_lstm", {}, ()),
         ("gru", {}, ("orthogonal_parametrization",)),
+        ("fused_gru", {}, ("orthogonal_parametrization",)),
     ],
 )
 def test_flossing_draws_the_exponents_towards_zero(core, model, others):
@@ -532,7 +535,8 @@ def test_flossing_of_closed_relus_says_which_remedy_failed():
     [
         ("fused_rnn", ("spectral_norm", "flossing", "omega", "truncated_bptt", "clipping"), 0),
         ("lstm", ("orthogonal_parametrization", "flossing", "gate_bias", "initialisation"), 7),
-        ("gru", ("spectral_norm", "truncated_bptt"), 7),
+        ("fused_lstm", ("orthogonal_parametrization", "flossing", "gate_bias"), 7),
+        ("fused_gru", ("spectral_norm", "truncated_bptt"), 7),
         ("rnn", ("leaky", "orthogonal_parametrization", "truncated_bptt"), 0),
         ("fused_rnn", ("orthogonal_parametrization", "omega", "flossing"), 7),
     ],

@@ -28,6 +28,7 @@ from experiments.command import as_value, command, overrides
 from experiments.composition import CONFIGURATION
 from experiments.config import RunConfig
 from experiments.expectations import QUANTITIES
+from experiments.models import TORCHS
 from experiments.probes import PROBES
 from experiments.record import Record, Result
 from experiments.report.__main__ import main
@@ -403,15 +404,17 @@ def test_a_ratio_that_is_exactly_zero_is_not_called_missing(tmp_path):
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_speed_is_compared_between_runs_that_are_otherwise_equal(tmp_path):
+@pytest.mark.parametrize("fused", TORCHS)
+def test_speed_is_compared_between_runs_that_are_otherwise_equal(fused, tmp_path):
+    cores = (fused, TORCHS[fused])
+
     def both(seconds, **changes):
-        cores = ("fused_rnn", "rnn")
         return [
             record_of(run_of(c, **changes), seconds=s) for c, s in zip(cores, seconds, strict=False)
         ]
 
-    other = record_of(run_of("rnn", horizon=12), seconds=9.0)
-    elsewhere = record_of(run_of("fused_rnn", horizon=12), seconds=1.0)
+    other = record_of(run_of(cores[1], horizon=12), seconds=9.0)
+    elsewhere = record_of(run_of(fused, horizon=12), seconds=1.0)
     elsewhere.provenance["torch"] = "1.0"
     beside_others = both((1, 90), seed=2)
     beside_others[1].provenance["processor_seconds"] = 60.0
@@ -419,7 +422,7 @@ def test_speed_is_compared_between_runs_that_are_otherwise_equal(tmp_path):
     found = gather([tmp_path])
     (said,) = speeds(found.entries)
     # Medians of 1, 2 and of 3, 4 seconds for 20 steps.
-    assert "T = 8, H = 8: fused_rnn trains 2.33 times" in said
+    assert f"T = 8, H = 8: {fused} trains 2.33 times as fast as {cores[1]}, " in said
     assert "(75.00 against 175.00 ms per step, median over 2 seed(s)" in said
 
 

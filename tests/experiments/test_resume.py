@@ -33,7 +33,13 @@ RUNS = {
         evaluation={"horizons": [4, 9]},
     ),
     "rmsprop, linear": small(
-        model={"core": "gru"}, optimizer={"name": "rmsprop", "momentum": 0.9, "schedule": "linear"}
+        model={"core": "fused_gru"},
+        optimizer={"name": "rmsprop", "momentum": 0.9, "schedule": "linear"},
+    ),
+    "sgd, cosine": small(
+        **PROBED,
+        model={"core": "fused_lstm", "num_layers": 2, "bidirectional": True},
+        optimizer={"name": "sgd", "momentum": 0.9, "schedule": "cosine"},
     ),
     "nesterov, step": small(
         model={"core": "leaky"},

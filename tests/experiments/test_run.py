@@ -42,7 +42,7 @@ def command(monkeypatch, capfd):
 def test_help_and_configuration_are_for_a_newcomer(command):
     status, out, _ = command("--help")
     assert status == 0
-    assert "model: antisymmetric, fused_rnn, gru, gru_chrono, irnn" in out
+    assert "model: antisymmetric, fused_gru, fused_lstm, fused_rnn, gru, gru_chrono" in out
     assert out.count("python -m experiments.run ") == 6
     assert "$" not in out
     assert "hydra" not in out.replace("hydra_conf", "").lower()
