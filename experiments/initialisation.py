@@ -28,13 +28,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import rnn_cuda
 from experiments import console, files, initialisation_figures, run_folder
 from experiments.numerics import use_threads
 from experiments.provenance import provenance
 from experiments.record import write_json
-from rnn_cuda import init
+from rnn_cuda import FusedGRU, FusedLSTM, FusedRNN, init
+from rnn_cuda.cells import cell_of
 from rnn_cuda.instruments import GradientFlow
+from rnn_cuda.trajectory import trajectory_of
 
 LAGS = (10, 25, 50, 99)
 SPREAD = 2
@@ -78,7 +79,7 @@ class Row:
 
 def _elman(initialise: Callable[[nn.Module], Any] | None = None, **options: Any) -> Build:
     def build(settings: Settings) -> nn.Module:
-        core = rnn_cuda.FusedRNN(INPUT_SIZE, settings.hidden_size, **options)
+        core = FusedRNN(INPUT_SIZE, settings.hidden_size, **options)
         if initialise is not None:
             initialise(core)
         return core
@@ -105,11 +106,11 @@ ROWS: dict[str, Row] = {
         "RNN", _elman(lambda core: init.scaled_gaussian_(core, 1.5)), (0.2, 0.5, 1.0, 2.5)
     ),
     "IRNN": Row("RNN", _elman(init.irnn_, nonlinearity="relu"), (-0.1, -0.1, -0.1, -0.2)),
-    "LSTM default": Row("LSTM", _gated(nn.LSTM), (-2.5, -5.4, -10.0, -18.9)),
-    "LSTM forget bias 1": Row("LSTM", _gated(nn.LSTM, 1.0), (-1.3, -2.3, -3.8, -6.7)),
-    "LSTM chrono": Row("LSTM", _gated(nn.LSTM, "chrono"), (-0.5, -0.6, -0.7, -1.0)),
-    "GRU default": Row("GRU", _gated(nn.GRU), (-2.2, -5.1, -9.8, -19.1)),
-    "GRU chrono": Row("GRU", _gated(nn.GRU, "chrono"), (-0.1, -0.2, -0.4, -0.7)),
+    "LSTM default": Row("LSTM", _gated(FusedLSTM), (-2.5, -5.4, -10.0, -18.9)),
+    "LSTM forget bias 1": Row("LSTM", _gated(FusedLSTM, 1.0), (-1.3, -2.3, -3.8, -6.7)),
+    "LSTM chrono": Row("LSTM", _gated(FusedLSTM, "chrono"), (-0.5, -0.6, -0.7, -1.0)),
+    "GRU default": Row("GRU", _gated(FusedGRU), (-2.2, -5.1, -9.8, -19.1)),
+    "GRU chrono": Row("GRU", _gated(FusedGRU, "chrono"), (-0.1, -0.2, -0.4, -0.7)),
 }
 
 
@@ -137,15 +138,16 @@ def measure_row(row: Row, seed: int, settings: Settings) -> dict[str, list[float
         # The sum of the samples' own losses, <direction, h_T>.
         (output_TBH[-1] @ direction_H).sum().backward()
     norms_TB = {"state": flow.joint_adjoint_norm["l0"]}
-    if isinstance(core, nn.LSTM):
+    cell = cell_of(core)
+    if cell.has_cell_state:
         norms_TB["hidden"] = flow.adjoint_norm["l0"]
-    if isinstance(core, nn.LSTM | nn.GRU):
+    if cell.gate_names:
         norms_TB["additive"] = additive_path(core, x_TBI, direction_H)
     return {name: norm_TB.mean(dim=1).tolist() for name, norm_TB in norms_TB.items()}
 
 
 @torch.no_grad()
-def additive_path(core: nn.LSTM | nn.GRU, x_TBI: Tensor, direction_H: Tensor) -> Tensor:
+def additive_path(core: FusedLSTM | FusedGRU, x_TBI: Tensor, direction_H: Tensor) -> Tensor:
     """Return the norm of the adjoint that would arrive if the state were only kept and added to.
 
     That is e_{t-1} = k_t * e_t, where k_t is the gate that keeps the state (f in an LSTM, z in a
@@ -159,25 +161,10 @@ def additive_path(core: nn.LSTM | nn.GRU, x_TBI: Tensor, direction_H: Tensor) ->
     Returns:
         ``(T, B)``.
     """
-    z_input = x_TBI @ core.weight_ih_l0.T + core.bias_ih_l0
-    h = c = torch.zeros(x_TBI.shape[1], core.hidden_size, dtype=x_TBI.dtype)
-    kept = []
-    for z_in in z_input:
-        recurrent = h @ core.weight_hh_l0.T + core.bias_hh_l0
-        if isinstance(core, nn.LSTM):
-            i, f, g, o = (z_in + recurrent).chunk(4, dim=-1)
-            kept.append(torch.sigmoid(f))
-            c = kept[-1] * c + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.sigmoid(o) * torch.tanh(c)
-        else:
-            (r, z, n), (r_h, z_h, n_h) = z_in.chunk(3, dim=-1), recurrent.chunk(3, dim=-1)
-            kept.append(torch.sigmoid(z + z_h))
-            h = (1 - kept[-1]) * torch.tanh(n + torch.sigmoid(r + r_h) * n_h) + kept[-1] * h
-    adjoint = direction_H.expand_as(h)
-    if isinstance(core, nn.LSTM):
-        adjoint = torch.sigmoid(o) * (1 - torch.tanh(c) ** 2) * adjoint
-    norms = [adjoint.norm(dim=-1)]
-    for gate in reversed(kept[1:]):
+    step = trajectory_of(core, x_TBI, None, layer=0, reverse=False).linearisation
+    adjoint = direction_H if step.exposure is None else step.exposure[-1] * direction_H
+    norms = [adjoint.expand(x_TBI.shape[1], -1).norm(dim=-1)]
+    for gate in step.keep[1:].flip(0):
         adjoint = gate * adjoint
         norms.append(adjoint.norm(dim=-1))
     return torch.stack(norms[::-1])

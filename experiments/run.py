@@ -3,7 +3,7 @@
     python -m experiments.run model=fused_rnn
     python -m experiments.run model=lstm model.match_parameters=true
     python -m experiments.run experiment=noise_padded_digits model=gru
-    python -m experiments.run -m model=fused_rnn,rnn,lstm,gru      # one comparison over all studies
+    python -m experiments.run -m model=fused_rnn,rnn,fused_lstm,fused_gru   # one comparison
     torchrun --nproc-per-node 2 -m experiments.run ...             # two processes make each run
     python -m experiments.run --help
 
