@@ -70,6 +70,22 @@ void check_forward_arguments(RecurrenceBuilder& backward, const Layer& layer, in
     if (const OptionalTensor state = layer.state(i)) backward.state(*state, i == 0 ? "h0" : "c0");
 }
 
+void constant_gradients(const RecurrenceBuilder& backward, const Layer& layer, int64_t d,
+                        const Tensor& output, const Tensor& saved, const Tensor& adjoint,
+                        DirectionGradients& gradients) {
+  const int64_t rows = backward.total_rows(), hidden = layer.hidden_size();
+  const Tensor adjoints = adjoint.view({rows, hidden});
+  const Tensor states = output.narrow(-1, d * hidden, hidden).reshape({rows, hidden});
+  const Neighbours neighbours(backward, layer.is_reverse(d));
+  // Products in compute precision, which a half times a float has.
+  gradients.constants[0] = neighbours.current(adjoints).mul(neighbours.previous(states)).sum(0);
+  if (const OptionalTensor state = layer.state(0))
+    gradients.constants[0].add_(neighbours.first(adjoints).mul(state->select(0, d)).sum(0));
+  for (int k = 1; k < layer.counts().constants; ++k)
+    gradients.constants[k] =
+        adjoints.mul(saved.view({rows, -1}).narrow(-1, (k - 1) * hidden, hidden)).sum(0);
+}
+
 void gradients_by_products(const RecurrenceBuilder& backward, const BackwardResults& results,
                            const Layer& layer, int64_t d, const Tensor& output,
                            const DirectionWanted& wanted, const Tensor* other_of_input,

@@ -16,6 +16,11 @@ struct BackwardResults {
 // Throws where input, states and weight_ih of direction d do not fit its backward recurrence.
 void check_forward_arguments(RecurrenceBuilder& backward, const Layer& layer, int64_t d);
 
+// The gradients of a cell's constants, given the adjoint of what its units carry.
+void constant_gradients(const RecurrenceBuilder& backward, const Layer& layer, int64_t d,
+                        const Tensor& output, const Tensor& saved, const Tensor& adjoint,
+                        DirectionGradients& gradients);
+
 // Adds what is wanted to `gradients`, but for norms and adjoints. The gradient of the input is
 // added to that of another direction, if that is given.
 void gradients_by_products(const RecurrenceBuilder& backward, const BackwardResults& results,

@@ -2,8 +2,8 @@
 //
 //   states    the initial states, each (D, B, H): h0, and c0 of a cell that has one; or nothing for
 //             zeros
-//   weights   of each direction in turn: weight_ih (S H, I), weight_hh (S H, H) and up to two
-//             biases (S H)
+//   weights   of each direction in turn: weight_ih (S H, I), weight_hh (S H, H), up to two biases
+//             (S H), and the constants of a cell that has some, each (H) in compute precision
 //   output    (T, B, D H), or packed (N, D H): the directions' states h side by side
 //   saved     of each direction: what the cell saves for its backward pass, with K H features.
 //             Nothing if it saves nothing, as an Elman cell does, whose derivative is read off the
@@ -17,6 +17,7 @@
 #include <ATen/core/List.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/stack.h>
 
 #include <algorithm>
 #include <iterator>
@@ -50,7 +51,8 @@ Tensor joined(int64_t directions, int64_t dim, const Part& part) {
   return directions == 1 ? part(0) : at::cat({part(0), part(1)}, dim);
 }
 
-constexpr int64_t kMaxStates = 2;  // h and c
+constexpr int64_t kMaxStates = 2;     // h and c
+constexpr int64_t kMaxConstants = 2;  // keep and rate
 
 // What layer_gradients may compute for one direction; nothing where it is not wanted.
 struct DirectionGradients {
@@ -60,6 +62,7 @@ struct DirectionGradients {
   // In the type that halves compute in. The second only where W x + b and U h + b meet in another
   // way than as a sum (cells/unit.h, `apart`): else the first is that of either bias.
   Tensor bias_ih, bias_hh;
+  Tensor constants[kMaxConstants];  // (H), likewise
   // Of the cell's adjoints (cells/unit.h): norms (1, T, B) or (1, N), float64, and the vectors,
   // (T, B, H) or (N, H), in the type that halves compute in.
   Tensor norms[kMaxAdjoints], adjoints[kMaxAdjoints];
@@ -67,10 +70,10 @@ struct DirectionGradients {
 };
 
 struct DirectionWanted {
-  bool input, states[kMaxStates], weight_ih, weight_hh, bias, norms, delta, adjoints;
+  bool input, states[kMaxStates], weight_ih, weight_hh, bias, constants, norms, delta, adjoints;
 
   bool gradients() const {
-    return input || states[0] || states[1] || weight_ih || weight_hh || bias;
+    return input || states[0] || states[1] || weight_ih || weight_hh || bias || constants;
   }
   bool only_delta() const { return delta && !norms && !gradients(); }
   bool anything() const { return delta || adjoints || norms || gradients(); }
@@ -90,14 +93,16 @@ class Layer {
         is_reverse_(direction == "reverse"),
         batch_sizes_(batch_sizes),
         counts_(counts_of(cell_.forward)),
-        per_direction_(static_cast<int64_t>(weights.size()) / directions_) {
+        per_direction_(static_cast<int64_t>(weights.size()) / directions_),
+        matrices_and_biases_(per_direction_ - counts_.constants) {
     TORCH_CHECK_VALUE(direction == "forward" || direction == "reverse" || direction == "both",
                       "direction: expected forward, reverse or both; got '", direction, "'");
-    TORCH_CHECK_VALUE(2 <= per_direction_ && per_direction_ <= 4 &&
+    TORCH_CHECK_VALUE(2 <= matrices_and_biases_ && matrices_and_biases_ <= 4 &&
                           per_direction_ * directions_ == static_cast<int64_t>(weights.size()),
-                      "weights: expected weight_ih, weight_hh and up to two biases of each of ",
+                      "weights: expected weight_ih, weight_hh and up to two biases",
+                      counts_.constants > 0 ? ", then keep and rate," : "", " of each of ",
                       directions_, " directions, got ", weights.size(), " tensors");
-    TORCH_CHECK_VALUE(counts_.apart == 0 || per_direction_ != 3,
+    TORCH_CHECK_VALUE(counts_.apart == 0 || matrices_and_biases_ != 3,
                       "weights: expected both biases or none of the cell ", cell, ", got one");
     TORCH_CHECK_VALUE(states.empty() || static_cast<int>(states.size()) == cell_.states,
                       "states: expected ", cell_.states == 2 ? "h0 and c0" : "h0",
@@ -109,7 +114,10 @@ class Layer {
                   "rnn_cuda: weight_hh must have shape (",
                   counts_.sums > 1 ? std::to_string(counts_.sums) + " H" : "H",
                   ", H), the same in both directions, got ", weight_hh(d).sizes());
-      for (int64_t i = 2; i < per_direction_; ++i) check_bias(weight(d, i));
+      for (int64_t i = 2; i < matrices_and_biases_; ++i)
+        check_vector(weight(d, i), "a bias", input.scalar_type(), counts_.sums * hidden_size());
+      for (int64_t i = matrices_and_biases_; i < per_direction_; ++i)
+        check_vector(weight(d, i), "a constant", wide_type(), hidden_size());
     }
   }
 
@@ -120,6 +128,7 @@ class Layer {
   int64_t states() const { return cell_.states; }
   // Whether output and delta say all: see `Gradients`.
   bool is_simple() const { return rnn_cuda::is_simple(counts_); }
+  bool has_one_delta() const { return rnn_cuda::has_one_delta(counts_of(cell_.backward)); }
   const Tensor& input() const { return input_; }
   const Tensor& weight_ih(int64_t d) const { return weight(d, 0); }
   const Tensor& weight_hh(int64_t d) const { return weight(d, 1); }
@@ -133,6 +142,7 @@ class Layer {
     builder.weight_hidden(weight_hh(d)).input(input_, weight_ih(d)).bias(bias(d)).initial(state(0));
     // Its last state: c, or h in a cell whose units carry that on their own too.
     if (counts_.carried > 0) builder.initial_carried(state(cell_.states - 1));
+    if (counts_.constants > 0) builder.constants(constants(d));
     return builder;
   }
 
@@ -149,6 +159,7 @@ class Layer {
                               d, directions_);
     builder.weight_hidden(weight_hh(d).t()).addend(grads.get(0)).first_addend(grads.get(1));
     if (states() == 2) builder.initial_carried(grads.get(2));
+    if (counts_.constants > 0) builder.constants(constants(d));
     if (saved.empty()) return builder.operand(output);
     builder.hidden_rows(output, "output");  // only checks it
     return builder.saved_operand(saved[d]);
@@ -166,7 +177,8 @@ class Layer {
     for (size_t i = 0; i < states_.size(); ++i) result.states[i] = wanted.get(1 + i);
     result.weight_ih = wanted.get(first);
     result.weight_hh = wanted.get(first + 1);
-    for (int64_t i = 2; i < per_direction_; ++i) result.bias |= wanted.get(first + i);
+    for (int64_t i = 2; i < per_direction_; ++i)
+      (i < matrices_and_biases_ ? result.bias : result.constants) |= wanted.get(first + i);
     result.norms = wanted.get(extra);
     (is_simple() ? result.delta : result.adjoints) = wanted.get(extra + 1);
     return result;
@@ -186,7 +198,7 @@ class Layer {
       if (wanted.get(next++)) results.push_back(gradients[d].weight_ih);
       if (wanted.get(next++)) results.push_back(gradients[d].weight_hh);
       bool is_given = false;
-      for (int64_t i = 2; i < per_direction_; ++i) {
+      for (int64_t i = 2; i < matrices_and_biases_; ++i) {
         if (!wanted.get(next++)) continue;
         const bool is_own = i == 3 && gradients[d].bias_hh.defined();
         const Tensor bias =
@@ -195,6 +207,8 @@ class Layer {
         results.push_back(is_given && !is_own ? bias.clone() : bias);
         is_given = true;
       }
+      for (int k = 0; k < counts_.constants; ++k)
+        if (wanted.get(next++)) results.push_back(gradients[d].constants[k]);
     }
     const int adjoints = counts_of(cell_.backward).adjoints;
     if (wanted.get(next++))
@@ -212,23 +226,31 @@ class Layer {
  private:
   const Tensor& weight(int64_t d, int64_t i) const { return weights_[d * per_direction_ + i]; }
 
-  // The builder checks the sum of both; what a sum can hide is checked here.
-  void check_bias(const Tensor& bias) const {
-    const int64_t size = counts_.sums * hidden_size();
-    TORCH_CHECK(bias.dim() == 1 && bias.size(0) == size &&
-                    bias.scalar_type() == input_.scalar_type() && bias.device() == input_.device(),
-                "rnn_cuda: a bias must be ", input_.scalar_type(), " (", size, ") on ",
-                input_.device(), ", got ", bias.scalar_type(), " ", bias.sizes(), " on ",
-                bias.device());
+  at::ScalarType wide_type() const {
+    return is_half(input_.scalar_type()) ? at::kFloat : input_.scalar_type();
+  }
+
+  // The builder sees the sum of both biases, and all constants as one tensor; what that can hide is
+  // checked here.
+  void check_vector(const Tensor& vector, const char* name, at::ScalarType type,
+                    int64_t size) const {
+    TORCH_CHECK(vector.dim() == 1 && vector.size(0) == size && vector.scalar_type() == type &&
+                    vector.device() == input_.device(),
+                "rnn_cuda: ", name, " must be ", type, " (", size, ") on ", input_.device(),
+                ", got ", vector.scalar_type(), " ", vector.sizes(), " on ", vector.device());
+  }
+
+  Tensor constants(int64_t d) const {
+    return at::stack(weights_.slice(d * per_direction_ + matrices_and_biases_, counts_.constants));
   }
 
   // In compute precision: a sum in half precision would round once more.
   OptionalTensor bias(int64_t d) const {
-    if (per_direction_ == 2) return std::nullopt;
+    if (matrices_and_biases_ == 2) return std::nullopt;
     const bool is_wide = !is_half(input_.scalar_type());
     const auto widened = [&](const Tensor& bias) { return is_wide ? bias : bias.to(at::kFloat); };
     const Tensor first = widened(weight(d, 2));
-    if (per_direction_ == 3) return first;
+    if (matrices_and_biases_ == 3) return first;
     const Tensor second = widened(weight(d, 3));
     if (counts_.apart == 0) return at::add(first, second);
     // That of W x comes last where it stays apart.
@@ -244,8 +266,8 @@ class Layer {
   const int64_t directions_;
   const bool is_reverse_;
   const OptionalTensor& batch_sizes_;
-  const Counts counts_;  // of the forward pass
-  const int64_t per_direction_;
+  const Counts counts_;                                // of the forward pass
+  const int64_t per_direction_, matrices_and_biases_;  // weights; all but the constants
 };
 
 // y_t = d_t * (g_t + M y_{t-1}), or the linearised step of a cell whose units carry a value of

@@ -82,14 +82,14 @@ struct Recurrence {
   double* adjoint_norms[kMaxAdjoints] = {};
 };
 
-// All gradients of a layer whose backward recurrence has one sum, one published value, delta_t =
-// dL/dz_t, and nothing carried: that recurrence, and the products of its states with what the
-// forward pass saw. Those not wanted are null.
+// All gradients of a layer whose backward recurrence publishes one value, delta_t = dL/dz_t
+// (`has_one_delta`): that recurrence, and the products of its states with what the forward pass
+// saw. Those not wanted are null.
 struct Gradients {
-  // Its operand holds the states h_t of the forward pass. Its output, delta, may be null: then
-  // delta is not rounded to the storage type, except as a factor of products where the processor
-  // multiplies pairs of bfloat16.
+  // Its output, delta, may be null: then delta is not rounded to the storage type, except as a
+  // factor of products where the processor multiplies pairs of bfloat16.
   Recurrence backward;
+  Rows states;  // h_t of the forward pass
 
   int64_t input_size = 0;         // I
   Rows input;                     // x_t

@@ -132,6 +132,12 @@ class RecurrenceBuilder {
     return *this;
   }
 
+  // Of each unit, by value: (constants, H) in compute precision.
+  RecurrenceBuilder& constants(const Tensor& k) {
+    r_.constants = keep(k).const_data_ptr();
+    return *this;
+  }
+
   // Operands that this direction has for itself: (.., V H).
   RecurrenceBuilder& saved_operand(const Tensor& e) {
     r_.operand = rows(e, "what was saved", counts_.operands * r_.hidden_size);

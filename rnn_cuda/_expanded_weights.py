@@ -78,7 +78,7 @@ class _Layer:
                 reverse=its.reverse,
                 batch_sizes=batch_sizes,
             )
-            for its in directions_of(states, weights, direction)
+            for its in directions_of(states, weights, direction, cell)
         )
         return list(results)
 

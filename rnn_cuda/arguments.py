@@ -110,10 +110,10 @@ def check_dtype(dtype: Any, nonlinearity: str | None = None) -> None:
             f"dtype: expected one of {_names(DTYPES)}, as the weights need gradients and the "
             f"recurrence is computed in it; got {dtype}"
         )
-    if dtype.is_complex and nonlinearity == "relu":
+    if dtype.is_complex and nonlinearity in ("relu", "softplus"):
         raise ValueError(
-            f"nonlinearity: relu is not defined for complex numbers, and dtype is {dtype}; "
-            "expected one of 'tanh', 'sigmoid', 'identity'"
+            f"nonlinearity: {nonlinearity} is not defined for complex numbers, and dtype is "
+            f"{dtype}; expected one of 'tanh', 'sigmoid', 'identity'"
         )
 
 

@@ -228,7 +228,7 @@ class FusedRNNCell(_FusedCell):
         input_size: number of features I of the input.
         hidden_size: number of features H of the hidden state.
         bias: whether there are ``bias_ih`` and ``bias_hh``.
-        nonlinearity: ``"tanh"``, ``"relu"``, ``"sigmoid"`` or ``"identity"``.
+        nonlinearity: ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"identity"`` or ``"softplus"``.
         device: where the parameters are created.
         dtype: data type of the parameters, one of those of `FusedRNN`.
 

@@ -271,6 +271,7 @@ _ONNX_ACTIVATIONS = {
     "relu": "Relu",
     "sigmoid": "Sigmoid",
     "identity": "Affine",  # alpha z + beta
+    "softplus": "Softplus",
 }
 
 

@@ -66,7 +66,8 @@ def elman_rnn(
         weight_hh: ``(H, H)``.
         bias_ih: ``(H,)`` or None.
         bias_hh: ``(H,)`` or None.
-        nonlinearity: f, one of ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"identity"``.
+        nonlinearity: f, one of ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"identity"``,
+            ``"softplus"``.
         reverse: run from the last time step to the first (the backward direction of a
             bidirectional layer).
         batch_sizes: ``batch_sizes`` of a PackedSequence: ``(T,)``, int64, on the CPU, not
@@ -223,6 +224,7 @@ def layer(
     direction: str = "forward",
     batch_sizes: Tensor | None = None,
     recompute: bool = False,
+    constants: Sequence[tuple[Tensor | float, ...]] = (),
     tap: Tap | None = None,
 ) -> tuple[Tensor, ...]:
     """Run one layer of a cell in the directions of time that it has.
@@ -235,6 +237,7 @@ def layer(
         direction: ``"forward"``, ``"reverse"`` or ``"both"``.
         batch_sizes: as in :func:`elman_rnn`.
         recompute: whether the backward pass computes once more what the cell would save for it.
+        constants: of each direction those of a cell that has some: numbers, or ``(H)`` each.
         tap: for the node of the layer, if it has one that takes it: on native kernels, in eager
             code, where there is something to differentiate.
 
@@ -247,16 +250,19 @@ def layer(
     flat = [weight for its in weights for weight in its if weight is not None]
     if len(weights) == 2 or (kind.keeps_sums_apart and len(flat) == 3):
         flat = _with_equal_biases(weights, kind)
-    arguments = (input, states, flat, cell, direction, batch_sizes)
     checked = (input, states, weights, cell, batch_sizes)
+    if constants:
+        flat = call_then_check(_with_constants, (flat, constants, kind), check_layer, checked)
+    arguments = (input, states, flat, cell, direction, batch_sizes)
     if tap is None and runs_as_one_node(input, input.device.type, kind):
         operator = torch.ops.rnn_cuda.layer
         return tuple(call_then_check(operator, (*arguments, recompute), check_layer, checked))
     check_layer(*checked)
     if run_direction := _plain_direction(input, flat, kind):
+        kinds = [kind.with_constants(*own) for own in constants] or [kind] * len(weights)
         return reference.join_directions(
             run_direction(
-                *(kind, input, [state[d] for state in states], *its[:2], its[2:]),
+                *(kinds[d], input, [state[d] for state in states], *its[:2], its[2:]),
                 reverse=direction == "reverse" or d == 1,
                 batch_sizes=batch_sizes,
             )
@@ -268,6 +274,21 @@ def layer(
     else:
         results = torch.ops.rnn_cuda.layer_forward(*arguments, saves)
     return tuple(results[: 1 + kind.states])
+
+
+def _with_constants(
+    flat: list[Tensor], constants: Sequence[tuple[Tensor | float, ...]], cell: Cell
+) -> list[Tensor]:
+    """Put each direction's constants behind its weights, as the operators take them."""
+    count = len(flat) // len(constants)
+    return [
+        tensor
+        for d, own in enumerate(constants)
+        for tensor in (
+            *flat[d * count : (d + 1) * count],
+            *cell.with_constants(*own).constant_tensors(flat[1]),
+        )
+    ]
 
 
 def _with_equal_biases(weights: Sequence[_Weights], cell: Cell) -> list[Tensor]:

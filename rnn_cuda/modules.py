@@ -157,7 +157,7 @@ class FusedRNN(ElmanStack, _DropIn):
         input_size: number of features I of the input.
         hidden_size: number of features H of the hidden state.
         num_layers: number of stacked layers L.
-        nonlinearity: ``"tanh"``, ``"relu"``, ``"sigmoid"`` or ``"identity"``.
+        nonlinearity: ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"identity"`` or ``"softplus"``.
         bias: whether there are ``bias_ih`` and ``bias_hh``.
         batch_first: whether dense batched input and output are ``(B, T, features)`` instead of
             ``(T, B, features)``; unbatched and packed sequences and hidden states are not affected.

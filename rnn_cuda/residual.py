@@ -1,12 +1,11 @@
 """Elman RNNs whose state has a path of its own from step to step: leaky and antisymmetric.
 
-Both are ``h_t = keep * h_{t-1} + rate * f(W x_t + A h_{t-1} + b)``. The native kernel computes
-``f(...)`` alone, with one f for all units, and the part that is carried on without f cannot be
-folded into that for a bounded f. So these modules run in plain PyTorch, one time step at a time:
-with everything that `FusedRNN` takes, as differentiable as it is, and as slow as a loop. They are
-no `FusedRNN`. The instruments take them.
+Both are ``h_t = keep * h_{t-1} + rate * f(W x_t + A h_{t-1} + b)``, the leaky cell of the kernels:
+with everything that `FusedRNN` takes, as fast and as differentiable as it is; as there, the
+backward pass reads ``output``, which must not be modified in place before. They are no `FusedRNN`.
+The instruments take them. On CUDA they run in plain PyTorch, one time step at a time.
 
-Shape legend: T time steps, B batch, I input size, H hidden size, N = sum(batch_sizes) packed rows.
+Shape legend: H hidden size.
 """
 
 from __future__ import annotations
@@ -16,13 +15,15 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from rnn_cuda import _expanded_weights
 from rnn_cuda.cells import Leaky, State
-from rnn_cuda.functional import check_layer
+from rnn_cuda.functional import call_then_check, check_layer, layer
 from rnn_cuda.modules import ElmanStack
-from rnn_cuda.reference import compute_dtype, join_directions, run_cell
+from rnn_cuda.recording import Tap
+from rnn_cuda.reference import compute_dtype
 
 
 class ResidualRNN(ElmanStack):
@@ -34,36 +35,41 @@ class ResidualRNN(ElmanStack):
         states: State,
         weights: Sequence[list[Tensor]],
         batch_sizes: Tensor | None,
-        tap: Any = None,
+        tap: Tap | None = None,
     ) -> tuple[Tensor, ...]:
-        check_layer(sequence, states, weights, self._cell_name, batch_sizes)
         if any(map(_expanded_weights.are_among, (*weights, states))):
             raise TypeError(
                 f"weights: expected plain tensors, got ExpandedWeights, and {type(self).__name__} "
                 "takes none; for gradients per sample use torch.func.vmap(torch.func.grad(...))"
             )
-        return join_directions(
-            self._direction(sequence, [state[d] for state in states], its, batch_sizes, d == 1)
-            for d, its in enumerate(weights)
+        checked = (sequence, states, weights, self._cell_name, batch_sizes)
+        return layer(
+            sequence,
+            states,
+            call_then_check(self._with_matrices, (weights,), check_layer, checked),
+            cell=self._cell_name,
+            direction="both" if self.bidirectional else "forward",
+            batch_sizes=batch_sizes,
+            constants=[self._constants(sequence)] * len(weights),
+            tap=tap,
         )
 
-    def _direction(
-        self,
-        sequence: Tensor,
-        states: Sequence[Tensor],
-        weights: list[Tensor],
-        batch_sizes: Tensor | None,
-        reverse: bool,
-    ) -> tuple[State, State]:
-        wide = compute_dtype(sequence.dtype)
-        weight_ih, weight_hh, *biases = (weight.to(wide) for weight in weights)
-        input_sums = sequence.flatten(0, -2).to(wide) @ weight_ih.T + sum(biases)
-        batch = sequence.shape[1] if batch_sizes is None else int(batch_sizes[0])
-        start = tuple(states) or (sequence.new_zeros(batch, self.hidden_size),)
-        options: Any = {"reverse": reverse, "batch_sizes": batch_sizes}
-        matrix = self._recurrent_matrix(weight_hh)
-        (output,), finals = run_cell(self._cell(), input_sums, start, matrix, **options)
-        return (output.view(*sequence.shape[:-1], self.hidden_size),), finals
+    def _with_matrices(self, weights: Sequence[list[Tensor]]) -> list[list[Tensor]]:
+        return [[ih, self._recurrent_matrix(hh), *biases] for ih, hh, *biases in weights]
+
+    def _constants(self, like: Tensor) -> tuple[Tensor | float, ...]:
+        wide = compute_dtype(like.dtype)
+        constants: tuple[Any, ...] = self._coefficients()
+        return tuple(c.to(wide) if isinstance(c, Tensor) else c for c in constants)
+
+    def _taps(self) -> list[Tap] | None:
+        if type(self)._layer is not ResidualRNN._layer:  # a subclass has another recurrence
+            return None
+        return [Tap() for _ in range(self.num_layers)]
+
+    @property
+    def _cell_name(self) -> str:
+        return f"leaky.{self.nonlinearity}"
 
     def _cell(self) -> Leaky:
         return Leaky(self.nonlinearity, *self._coefficients())
@@ -76,34 +82,56 @@ class LeakyRNN(ResidualRNN):
 
     A unit averages over about ``1 / a`` steps. The step's Jacobian is
     :math:`(1 - a) I + a\, \mathrm{diag}(f') U`, so the path past f alone carries
-    :math:`(1 - a)^k` of the gradient over a lag of k. It runs as a loop over time in PyTorch.
+    :math:`(1 - a)^k` of the gradient over a lag of k.
+
+    Noise is an input: give x further features that hold it, and W the columns that weigh it.
 
     Source: Jaeger, Lukosevicius, Popovici & Siewert, 2007 (leaky integrator units).
 
     Args:
         *args: those of `FusedRNN`.
         leak: a, above 0 and at most 1; 1 is the plain Elman RNN. The default remembers ten steps.
+            A number, or a tensor ``(H)`` with one for each unit, of every layer and direction: a
+            `torch.nn.Parameter` is one of the module's, to be learned; another is a buffer.
         **kwargs: those of `FusedRNN`.
 
     Inputs, outputs, parameters, errors: those of `FusedRNN`. Further:
 
     Raises:
-        ValueError: ``leak`` is not a number in (0, 1].
+        ValueError: ``leak`` is not a number in (0, 1], nor H of them.
 
     """
 
-    def __init__(self, *args: Any, leak: float = 0.1, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, leak: float | Tensor = 0.1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not _is_number(leak) or not 0 < leak <= 1:
+        if isinstance(leak, Tensor):
+            self._set_leak(leak)
+        elif not _is_number(leak) or not 0 < leak <= 1:
             raise ValueError(f"leak: expected a number above 0 and at most 1, got {leak!r}")
-        self.leak = float(leak)
+        else:
+            self.leak = float(leak)
+
+    @torch.jit.unused
+    def _set_leak(self, leak: Tensor) -> None:
+        if leak.shape != (self.hidden_size,) or not leak.is_floating_point():
+            raise ValueError(
+                f"leak: expected a number, or {self.hidden_size} of them as a floating-point "
+                f"tensor, got {leak.dtype} {tuple(leak.shape)}"
+            )
+        if not bool(((leak > 0) & (leak <= 1)).all()):
+            raise ValueError("leak: expected numbers above 0 and at most 1, got others")
+        if isinstance(leak, nn.Parameter):
+            self.leak = leak
+        else:
+            self.register_buffer("leak", leak)
 
     def _coefficients(self) -> tuple[float, float]:
         return 1 - self.leak, self.leak
 
     def extra_repr(self) -> str:
         """Return the arguments of `FusedRNN` that differ from their defaults, and ``leak``."""
-        return f"{super().extra_repr()}, leak={self.leak}"
+        leak = self.leak if isinstance(self.leak, float) else "per unit"
+        return f"{super().extra_repr()}, leak={leak}"
 
 
 class AntisymmetricRNN(ResidualRNN):
@@ -113,8 +141,7 @@ class AntisymmetricRNN(ResidualRNN):
 
     The eigenvalues of :math:`M - M^\top` are imaginary, so the equation's Jacobian only turns the
     state; gamma damps what the Euler step adds. M is ``weight_hh``: its symmetric part counts for
-    nothing and gets no gradient. The paper's gated variant is not here. It runs as a loop over time
-    in PyTorch.
+    nothing and gets no gradient. The paper's gated variant is not here.
 
     Source: Chang, Chen, Haber & Chi, 2019, where f is tanh.
 

@@ -75,6 +75,7 @@ class Trajectory:
 
     def _native_states(self, x: Tensor, state: tuple[Tensor, ...]) -> list[Tensor]:
         weights = [weight for weight in self._weights if weight is not None]
+        weights += self.cell.constant_tensors(state[0])
         starts = [part.unsqueeze(0) for part in state]
         arguments: Any = (x, starts, weights, self.cell.operator_name, "forward", None)
         h, *_ = torch.ops.rnn_cuda.layer(*arguments)

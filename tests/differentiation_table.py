@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from rnn_cuda import FusedGRU, FusedLSTM, FusedRNN, backend
+from rnn_cuda import FusedGRU, FusedLSTM, FusedRNN, LeakyRNN, backend
 from rnn_cuda.cells import cell_of
 from tests.layers import flat_results
 
@@ -237,7 +237,10 @@ def _columns() -> dict[str, tuple[type[nn.Module], str]]:
     columns = {
         "`nn.RNN`, CPU": (nn.RNN, "cpu"),
         "`nn.RNN`, cuDNN": (nn.RNN, "cuda"),
-        **{f"`{kind.__name__}`, CPU": (kind, "cpu") for kind in (FusedRNN, FusedGRU, FusedLSTM)},
+        **{
+            f"`{kind.__name__}`, CPU": (kind, "cpu")
+            for kind in (FusedRNN, FusedGRU, FusedLSTM, LeakyRNN)
+        },
     }
     return columns | ({"`FusedRNN`, CUDA": (FusedRNN, "cuda")} if torch.cuda.is_available() else {})
 

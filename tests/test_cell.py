@@ -151,7 +151,7 @@ def test_steps_under_transforms_and_compiled_are_those_of_eager_code(kind):
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        *((FusedRNNCell, {"nonlinearity": f}) for f in ("tanh", "sigmoid", "identity")),
+        *((FusedRNNCell, {"nonlinearity": f}) for f in ("tanh", "sigmoid", "identity", "softplus")),
         (FusedGRUCell, {}),
         (FusedLSTMCell, {}),
     ],

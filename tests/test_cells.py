@@ -17,6 +17,7 @@ TORCH_CELLS = {
 OTHERS = {
     "elman.sigmoid": lambda: rnn_cuda.FusedRNNCell(I, H, nonlinearity="sigmoid"),
     "elman.identity": lambda: rnn_cuda.FusedRNNCell(I, H, nonlinearity="identity"),
+    "elman.softplus": lambda: rnn_cuda.FusedRNNCell(I, H, nonlinearity="softplus"),
 }
 
 

@@ -96,7 +96,7 @@ def test_an_lstm_with_projections_is_refused_and_replace_rnn_leaves_it_alone():
         assert replace_rnn(lstm) is lstm
 
 
-@pytest.mark.parametrize("nonlinearity", ["sigmoid", "identity"])
+@pytest.mark.parametrize("nonlinearity", ["sigmoid", "identity", "softplus"])
 def test_to_torch_refuses_what_torch_does_not_have(nonlinearity):
     with pytest.raises(ValueError, match=f"nonlinearity must be .*got '{nonlinearity}'"):
         FusedRNN(3, 5, nonlinearity=nonlinearity).to_torch()

@@ -106,6 +106,13 @@ DEFECTS = {
         "region.first",
         "adjoint",
     ),
+    "what a unit carries is left out of the initial gradient": Defect(
+        "gradients",
+        "gradients.cpp",
+        "if («added != nullptr») sum",
+        "false",
+        "grad_initial[",
+    ),
     "all blocks of a panel are multiplied with a row's first states": Defect(
         "recurrence",
         "walker.h",

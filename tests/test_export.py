@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 I, H = 3, 4
-NONLINEARITIES = ["tanh", "relu", "sigmoid", "identity"]
+NONLINEARITIES = ["tanh", "relu", "sigmoid", "identity", "softplus"]
 KINDS = [FusedRNN, FusedGRU, LeakyRNN, AntisymmetricRNN]
 ONE_DIRECTION = {"bias": False, "batch_first": True}
 BOTH_DIRECTIONS = {"num_layers": 2, "bidirectional": True, "dropout": 0.5}
@@ -264,7 +264,7 @@ def test_scripting_does_not_pass_by_a_forward_that_was_overridden():
 @pytest.mark.parametrize(
     ("kind", "nonlinearity", "bias"),
     [
-        *zip([FusedRNNCell] * 4, NONLINEARITIES, [True, False, False, True], strict=True),
+        *zip([FusedRNNCell] * 5, NONLINEARITIES, [True, False, False, True, True], strict=True),
         (FusedGRUCell, None, True),
         (FusedLSTMCell, None, False),
     ],
@@ -405,7 +405,8 @@ def test_a_gated_layer_exports_as_onnx_operators(kind, dynamo):
 @OPTIONS
 @pytest.mark.parametrize("kind", [FusedRNN, LeakyRNN, AntisymmetricRNN])
 def test_what_onnx_runtime_has_no_operator_for_exports_as_loops_from_a_trace(kind, options):
-    for nonlinearity, with_state in zip(NONLINEARITIES, itertools.cycle([False, True])):
+    # ONNX's runtime has softplus in float32 alone.
+    for nonlinearity, with_state in zip(NONLINEARITIES[:-1], itertools.cycle([False, True])):
         rnn = layer(kind, nonlinearity, options)
         found = assert_exports(rnn, with_state, dynamo=False)
         assert found.count("Loop") == len(rnn.all_weights)

@@ -1,6 +1,7 @@
-"""The operators with cells of several gates, against torch's layers in float64."""
+"""The operators with cells other than Elman's, against torch's layers or loops, in float64."""
 
 import collections
+import functools
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnn_cuda import backend, reference
 from rnn_cuda.cells import cell_named
+from rnn_cuda.cells.elman import NONLINEARITIES
 from rnn_cuda.operators.linearised import KERNEL_FORMS
 
 pytestmark = pytest.mark.skipif(
@@ -19,7 +21,55 @@ pytestmark = pytest.mark.skipif(
 backend.use_native("cpu", torch.float32)  # loads the operators
 
 T, B, I, H = 6, 4, 3, 5
-LAYERS = {"gru": nn.GRU, "lstm": nn.LSTM}
+
+
+class LeakyLoop(nn.Module):
+    """h_t = keep h_{t-1} + rate f(W x_t + U h_{t-1} + b), called as torch's layers are."""
+
+    def __init__(self, inputs, hidden, dtype, nonlinearity, **options):
+        super().__init__()
+        self.f = {"identity": lambda z: z, "softplus": nn.functional.softplus}.get(
+            nonlinearity, getattr(torch, nonlinearity, None)
+        )
+        shapes = nn.RNN(inputs, hidden, dtype=dtype, **options)
+        wide = reference.compute_dtype(dtype)
+        for suffix in ("_l0", "_l0_reverse")[: 1 + options["bidirectional"]]:
+            for name, parameter in shapes.named_parameters():
+                if name.endswith(suffix):
+                    self.register_parameter(name, parameter)
+            for name in ("keep", "rate"):
+                constant = nn.Parameter(torch.rand(hidden, dtype=wide) / 2 + 0.1)
+                self.register_parameter(name + suffix, constant)
+
+    def forward(self, x, h0):
+        is_packed = isinstance(x, PackedSequence)
+        sizes = x.batch_sizes.tolist() if is_packed else [x.shape[1]] * len(x)
+        steps = (x.data if is_packed else x.flatten(0, 1)).split(sizes)
+        outputs, finals = [], []
+        for d, suffix in enumerate(("_l0", "_l0_reverse")):
+            if not hasattr(self, f"keep{suffix}"):
+                break
+            names = ("weight_ih", "weight_hh", "keep", "rate", "bias_ih", "bias_hh")
+            w, u, keep, rate, *biases = (getattr(self, n + suffix, 0) for n in names)
+            h = x.data.new_zeros(sizes[0], len(u)) if h0 is None else h0[d]
+            states = [h] * len(sizes)
+            for t in range(len(sizes))[:: -1 if d else 1]:
+                before = h[: sizes[t]]
+                z = steps[t] @ w.mT + before @ u.mT + sum(biases)
+                states[t] = (keep * before + rate * self.f(z)).to(h.dtype)
+                h = torch.cat([states[t], h[sizes[t] :]])
+            outputs.append(torch.cat(states))
+            finals.append(h)
+        output = torch.cat(outputs, -1)
+        output = x._replace(data=output) if is_packed else output.view(*x.shape[:2], -1)
+        return output, torch.stack(finals)
+
+
+LAYERS = {
+    "gru": nn.GRU,
+    "lstm": nn.LSTM,
+    "leaky.tanh": functools.partial(LeakyLoop, nonlinearity="tanh"),
+}
 CASES = {
     "dense": {},
     "both_directions": {"bidirectional": True},
@@ -42,7 +92,9 @@ class Layer:
         hidden, inputs, batch = case.get("hidden", H), case.get("inputs", I), case.get("batch", B)
         self.directions = 2 if case.get("bidirectional") else 1
         options = {"bias": case.get("bias", True), "bidirectional": self.directions == 2}
-        self.module = LAYERS[cell](inputs, hidden, dtype=dtype, **options)
+        if cell.startswith("leaky"):
+            options["nonlinearity"] = cell.removeprefix("leaky.")
+        self.module = LAYERS.get(cell, LeakyLoop)(inputs, hidden, dtype=dtype, **options)
         self.weights = [weight.detach() for weight in self.module.parameters()]
         rows = (T, batch) if self.batch_sizes is None else (int(self.batch_sizes.sum()),)
         kinds = 2 if cell == "lstm" else 1
@@ -175,7 +227,7 @@ def test_a_hessian_vector_product_takes_as_many_calls_at_any_length(cell):
         return counts
 
     counts = calls(1)
-    assert counts["rnn_cuda::linear_recurrence"] == (2 if cell == "gru" else 4)
+    assert counts["rnn_cuda::linear_recurrence"] == (4 if cell == "lstm" else 2)
     assert calls(20) == counts
 
 
@@ -234,14 +286,40 @@ def test_compiled_code_gives_the_same(cell):
 @pytest.mark.parametrize("cell", LAYERS)
 def test_the_reference_loop_is_torchs(cell):
     layer = Layer(cell, **CASES["packed"])
-    input, states, (weight_ih, weight_hh, *biases), *_ = layer.arguments()
+    input, states, (weight_ih, weight_hh, *others), *_ = layer.arguments()
+    kind = cell_named(cell).with_constants(*others[2:])
     (output, *_), final = reference.run_direction(
-        *(reference.cell_named(cell), input, [state[0] for state in states]),
-        *(weight_ih, weight_hh, biases),
+        *(kind, input, [state[0] for state in states], weight_ih, weight_hh, others[:2]),
         reverse=False,
         batch_sizes=layer.batch_sizes,
     )
     close([output, *(state.unsqueeze(0) for state in final)], layer.torchs())
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+def test_leaky_cells_have_every_nonlinearity(nonlinearity):
+    layer = Layer(f"leaky.{nonlinearity}", **CASES["packed_both"], hidden=2, inputs=2)
+    results, expected = layer.ours(), layer.torchs()
+    close(results, expected)
+    close(layer.gradients(results), layer.gradients(expected))
+    tensors = tuple(tensor.detach().requires_grad_() for tensor in layer.tensors)
+
+    def call(*tensors):
+        return tuple(layer.ours(*tensors, operator="layer_forward", saves=True))[:2]
+
+    torch.autograd.gradgradcheck(call, tensors, check_fwd_over_rev=True)
+
+
+def test_constants_are_refused_where_they_do_not_fit():
+    layer = Layer("leaky.tanh", requires_grad=False)
+    x, states, weights, cell, direction, _ = layer.arguments()
+    for change, message in (
+        (weights[:3], "up to two biases, then keep and rate, of each of 1 directions, got 3"),
+        ([*weights[:-1], weights[-1].float()], "a constant must be Double"),
+        ([*weights[:-1], weights[-1][:2]], r"a constant must be .* got Double \[2\]"),
+    ):
+        with pytest.raises(Exception, match=message):
+            torch.ops.rnn_cuda.layer(x, states, change, cell, direction, None)
 
 
 @pytest.mark.parametrize(
@@ -265,13 +343,14 @@ def adjoints_by_autograd(layer, grads):
     """Gradients of every h_t; also of every c_t, and of what later steps see of it."""
     input, states, weights, *_ = layer.arguments()
     kind, per_direction = cell_named(layer.cell), len(weights) // layer.directions
-    hidden = weights[1].shape[1]
+    hidden, count = weights[1].shape[1], kind.constants
     sizes = [input.shape[1]] * T if layer.batch_sizes is None else layer.batch_sizes.tolist()
     rows = input.flatten(0, -2).split(sizes)
     loss, all_values = 0, []
     for d in range(layer.directions):
-        weight_ih, weight_hh, *biases = weights[d * per_direction :][:per_direction]
-        bias_ih, bias_hh = biases or (0, 0)
+        weight_ih, weight_hh, *others = weights[d * per_direction :][:per_direction]
+        bias_ih, bias_hh = others[: len(others) - count] or (0, 0)
+        kind = kind.with_constants(*others[len(others) - count :])
         state = [s[d] for s in states] or [input.new_zeros(sizes[0], hidden)] * kind.states
         outputs, values = [None] * len(sizes), [None] * len(sizes)
         for t in list(range(len(sizes)))[:: -1 if d else 1]:

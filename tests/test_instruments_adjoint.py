@@ -106,7 +106,7 @@ def paper_omega(u, adjoints, h, derivative):
     return total / B
 
 
-@pytest.mark.parametrize("nonlinearity", ["tanh", "sigmoid", "identity"])
+@pytest.mark.parametrize("nonlinearity", ["tanh", "sigmoid", "identity", "softplus"])
 def test_the_papers_form_is_equation_nine(nonlinearity):
     p = problem(nonlinearity)
     h = p.output.detach()

@@ -150,11 +150,12 @@ def _():
         refuses(backend.NativeBackendError, "complex128", FusedRNN(3, 5, dtype=torch.complex128), x)
 
 
-@row('complex numbers with `nonlinearity="relu"`')
+@row('complex numbers with `nonlinearity="relu"` or `"softplus"`')
 def _():
     for cls in (FusedRNN, LeakyRNN, AntisymmetricRNN, FusedRNNCell):
-        with pytest.raises(ValueError, match="relu is not defined for complex"):
-            cls(3, 5, nonlinearity="relu", dtype=torch.complex64)
+        for f in ("relu", "softplus"):
+            with pytest.raises(ValueError, match=f"{f} is not defined for complex"):
+                cls(3, 5, nonlinearity=f, dtype=torch.complex64)
 
 
 @row(

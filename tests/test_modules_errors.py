@@ -60,7 +60,8 @@ BAD_ARGUMENTS = {
     "nonlinearity unknown": (
         {"nonlinearity": "gelu"},
         ValueError,
-        "Unknown nonlinearity 'gelu': expected one of 'tanh', 'relu', 'sigmoid', 'identity'",
+        "Unknown nonlinearity 'gelu': expected one of 'tanh', 'relu', 'sigmoid', 'identity', "
+        "'softplus'",
     ),
     "nonlinearity None": ({"nonlinearity": None}, ValueError, "Unknown nonlinearity None"),
     "bias int": ({"bias": 1}, TypeError, "bias .* bool, got: int"),

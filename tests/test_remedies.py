@@ -24,7 +24,7 @@ ELMAN_REMEDIES = COMMON_REMEDIES | {"identity_init", "irnn", "leaky", "antisymme
 GATED_REMEDIES = COMMON_REMEDIES | {"forget_bias", "chrono"}
 
 
-def by_hand(layer, x, h, suffix="_l0"):
+def by_hand(layer, x, h, suffix="_l0", leak=0.3):
     """Every state, by the formula of a layer with the constants below."""
     W, U, b_ih, b_hh = (
         getattr(layer, kind + suffix) for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -33,7 +33,7 @@ def by_hand(layer, x, h, suffix="_l0"):
     for x_t in x:
         if isinstance(layer, LeakyRNN):  # h_t = (1 - a) h_{t-1} + a f(W x_t + U h_{t-1} + b)
             z = x_t @ W.T + b_ih + h @ U.T + b_hh
-            h = 0.7 * h + 0.3 * activation(z, layer.nonlinearity)
+            h = (1 - leak) * h + leak * activation(z, layer.nonlinearity)
         else:  # h_t = h_{t-1} + eps f((M - M^T - gamma I) h_{t-1} + W x_t + b)
             z = x_t @ W.T + b_ih + b_hh + h @ U.T - h @ U - 0.05 * h
             h = h + 0.2 * activation(z, layer.nonlinearity)
@@ -116,15 +116,45 @@ def test_an_antisymmetric_step_turns_the_state_and_grows_to_second_order_only():
 
 
 @halves
-def test_half_precisions_compute_a_step_in_float32_and_round_once(dtype):
-    kind, options = RECURRENCES["leaky"]
-    layer = kind(I, H, dtype=dtype, **options)
-    wide = copy.deepcopy(layer).float()
+def test_half_precisions_round_what_is_multiplied_and_not_what_a_unit_carries(dtype):
+    layer = LeakyRNN(I, H, dtype=dtype, leak=0.3)
+    W, U, *biases = (weight.float() for weight in layer.parameters())
     x, h = torch.randn(T, B, I, dtype=dtype), torch.zeros(B, H)
     output, _ = layer(x)
     for x_t, ours in zip(x, output, strict=True):
-        h = by_hand(wide, x_t[None].float(), h)[0].to(dtype).float()
+        h = 0.7 * h + 0.3 * torch.tanh(x_t.float() @ W.T + h.to(dtype).float() @ U.T + sum(biases))
         torch.testing.assert_close(ours.float(), h, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_a_leak_for_each_unit_can_be_learned():
+    leak = nn.Parameter(torch.rand(H, dtype=torch.float64) * 0.8 + 0.1)
+    layer = LeakyRNN(I, H, 2, bidirectional=True, leak=leak, dtype=torch.float64)
+    assert layer.leak is leak
+    assert dict(layer.named_parameters())["leak"] is leak
+    x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
+    sequence = x
+    for index in range(2):
+        forward, reverse = (
+            by_hand(layer, run, x.new_zeros(B, H), f"_l{index}{suffix}", leak)
+            for run, suffix in ((sequence, ""), (sequence.flip(0), "_reverse"))
+        )
+        sequence = torch.cat([forward, reverse.flip(0)], dim=-1)
+    output, _ = layer(x)
+    torch.testing.assert_close(output, sequence, rtol=1e-12, atol=1e-12)
+    inputs, direction = [leak, x], torch.randn_like(output)
+    ours, theirs = (torch.autograd.grad(each, inputs, direction) for each in (output, sequence))
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_a_leak_that_is_no_parameter_is_a_buffer():
+    leak = torch.full((H,), 0.25)
+    layer, same = LeakyRNN(I, H, leak=leak), LeakyRNN(I, H, leak=0.25)
+    assert "leak" in dict(layer.named_buffers())
+    assert repr(layer) == "LeakyRNN(4, 6, leak=per unit)"
+    same.load_state_dict({name: layer.state_dict()[name] for name in same.state_dict()})
+    x = torch.randn(T, B, I)
+    assert torch.equal(layer(x)[0], same(x)[0])
+    assert torch.equal(layer.bfloat16()(x.bfloat16())[0], same.bfloat16()(x.bfloat16())[0])
 
 
 @each_recurrence
@@ -264,6 +294,8 @@ def test_a_replaced_layer_keeps_its_parameters_and_all_its_places(name):
         (lambda: remedies.leaky(LeakyRNN(3, 3)), TypeError, "leaky does not apply to LeakyRNN"),
         (lambda: LeakyRNN(3, 3, leak=0), ValueError, "leak: .*above 0.*got 0"),
         (lambda: LeakyRNN(3, 3, leak=1.5), ValueError, "leak: .*at most 1, got 1.5"),
+        (lambda: LeakyRNN(3, 3, leak=torch.rand(2)), ValueError, "3 of them .* got .*(2,)"),
+        (lambda: LeakyRNN(3, 3, leak=torch.zeros(3)), ValueError, "numbers above 0"),
         (lambda: AntisymmetricRNN(3, 3, step_size=0), ValueError, "step_size: .*got 0"),
         (lambda: AntisymmetricRNN(3, 3, diffusion=-1), ValueError, "diffusion: .*got -1"),
         (lambda: orthogonal(nn.LSTM(3, 4, proj_size=2)), ValueError, "layer: .*square blocks in"),

@@ -17,12 +17,14 @@ NONLINEARITIES = {
     "relu": torch.relu,
     "sigmoid": torch.sigmoid,
     "identity": lambda z: z,
+    "softplus": torch.nn.functional.softplus,
 }
 KINDS = {
     "FusedRNN": (FusedRNN, {}),
     "FusedRNN_relu": (FusedRNN, {"nonlinearity": "relu"}),
     "FusedRNN_sigmoid": (FusedRNN, {"nonlinearity": "sigmoid"}),
     "FusedRNN_identity": (FusedRNN, {"nonlinearity": "identity"}),
+    "FusedRNN_softplus": (FusedRNN, {"nonlinearity": "softplus"}),
     "FusedGRU": (FusedGRU, {}),
     "FusedLSTM": (FusedLSTM, {}),
     "RNN": (nn.RNN, {}),

@@ -16,15 +16,25 @@ enum class Epilogue {
   ElmanRelu,
   ElmanSigmoid,
   ElmanIdentity,
+  ElmanSoftplus,
   ElmanTanhBackward,
   ElmanReluBackward,
   ElmanSigmoidBackward,
   ElmanIdentityBackward,
+  ElmanSoftplusBackward,
   ElmanLinear,
   Gru,
   GruBackward,
   LeakyTanh,
+  LeakyRelu,
+  LeakySigmoid,
+  LeakyIdentity,
+  LeakySoftplus,
   LeakyTanhBackward,
+  LeakyReluBackward,
+  LeakySigmoidBackward,
+  LeakyIdentityBackward,
+  LeakySoftplusBackward,
   Lstm,
   LstmBackward,
   LinearForward1,
@@ -45,14 +55,24 @@ RNN_CUDA_CELL auto with_epilogue(Epilogue epilogue, const F& f) {
     case Epilogue::ElmanRelu: return f(elman::Forward<Relu>());
     case Epilogue::ElmanSigmoid: return f(elman::Forward<Sigmoid>());
     case Epilogue::ElmanIdentity: return f(elman::Forward<Identity>());
+    case Epilogue::ElmanSoftplus: return f(elman::Forward<Softplus>());
     case Epilogue::ElmanTanhBackward: return f(elman::Backward<Tanh>());
     case Epilogue::ElmanReluBackward: return f(elman::Backward<Relu>());
     case Epilogue::ElmanSigmoidBackward: return f(elman::Backward<Sigmoid>());
     case Epilogue::ElmanIdentityBackward: return f(elman::Backward<Identity>());
+    case Epilogue::ElmanSoftplusBackward: return f(elman::Backward<Softplus>());
     case Epilogue::Gru: return f(gru::Forward());
     case Epilogue::GruBackward: return f(gru::Backward());
     case Epilogue::LeakyTanh: return f(leaky::Forward<Tanh>());
+    case Epilogue::LeakyRelu: return f(leaky::Forward<Relu>());
+    case Epilogue::LeakySigmoid: return f(leaky::Forward<Sigmoid>());
+    case Epilogue::LeakyIdentity: return f(leaky::Forward<Identity>());
+    case Epilogue::LeakySoftplus: return f(leaky::Forward<Softplus>());
     case Epilogue::LeakyTanhBackward: return f(leaky::Backward<Tanh>());
+    case Epilogue::LeakyReluBackward: return f(leaky::Backward<Relu>());
+    case Epilogue::LeakySigmoidBackward: return f(leaky::Backward<Sigmoid>());
+    case Epilogue::LeakyIdentityBackward: return f(leaky::Backward<Identity>());
+    case Epilogue::LeakySoftplusBackward: return f(leaky::Backward<Softplus>());
     case Epilogue::Lstm: return f(lstm::Forward());
     case Epilogue::LstmBackward: return f(lstm::Backward());
     case Epilogue::LinearForward1: return f(linear::Forward<1, false>());
@@ -81,6 +101,12 @@ constexpr Cell kCells[] = {
     {"elman.relu", Epilogue::ElmanRelu, Epilogue::ElmanReluBackward},
     {"elman.sigmoid", Epilogue::ElmanSigmoid, Epilogue::ElmanSigmoidBackward},
     {"elman.identity", Epilogue::ElmanIdentity, Epilogue::ElmanIdentityBackward},
+    {"elman.softplus", Epilogue::ElmanSoftplus, Epilogue::ElmanSoftplusBackward},
+    {"leaky.tanh", Epilogue::LeakyTanh, Epilogue::LeakyTanhBackward},
+    {"leaky.relu", Epilogue::LeakyRelu, Epilogue::LeakyReluBackward},
+    {"leaky.sigmoid", Epilogue::LeakySigmoid, Epilogue::LeakySigmoidBackward},
+    {"leaky.identity", Epilogue::LeakyIdentity, Epilogue::LeakyIdentityBackward},
+    {"leaky.softplus", Epilogue::LeakySoftplus, Epilogue::LeakySoftplusBackward},
     {"gru", Epilogue::Gru, Epilogue::GruBackward},
     {"lstm", Epilogue::Lstm, Epilogue::LstmBackward, /*states=*/2},
 };

@@ -1,7 +1,7 @@
 // f(z), and z times its derivative, read off the output h = f(z).
 //
 // Math is the arithmetic of a device: Number, Value (a Number or a vector of them), and the
-// functions that operators do not give, tanh and sigmoid.
+// functions that operators do not give: tanh, sigmoid, softplus and expm1 of what is not positive.
 #pragma once
 
 #include "unit.h"
@@ -55,6 +55,19 @@ struct Identity {
   static RNN_CUDA_CELL typename Math::Value times_derivative(typename Math::Value z,
                                                              typename Math::Value /*h*/) {
     return z;
+  }
+};
+
+struct Softplus {
+  template <class Math>
+  static RNN_CUDA_CELL typename Math::Value of(typename Math::Value z) {
+    return Math::softplus(z);
+  }
+  // 1 - exp(-h), whose digits a difference would lose where h is small.
+  template <class Math>
+  static RNN_CUDA_CELL typename Math::Value times_derivative(typename Math::Value z,
+                                                             typename Math::Value h) {
+    return -z * Math::expm1(-h);
   }
 };
 

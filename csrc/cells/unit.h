@@ -22,7 +22,7 @@ struct Counts {
   int published = 1;  // P, p: what every unit reads a step later
   int carried = 0;    // C, c: what only the unit itself reads a step later
   int operands = 0;   // E, e: read at this time step
-  int constants = 0;  // k: read at every time step, a leak for instance
+  int constants = 0;  // k: read at every time step. c_t = k_0 c_{t-1} + k_1 times what is saved
   int saved = 0;      // written for the backward pass
   int adjoints = 0;  // of a backward pass: total adjoints of the states, for those who measure them
 };
@@ -36,6 +36,12 @@ constexpr bool is_simple(const Counts& counts) {
 // The same for device code, which calls no function of the host.
 template <class Epilogue>
 constexpr bool kIsSimple = is_simple(Epilogue::kCounts);
+
+// Of a backward pass: whether the gradients of a layer are products and sums of one value of a
+// unit, what it publishes.
+constexpr bool has_one_delta(const Counts& counts) {
+  return counts.sums == 1 && counts.published == 1 && counts.saved == 0 && counts.adjoints == 1;
+}
 
 // Value is a number, or a vector of the same value of neighbouring units.
 template <class Value, class Epilogue>

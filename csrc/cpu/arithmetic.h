@@ -12,6 +12,8 @@ struct Math {
 
   static Value tanh(Value z) { return tanh_of<T>(z); }
   static Value sigmoid(Value z) { return sigmoid_of<T>(z); }
+  static Value softplus(Value z) { return softplus_of<T>(z); }
+  static Value expm1(Value z) { return expm1_of<T>(z); }
 };
 
 }  // namespace rnn_cuda::cpu

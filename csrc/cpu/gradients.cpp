@@ -1,4 +1,4 @@
-// All gradients of an Elman layer on a CPU, in one walk against time.
+// All gradients of a layer whose units have one delta, on a CPU, in one walk against time.
 //
 // When a chunk's deltas are there, still in cache, everything that needs them is done with them:
 // the weight gradients grow by the chunk's outer products, and the chunk's part of the input's
@@ -234,8 +234,8 @@ class GradientWorker {
     if (place.time < 0) return nullptr;
     const int64_t before = r_.reverse ? place.time - 1 : place.time + 1;
     if (place.sample < call_.schedule().samples_at(before))
-      return static_cast<const Storage*>(r_.operand.data) +
-             call_.schedule().offset(r_.operand, before, place.sample);
+      return static_cast<const Storage*>(g_.states.data) +
+             call_.schedule().offset(g_.states, before, place.sample);
     if (g_.initial == nullptr) return nullptr;
     return static_cast<const Storage*>(g_.initial) + place.sample * r_.hidden_size;
   }
@@ -319,7 +319,8 @@ class GradientWorker {
           });
   }
 
-  // Rows [first, end) of step s of the chunk are their samples' first steps: dL/dh_0 = U^T delta.
+  // Rows [first, end) of step s of the chunk are their samples' first steps: dL/dh_0 = U^T delta,
+  // and what is carried.
   void write_initial_gradient(int64_t s, int64_t first, int64_t end) {
     const Panels<T>& panels = call_.panels();
     const Strips<E> delta = walker_.buffers().states.from_row(walker_.slot_row(s + 1));
@@ -329,7 +330,7 @@ class GradientWorker {
                     end_column_, [&](int64_t column, int64_t width, const T* sums) {
                       for (int64_t i = first; i < end; ++i)
                         write_row(sums + (i - first) * width, column, width, r_.hidden_size,
-                                  grad + walker_.sample(i) * r_.hidden_size);
+                                  grad + walker_.sample(i) * r_.hidden_size, carried(i));
                     });
     for (int64_t p = share_.first_panel; p < share_.end_panel; ++p)
       multiply(delta, first, end, r_.weight_hidden, r_.hidden_size, panels, p, team_.packed_hidden,
@@ -338,15 +339,24 @@ class GradientWorker {
                  const int64_t width = panels.vectors(p) * kLanes<T>;
                  for (int64_t i = 0; i < height; ++i)
                    write_row(sums + i * width, panels.first_column(p), width, r_.hidden_size,
-                             grad + walker_.sample(row + i) * r_.hidden_size);
+                             grad + walker_.sample(row + i) * r_.hidden_size, carried(row + i));
                });
   }
 
-  // Writes columns [first, first + width) of a row, as far as there are so many.
-  static void write_row(const T* sums, int64_t first, int64_t width, int64_t columns,
-                        Storage* row) {
-    for (int64_t n = 0; n < width; n += kLanes<T>)
-      store_converted(row + first + n, load(sums + n), columns - first - n);
+  // Of the share's i-th sample, or null.
+  const T* carried(int64_t i) const {
+    return team_.counts.carried == 0 ? nullptr : walker_.carried(0, i);
+  }
+
+  // Writes columns [first, first + width) of a row, as far as there are so many: the sums, and what
+  // is added to them.
+  static void write_row(const T* sums, int64_t first, int64_t width, int64_t columns, Storage* row,
+                        const T* added = nullptr) {
+    for (int64_t n = 0; n < width; n += kLanes<T>) {
+      Vec<T> sum = load(sums + n);
+      if (added != nullptr) sum += load(added + first + n);
+      store_converted(row + first + n, sum, columns - first - n);
+    }
   }
 
   // The same of dL/dx_t of a place.
@@ -422,7 +432,7 @@ class GradientWorker {
   const Team<Storage> team_;
   const Share share_;
   const int64_t first_column_, end_column_;  // that this thread computes
-  Walker<Storage, /*kSimpleOnly=*/true> walker_;
+  Walker<Storage, /*kOneDelta=*/true> walker_;
   const Strips<R> previous_, input_;  // h_{t-1} and x_t of the rows worked on
   const Strips<R> delta_;             // of those rows, if a row operand is not the value itself
   T* const bias_;
@@ -468,7 +478,7 @@ void write_zeros(const Gradients& g) {
 }  // namespace
 
 void run(const Gradients& g, int threads) {
-  if (!is_simple(counts_of(g.backward.epilogue)))
+  if (!has_one_delta(counts_of(g.backward.epilogue)))
     throw std::invalid_argument("rnn_cuda: no sums of gradients for an epilogue of several values");
   if (g.backward.time_steps == 0 || g.backward.batch == 0) return write_zeros(g);
   switch (g.backward.dtype) {

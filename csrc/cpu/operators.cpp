@@ -62,9 +62,11 @@ Tensors layer_forward(const Tensor& input, TensorList states, TensorList weights
 }
 
 // The builder's recurrence is the backward one.
-Gradients gradients_from(RecurrenceBuilder& builder, const Layer& layer, int64_t d) {
+Gradients gradients_from(RecurrenceBuilder& builder, const Layer& layer, int64_t d,
+                         const Tensor& output) {
   Gradients g;
   g.backward = builder.recurrence();
+  g.states = layer.is_simple() ? g.backward.operand : builder.hidden_rows(output, "output");
   g.input_size = layer.input().size(-1);
   g.input = builder.rows(layer.input(), "input", g.input_size);
   g.weight_input =
@@ -81,7 +83,7 @@ void allocate_adjoints(const RecurrenceBuilder& builder, const DirectionWanted& 
       gradients.norms[a] = pooled(builder.shape_of_norms(), at::kDouble);
       r.adjoint_norms[a] = gradients.norms[a].mutable_data_ptr<double>();
     }
-    if (wanted.adjoints) {
+    if (wanted.adjoints || wanted.constants) {
       gradients.adjoints[a] = pooled(builder.shape_with(r.hidden_size), builder.compute_type());
       r.adjoints[a] = gradients.adjoints[a].mutable_data_ptr();
     }
@@ -152,8 +154,8 @@ Tensors layer_gradients(const OptionalTensors& grads, const Tensor& input, Tenso
   c10::SmallVector<Gradients, 2> problems;
   for (int64_t d = 0; d < directions; ++d) {
     builders.push_back(layer.backward(d, grads, output, saved));
-    if (layer.is_simple())
-      problems.push_back(gradients_from(builders.back(), layer, d));
+    if (layer.has_one_delta())
+      problems.push_back(gradients_from(builders.back(), layer, d, output));
     else
       check_forward_arguments(builders.back(), layer, d);
   }
@@ -161,15 +163,18 @@ Tensors layer_gradients(const OptionalTensors& grads, const Tensor& input, Tenso
   for (int64_t d = 0; d < directions; ++d) {
     const DirectionWanted its = layer.wanted(d, wanted);
     if (!its.anything()) continue;
-    if (!layer.is_simple())
+    if (!layer.has_one_delta())
       gradients[d] = run_then_multiply(builders[d], layer, d, output, its,
                                        d == 1 ? &gradients[0].input : nullptr);
     else if (its.only_delta())
       gradients[d].delta = run(builders[d]);
     else
       gradients[d] = run(builders[d], problems[d], layer, its);
+    if (its.constants)
+      constant_gradients(builders[d], layer, d, output, saved[d], gradients[d].adjoints[0],
+                         gradients[d]);
   }
-  if (layer.is_simple() && directions == 2 && wanted.get(0))
+  if (layer.has_one_delta() && directions == 2 && wanted.get(0))
     gradients[0].input.add_(gradients[1].input);
   return layer.results(gradients, wanted);
 }

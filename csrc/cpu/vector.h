@@ -452,6 +452,34 @@ inline Vec<float> tanh_of<float>(Vec<float> x) {
   return bit_cast<Vec<float>>(bit_cast<Bits>(expm1 / (expm1 + 2.0f)) | sign);
 }
 
+// e^x - 1 for x <= 0.
+template <class T>
+inline Vec<T> expm1_of(Vec<T> x) {
+  using C = ExpConstants<T>;
+  const SplitExp<T> exp = split_exp<T>(x < -C::kLargest ? broadcast(-C::kLargest) : x);
+  return exp.scale * exp.e + (exp.scale - T(1));
+}
+
+// log(1 + e^x) = max(x, 0) + log(1 + t) with t = e^-|x|, and
+//
+//   log(1 + t) = 2 artanh(s) = 2 (s + s^3 / 3 + s^5 / 5 + ..)    with s = t / (2 + t) <= 1 / 3
+//
+// The first term left out is below half an ulp of the sum.
+template <class T>
+inline Vec<T> softplus_of(Vec<T> x) {
+  using C = ExpConstants<T>;
+  Vec<T> magnitude = x < T(0) ? -x : x;
+  magnitude = magnitude > C::kLargest ? broadcast(C::kLargest) : magnitude;  // NaN falls through
+  const SplitExp<T> exp = split_exp<T>(-magnitude);
+  const Vec<T> t = exp.scale * exp.e + exp.scale;
+  const Vec<T> s = t / (t + T(2)), square = s * s;
+  constexpr int kTerms = sizeof(T) == sizeof(float) ? 8 : 17;
+  Vec<T> sum = broadcast(T(1) / (2 * kTerms - 1));
+#pragma GCC unroll 20
+  for (int i = kTerms - 1; i > 0; --i) sum = sum * square + T(1) / (2 * i - 1);
+  return (x > T(0) ? x : Vec<T>{}) + T(2) * s * sum;
+}
+
 // 1 / (1 + e^-x)
 template <class T>
 inline Vec<T> sigmoid_of(Vec<T> x) {

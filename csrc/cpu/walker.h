@@ -76,8 +76,8 @@ inline int64_t adjoint_slots(const Division& division) { return division.cut_hid
 template <class Walker>
 class UnpackedSteps;
 
-// With kSimpleOnly of epilogues for which `is_simple` holds: then no others are compiled.
-template <class Storage_, bool kSimpleOnly = false>
+// With kOneDelta of epilogues for which `has_one_delta` holds: then no others are compiled.
+template <class Storage_, bool kOneDelta = false>
 class Walker {
  public:
   using Storage = Storage_;
@@ -101,7 +101,7 @@ class Walker {
         finish_(with_epilogue(r_.epilogue,
                               [](auto epilogue) -> Finish {
                                 using Type = decltype(epilogue);
-                                if constexpr (kSimpleOnly && !kIsSimple<Type>)
+                                if constexpr (kOneDelta && !has_one_delta(Type::kCounts))
                                   return nullptr;
                                 else
                                   return &Walker::finish<Type>;
@@ -144,6 +144,10 @@ class Walker {
   const WalkBuffers<Storage>& buffers() const { return buffers_; }
   // First row of a slot in `states`; of the slot after the last, the end (if states are kept).
   int64_t slot_row(int64_t slot) const { return slot_row_[slot]; }
+  // What the share's i-th sample carries, of all units.
+  T* carried(int64_t value, int64_t i) const {
+    return buffers_.carried + (value * team_.division.rows + i) * padded_units_;
+  }
 
  private:
   friend class UnpackedSteps<Walker>;
@@ -269,11 +273,6 @@ class Walker {
     for (int64_t c = 0; c < team_.counts.carried; ++c)
       for (int64_t n = first_unit_; n < end_unit_; n += kLanes<T>)
         store<T>(carried(c, i) + n, vector(r_.initial_carried, (c * r_.batch + b) * H, n));
-  }
-
-  // What the share's i-th sample carries, of all units.
-  T* carried(int64_t value, int64_t i) const {
-    return buffers_.carried + (value * team_.division.rows + i) * padded_units_;
   }
 
   // Those of the step-th visited step.

@@ -46,7 +46,8 @@
 //                                                   double stays double in both
 //   uint32_t pack(T low, T high)                    of bfloat16 or float16
 //   uint32_t bits_of(T); float float_of(uint32_t); float widen<T>(uint32_t bits)
-//   tanh_of(x), sigmoid_of(x)                       of float and double, to their own accuracy
+//   tanh_of(x), sigmoid_of(x), softplus_of(x), expm1_of(x)
+//                                                   of float and double, to their own accuracy
 //
 // and for the host, where 0 is success and any other int is for error_string():
 //

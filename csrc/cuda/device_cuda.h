@@ -254,6 +254,11 @@ RNN_CUDA_DEVICE float tanh_of(float x) { return tanhf(x); }
 RNN_CUDA_DEVICE double tanh_of(double x) { return tanh(x); }
 RNN_CUDA_DEVICE float sigmoid_of(float x) { return 1.0f / (1.0f + expf(-x)); }
 RNN_CUDA_DEVICE double sigmoid_of(double x) { return 1.0 / (1.0 + exp(-x)); }
+// Not fmaxf(x, 0): a NaN stays one.
+RNN_CUDA_DEVICE float softplus_of(float x) { return (x < 0 ? 0 : x) + log1pf(expf(-fabsf(x))); }
+RNN_CUDA_DEVICE double softplus_of(double x) { return (x < 0 ? 0 : x) + log1p(exp(-fabs(x))); }
+RNN_CUDA_DEVICE float expm1_of(float x) { return expm1f(x); }
+RNN_CUDA_DEVICE double expm1_of(double x) { return expm1(x); }
 
 }  // namespace rnn_cuda::device
 

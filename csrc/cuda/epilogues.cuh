@@ -18,6 +18,8 @@ struct Math {
 
   static __device__ __forceinline__ T tanh(T z) { return device::tanh_of(z); }
   static __device__ __forceinline__ T sigmoid(T z) { return device::sigmoid_of(z); }
+  static __device__ __forceinline__ T softplus(T z) { return device::softplus_of(z); }
+  static __device__ __forceinline__ T expm1(T z) { return device::expm1_of(z); }
 };
 
 template <class Epilogue, class T>

@@ -16,7 +16,7 @@ from experiments.models._model import Core, CoreConfig
 class AntisymmetricConfig(CoreConfig):
     """Options of ``model.core=antisymmetric``."""
 
-    nonlinearity: str = choice("tanh", ("tanh", "relu", "sigmoid", "identity"))
+    nonlinearity: str = choice("tanh", ("tanh", "relu", "sigmoid", "identity", "softplus"))
     step_size: float = positive(0.1)
     diffusion: float = number(0.01, at_least=0.0)
 

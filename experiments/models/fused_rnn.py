@@ -16,7 +16,7 @@ from experiments.models._model import Core, CoreConfig
 class FusedRNNConfig(CoreConfig):
     """Options of ``model.core=fused_rnn``."""
 
-    nonlinearity: str = choice("tanh", ("tanh", "relu", "sigmoid", "identity"))
+    nonlinearity: str = choice("tanh", ("tanh", "relu", "sigmoid", "identity", "softplus"))
 
 
 class FusedRNNCore(Core):

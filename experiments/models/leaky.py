@@ -16,7 +16,7 @@ from experiments.models._model import Core, CoreConfig
 class LeakyConfig(CoreConfig):
     """Options of ``model.core=leaky``; ``leak`` is dt/tau."""
 
-    nonlinearity: str = choice("tanh", ("tanh", "relu", "sigmoid", "identity"))
+    nonlinearity: str = choice("tanh", ("tanh", "relu", "sigmoid", "identity", "softplus"))
     leak: float = positive(0.2, at_most=1.0)
 
 

@@ -12,7 +12,7 @@ from experiments.tasks import Task
 from rnn_cuda.cells import recurrent_matrix
 from rnn_cuda.instruments import recurrent_spectrum
 
-LARGEST_DERIVATIVE = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25, "identity": 1.0}
+LARGEST_DERIVATIVE = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25, "identity": 1.0, "softplus": 1.0}
 
 
 class Spectrum(Probe):

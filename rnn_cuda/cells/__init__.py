@@ -1,7 +1,7 @@
 """Recurrent cells in plain PyTorch, one a file, and who has which.
 
-``elman.tanh`` (and the other nonlinearities), ``lstm`` and ``gru`` are found by name;
-`rnn_cuda.residual` makes its own.
+``elman.tanh``, ``leaky.tanh`` (and the other nonlinearities), ``lstm`` and ``gru`` are found by
+name, a leaky cell without its constants.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ __all__ = [
 
 _CELLS: dict[str, Cell] = {
     **{f"elman.{nonlinearity}": Elman(nonlinearity) for nonlinearity in NONLINEARITIES},
+    **{f"leaky.{nonlinearity}": Leaky(nonlinearity) for nonlinearity in NONLINEARITIES},
     "lstm": LSTM(),
     "gru": GRU(),
 }

@@ -118,6 +118,8 @@ class Cell(ABC):
     """Whether the state is ``(h, c)``."""
     saved_values: ClassVar[int] = 0
     """How many values of a unit the native forward pass saves for its backward pass."""
+    constants: ClassVar[int] = 0
+    """How many numbers of its own a unit has, besides its weights."""
     keeps_sums_apart: ClassVar[bool] = False
     """Whether `gates` takes the two sums for more than their total."""
     is_linear_recurrence: ClassVar[bool] = False
@@ -150,6 +152,18 @@ class Cell(ABC):
         not owe to h_t, the adjoint of c_t with h_t held fixed.
         """
         return 3 if self.has_cell_state else 1
+
+    def with_constants(self, *constants: Tensor | float) -> Cell:
+        """Return the cell with these in place of its own."""
+        return self
+
+    def constant_tensors(self, like: Tensor) -> list[Tensor]:
+        """Return its constants as the operators take them beside ``like`` ``(.., H)``."""
+        return []
+
+    def constant_factors(self, gates: tuple[Tensor, ...], before: Tensor) -> list[Tensor]:
+        """Return dv_t by each constant, of a step that had these gates and v_{t-1}."""
+        return []
 
     @abstractmethod
     def gates(self, input_sums: Tensor, recurrent_sums: Tensor) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rnn_cuda.cells.cell import Cell, Linearisation
 
-NONLINEARITIES: tuple[str, ...] = ("tanh", "relu", "sigmoid", "identity")
+NONLINEARITIES: tuple[str, ...] = ("tanh", "relu", "sigmoid", "identity", "softplus")
 """Names accepted as ``nonlinearity``, everywhere in this package."""
 
 
@@ -22,13 +22,16 @@ def activation(z: Tensor, nonlinearity: str) -> Tensor:
         return torch.relu(z)
     if nonlinearity == "sigmoid":
         return torch.sigmoid(z)
+    if nonlinearity == "softplus":
+        # Beyond the threshold torch returns z: 20, the default, is early for float64.
+        return torch.nn.functional.softplus(z, threshold=40.0)
     return z
 
 
 def activation_derivative(h: Tensor, nonlinearity: str) -> Tensor:
     """Return ``f'(z)``, read off the output ``h = f(z)`` (differentiable in ``h``).
 
-    tanh: 1 - h^2; relu: [h > 0]; sigmoid: h (1 - h); identity: 1.
+    tanh: 1 - h^2; relu: [h > 0]; sigmoid: h (1 - h); identity: 1; softplus: 1 - exp(-h).
     """
     if nonlinearity == "tanh":
         return 1 - h * h
@@ -36,6 +39,8 @@ def activation_derivative(h: Tensor, nonlinearity: str) -> Tensor:
         return (h <= 0).logical_not().to(h.dtype)  # a NaN lets the gradient pass, as in torch
     if nonlinearity == "sigmoid":
         return h * (1 - h)
+    if nonlinearity == "softplus":
+        return -torch.expm1(-h)
     return torch.ones_like(h)
 
 

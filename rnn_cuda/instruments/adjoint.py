@@ -45,7 +45,8 @@ def total_adjoint(
         direct: c_t, ``(T, B, H)``, as from ``torch.autograd.grad(loss, output)``.
         h: every h_t, of that shape: the output of the layer and direction.
         weight_hh: U, ``(H, H)``.
-        nonlinearity: f, one of ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"identity"``.
+        nonlinearity: f, one of ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"identity"``,
+            ``"softplus"``.
         reverse: whether the layer runs from the last time step to the first.
 
     Returns:

@@ -49,7 +49,8 @@ def omega(
             from what `GradientFlow` records).
         h: every h_t, of that shape.
         weight_hh: U, ``(H, H)``.
-        nonlinearity: f, one of ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"identity"``.
+        nonlinearity: f, one of ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"identity"``,
+            ``"softplus"``.
         form: ``"paper"`` or ``"code"``.
         bound: for the code's form; the program's own value by default.
 

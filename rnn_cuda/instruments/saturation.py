@@ -35,14 +35,16 @@ def saturation(
 ) -> Saturation:
     r"""Return a histogram of activations, the share that is saturated and the mean of f'(z).
 
-    f' is read off h = f(z): 1 - h^2 for tanh, h (1 - h) for sigmoid, [h > 0] for relu, 1 for the
-    identity. Its mean is the factor by which the nonlinearity by itself shrinks an adjoint. Counted
-    as saturated are, for tanh, |h| > ``threshold``; for sigmoid, which is (1 + tanh(z / 2)) / 2,
-    |2 h - 1| > ``threshold``; for relu, closed units (h <= 0); for the identity, none.
+    f' is read off h = f(z): 1 - h^2 for tanh, h (1 - h) for sigmoid, [h > 0] for relu, 1 -
+    exp(-h) for softplus, 1 for the identity. Its mean is the factor by which the nonlinearity
+    by itself shrinks an adjoint. Counted as saturated are, for tanh, |h| > ``threshold``; for
+    sigmoid, which is (1 + tanh(z / 2)) / 2, |2 h - 1| > ``threshold``; for relu, closed units
+    (h <= 0); for softplus, units with f' < 1 - ``threshold``; for the identity, none.
 
     Args:
         h: activations, any shape: the output of a layer, or one of :func:`gate_activations`.
-        nonlinearity: f, one of ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"identity"``.
+        nonlinearity: f, one of ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"identity"``,
+            ``"softplus"``.
         threshold: above it a value counts as saturated; 0 to 1.
         bins: of the histogram, over -1 to 1 (tanh), 0 to 1 (sigmoid) or the range of ``h``.
 
@@ -76,6 +78,8 @@ def saturation(
         saturated = h.abs() > threshold
     elif nonlinearity == "sigmoid":
         saturated = (2 * h - 1).abs() > threshold
+    elif nonlinearity == "softplus":
+        saturated = activation_derivative(h, nonlinearity) < 1 - threshold
     else:
         saturated = activation_derivative(h, nonlinearity) == 0
     return Saturation(

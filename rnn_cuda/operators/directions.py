@@ -8,6 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
+from rnn_cuda.cells import cell_named
+
 
 class DirectionOfLayer(NamedTuple):
     """What one direction of a layer has of the lists."""
@@ -19,6 +21,8 @@ class DirectionOfLayer(NamedTuple):
     weight_ih: Tensor
     weight_hh: Tensor
     biases: list[Tensor]
+    constants: list[Tensor]
+    """Of a cell that has some, ``(H)`` each."""
 
     @property
     def h0(self) -> Tensor | None:
@@ -34,16 +38,20 @@ class DirectionOfLayer(NamedTuple):
 
 
 def directions_of(
-    states: Sequence[Tensor], weights: Sequence[Tensor], direction: str
+    states: Sequence[Tensor], weights: Sequence[Tensor], direction: str, cell: str
 ) -> Iterator[DirectionOfLayer]:
     """Yield each direction of a layer."""
     count = 2 if direction == "both" else 1
     per_direction = len(weights) // count
+    biases_end = per_direction - cell_named(cell).constants
     for d in range(count):
-        weight_ih, weight_hh, *biases = weights[d * per_direction : (d + 1) * per_direction]
+        own = weights[d * per_direction : (d + 1) * per_direction]
+        weight_ih, weight_hh, *biases = own[:biases_end]
         reverse = direction == "reverse" or d == 1
         own_states = [state.select(0, d) for state in states]
-        yield DirectionOfLayer(d, reverse, own_states, weight_ih, weight_hh, biases)
+        yield DirectionOfLayer(
+            d, reverse, own_states, weight_ih, weight_hh, biases, list(own[biases_end:])
+        )
 
 
 def known_batch(

@@ -34,7 +34,8 @@ class _LinearisedDirection:
         batch_sizes: Tensor | None,
         batch: int | None,
     ) -> None:
-        kind, h = cell_named(cell), its.columns(output)
+        h = its.columns(output)
+        kind = cell_named(cell).with_constants(*its.constants)
         self._dtype, self._shape = h.dtype, h.shape[:-1]
         self._reverse, self._batch_sizes = its.reverse, batch_sizes
         self.neighbours = StepNeighbours.of(h, its.reverse, batch_sizes, batch)
@@ -56,6 +57,7 @@ class _LinearisedDirection:
             sequences = self._sequence(keep), self._sequence(new)
             after = rows_of(carried_states(*sequences, start, its.reverse, batch_sizes)).to(wide)
             before = states_before(after, starts[1], self.neighbours)
+        self.constant_factors = kind.constant_factors(gates, before)
         linearisation = kind.linearise(gates, before, after)
         self.coefficients = Coefficients.of_cell(linearisation)
         self.input_coefficients = Coefficients.of_cell(linearisation.for_input())
@@ -105,10 +107,11 @@ def tangents_of_layer(
     d_input, *rest = tangents
     d_states, d_weights = rest[: len(states)], rest[len(states) :]
     outputs, final_states = [], []
-    for its in directions_of(states, weights, direction):
+    for its in directions_of(states, weights, direction, cell):
         at = _LinearisedDirection(cell, its, input, output, batch_sizes, batch)
-        count = 2 + len(its.biases)
-        d_ih, d_hh, *d_biases = d_weights[its.number * count : (its.number + 1) * count]
+        count = 2 + len(its.biases) + len(its.constants)
+        d_ih, d_hh, *others = d_weights[its.number * count : (its.number + 1) * count]
+        d_biases, d_constants = others[: len(its.biases)], others[len(its.biases) :]
         d_bias_ih, d_bias_hh = (*d_biases, None, None)[:2]
         from_input = from_state = at.x.new_zeros(len(at.x), len(at.weight_hh))
         if d_input is not None:
@@ -122,6 +125,9 @@ def tangents_of_layer(
         if d_bias_hh is not None:
             from_state = from_state + d_bias_hh
         drive = at.input_coefficients.drive(from_input) + at.coefficients.drive(from_state)
+        for d_constant, factor in zip(d_constants, at.constant_factors, strict=True):
+            if d_constant is not None:
+                drive = drive + d_constant * factor
         start = None
         if any(d is not None for d in d_states):
             pairs = zip(its.states, d_states, strict=True)
@@ -152,7 +158,7 @@ def gradients_of_layer(
     *wanted_gradients, wants_norms, wants_adjoints = wanted
     grad_output, *grad_final = grads
     grad_input, grad_states, grad_weights, all_adjoints = None, [], [], []
-    for its in directions_of(states, weights, direction):
+    for its in directions_of(states, weights, direction, cell):
         at = _LinearisedDirection(cell, its, input, output, batch_sizes, batch)
         direct = [torch.zeros_like(at.h_before) for _ in grad_final]
         if grad_output is not None:
@@ -171,12 +177,15 @@ def gradients_of_layer(
         grad_states.append(of_start.chunk(len(grad_final), -1))
         grad_weights += [delta_input.mT @ at.x, delta.mT @ at.h_before]
         grad_weights += [delta_input.sum(0), delta.sum(0)][: len(its.biases)]
+        _, of_v = parts_of(adjoints, at.h_before.shape[-1])
+        grad_weights += [(of_v * factor).sum(0) for factor in at.constant_factors]
     assert grad_input is not None
     gradients = [grad_input.view(input.shape)]
     if states:
         gradients += map(torch.stack, zip(*grad_states, strict=True))
-    pairs = zip([*gradients, *grad_weights], wanted_gradients, strict=True)
-    results = [gradient.to(input.dtype) for gradient, is_wanted in pairs if is_wanted]
+    tensors = input, *states, *weights
+    pairs = zip([*gradients, *grad_weights], tensors, wanted_gradients, strict=True)
+    results = [gradient.to(like.dtype) for gradient, like, is_wanted in pairs if is_wanted]
     rows, of_each = input.shape[:-1], list(zip(*all_adjoints, strict=True))
     if wants_norms:
         results += [torch.stack([row_norms(a).view(rows) for a in each]) for each in of_each]

@@ -6,8 +6,9 @@
 Shape legend: T time steps, B batch, I input size, H hidden size, G gates, N = sum(batch_sizes)
 packed rows, D directions. Sequences are (T, B, features), or (N, features) with batch_sizes.
 ``states`` is [h0], or [h0, c0] for a cell that has c, each (D, B, H), or empty; ``weights`` are
-weight_ih (G * H, I), weight_hh (G * H, H) and up to two biases (G * H) of each direction in turn;
-output has D * H features, final states are (D, B, H). ``cell`` is a name of `rnn_cuda.cells`;
+weight_ih (G * H, I), weight_hh (G * H, H), up to two biases (G * H) and the constants of a cell
+that has some (keep and rate of a leaky one, (H) each, in compute precision) of each direction in
+turn; output has D * H features, final states are (D, B, H). ``cell`` is a name of `rnn_cuda.cells`;
 ``direction`` is forward, reverse or both. What a cell saves for its backward pass comes last if
 ``saves``, one sequence for each direction; without it, `layer_gradients` computes it again.
 """
@@ -101,7 +102,7 @@ class LayerForward(OperatorFunction):
             adjoints = list(remaining)
             if wants_vectors and kind.is_linear_recurrence:
                 (delta,) = adjoints
-                directions = list(directions_of(tensors[:count], tensors[count:], direction))
+                directions = list(directions_of(tensors[:count], tensors[count:], direction, cell))
                 adjoints = [total_adjoints(grads, delta, directions, batch_sizes, ctx.batch)]
             for sink in sinks:
                 sink(norms, adjoints if sink.vectors else None)
@@ -132,7 +133,7 @@ def _linear_tangents(ctx: Any, saved: tuple[Any, ...], *tangents: Any) -> tuple[
     d_h0 = of_tensors[0] if count else None
     per_direction = len(lists[1]) // (2 if direction == "both" else 1)
     outputs, final_states = [], []
-    for its in directions_of(*lists, direction):
+    for its in directions_of(*lists, direction, cell):
         first = count + its.number * per_direction
         d_weight_ih, d_weight_hh, *d_biases = of_tensors[first : first + per_direction]
         states = its.columns(output)

@@ -110,7 +110,7 @@ def gradients_by_parts(
 
     ``batch`` as in `StepNeighbours.of`.
     """
-    directions = list(directions_of(states, weights, direction))
+    directions = list(directions_of(states, weights, direction, cell))
     *wanted_gradients, wants_norms, wants_delta = wanted
     if not cell_named(cell).is_linear_recurrence:
         return gradients_of_layer(
@@ -274,9 +274,9 @@ def flops(
     wants_state = any(wants_rest[: len(states)])
     del wants_rest[: len(states)]
     total = 0
-    for its in directions_of(states, weights, direction):
+    for its in directions_of(states, weights, direction, cell):
         wants_ih, wants_hh = wants_rest[:2]
-        del wants_rest[: 2 + len(its.biases)]
+        del wants_rest[: 2 + len(its.biases) + len(its.constants)]
         recurrent = rows + wants_state * batch + wants_hh * with_previous
         total += 2 * recurrent * its.weight_hh.numel()
         total += 2 * (wants_input + wants_ih) * rows * its.weight_ih.numel()

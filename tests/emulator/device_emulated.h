@@ -171,6 +171,14 @@ inline float tanh_of(float x) { return std::tanh(x); }
 inline double tanh_of(double x) { return std::tanh(x); }
 inline float sigmoid_of(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 inline double sigmoid_of(double x) { return 1.0 / (1.0 + std::exp(-x)); }
+template <class T>
+T softplus_of(T x) {
+  return (x < 0 ? 0 : x) + std::log1p(std::exp(-std::abs(x)));
+}
+template <class T>
+T expm1_of(T x) {
+  return std::expm1(x);
+}
 
 // ---- the host's side ----------------------------------------------------------------------------
 

@@ -215,7 +215,10 @@ def test_the_main_job_is_the_horizon_ladder_as_specified():
         ("name=''", "name must be a non-empty string"),
         ("model.name=null", "model.name must be a non-empty string; got None"),
         ("model.core=transformer", "model.core must be one of"),
-        ("model.nonlinearity=gelu", "must be one of tanh, relu, sigmoid, identity; got 'gelu'"),
+        (
+            "model.nonlinearity=gelu",
+            "must be one of tanh, relu, sigmoid, identity, softplus; got 'gelu'",
+        ),
         ("model.match_parameters=1", "model.match_parameters must be true or false; got 1"),
         ("model.contrasts=orthogonal", "model.contrasts must be a list; got 'orthogonal'"),
         ("model.contrasts=[{nonlinearity: relu}]", "model.contrasts[0] must be a mapping with a"),

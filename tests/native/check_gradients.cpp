@@ -8,9 +8,10 @@ void check_random_problem(S) {
   const Shape shape = draw_shape();
   Shape without_input = shape;
   without_input.I = 0;
-  Problem<S> p(without_input, any_of(kElmanEpilogues, 4, 4), Kernels::Cpu);
+  const Epilogue epilogue = one_in(3) ? any_of(kLeakyBackwards) : any_of(kElmanEpilogues, 5, 5);
+  Problem<S> p(without_input, epilogue, Kernels::Cpu);
   const int64_t B = shape.B, I = shape.I, H = shape.H, rows = shape.rows();
-  RowsArray<S> input(shape, I);
+  RowsArray<S> input(shape, I), states(shape, H);
   MatrixArray<S> weight_input(H, I, 1);
   Array<S> initial(B * H);
   fill_randomly(initial, 0, initial.count());
@@ -21,6 +22,7 @@ void check_random_problem(S) {
   rnn_cuda::Gradients g;
   g.input_size = I;
   g.input = input.rows();
+  g.states = states.rows();
   if (one_in(2)) g.initial = initial.device();
   if (one_in(2)) g.grad_input = grad_input.device(), g.weight_input = weight_input.matrix();
   if (one_in(2)) g.grad_initial = grad_initial.device();
@@ -53,7 +55,7 @@ void check_random_problem(S) {
         // The forward pass goes the other way.
         const int64_t before = p.r.reverse ? t - 1 : t + 1;
         const auto previous = [&](int64_t k) {
-          if (b < shape.samples(before)) return p.operand.at(before, b, k);
+          if (b < shape.samples(before)) return states.at(before, b, k);
           return g.initial == nullptr ? 0.0 : initial[b * H + k];
         };
         for (int64_t n = 0; n < H; ++n) {
@@ -70,6 +72,7 @@ void check_random_problem(S) {
       for (int64_t k = 0; g.grad_initial != nullptr && k < H; ++k) {
         Sum sum;
         for (int64_t n = 0; n < H; ++n) sum.add(p.weight_hidden.at(k, n) * last_delta[n]);
+        if (p.counts.carried > 0) sum.add(p.final_carried[size_t(b * H + k)]);
         expect_sum("grad_initial", grad_initial, H, b * H + k, sum);
       }
     }

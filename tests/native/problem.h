@@ -38,11 +38,18 @@ constexpr Epilogue kElmanEpilogues[] = {
     Epilogue::ElmanRelu,
     Epilogue::ElmanSigmoid,
     Epilogue::ElmanIdentity,
+    Epilogue::ElmanSoftplus,
     Epilogue::ElmanTanhBackward,
     Epilogue::ElmanReluBackward,
     Epilogue::ElmanSigmoidBackward,
     Epilogue::ElmanIdentityBackward,
+    Epilogue::ElmanSoftplusBackward,
     Epilogue::ElmanLinear,
+};
+constexpr Epilogue kLeakyBackwards[] = {
+    Epilogue::LeakyTanhBackward,     Epilogue::LeakyReluBackward,
+    Epilogue::LeakySigmoidBackward,  Epilogue::LeakyIdentityBackward,
+    Epilogue::LeakySoftplusBackward,
 };
 constexpr Epilogue kOtherEpilogues[] = {
     Epilogue::Gru,
@@ -50,7 +57,15 @@ constexpr Epilogue kOtherEpilogues[] = {
     Epilogue::Lstm,
     Epilogue::LstmBackward,
     Epilogue::LeakyTanh,
+    Epilogue::LeakyRelu,
+    Epilogue::LeakySigmoid,
+    Epilogue::LeakyIdentity,
+    Epilogue::LeakySoftplus,
     Epilogue::LeakyTanhBackward,
+    Epilogue::LeakyReluBackward,
+    Epilogue::LeakySigmoidBackward,
+    Epilogue::LeakyIdentityBackward,
+    Epilogue::LeakySoftplusBackward,
     Epilogue::LinearForward1,
     Epilogue::LinearForward2,
     Epilogue::LinearForward3,
@@ -69,22 +84,27 @@ T any_of(const T (&values)[n], int64_t first = 0, int64_t count = n) {
 
 // One unit in one step, in double. Written from the formulas of the field, not from csrc/cells/.
 struct JudgedUnit {
-  double sums[4], apart, operands[8], constant, carried;
+  double sums[4], apart, operands[8], constants[2], carried;
   double published[4], saved[6], adjoints[3];
 
   void apply(Epilogue epilogue) {
     const auto sigmoid = [](double z) { return 1 / (1 + std::exp(-z)); };
+    const auto softplus = [](double z) { return std::log1p(std::exp(z)); };
     const double sum = sums[0], e = operands[0];
     switch (epilogue) {
       case Epilogue::ElmanTanh: published[0] = std::tanh(sum); return;
       case Epilogue::ElmanRelu: published[0] = sum <= 0 ? 0 : sum; return;  // a NaN stays one
       case Epilogue::ElmanSigmoid: published[0] = sigmoid(sum); return;
       case Epilogue::ElmanIdentity: published[0] = sum; return;
+      case Epilogue::ElmanSoftplus: published[0] = softplus(sum); return;
       case Epilogue::ElmanIdentityBackward: published[0] = adjoints[0] = sum; return;
       case Epilogue::ElmanTanhBackward: adjoints[0] = sum, published[0] = sum * (1 - e * e); return;
       case Epilogue::ElmanReluBackward: adjoints[0] = sum, published[0] = e <= 0 ? 0 : sum; return;
       case Epilogue::ElmanSigmoidBackward:
         adjoints[0] = sum, published[0] = sum * e * (1 - e);
+        return;
+      case Epilogue::ElmanSoftplusBackward:
+        adjoints[0] = sum, published[0] = sum * (1 - std::exp(-e));
         return;
       case Epilogue::ElmanLinear: published[0] = sum * e; return;
       case Epilogue::Gru: {
@@ -109,16 +129,16 @@ struct JudgedUnit {
         carried = dh * z;
         return;
       }
-      case Epilogue::LeakyTanh:
-        saved[0] = std::tanh(sum);
-        published[0] = carried = (1 - constant) * carried + constant * saved[0];
-        return;
-      case Epilogue::LeakyTanhBackward: {
-        const double dh = sum + carried;
-        published[0] = dh * constant * (1 - e * e);
-        carried = dh * (1 - constant);
-        return;
-      }
+      case Epilogue::LeakyTanh: return leaky(std::tanh(sum));
+      case Epilogue::LeakyRelu: return leaky(sum <= 0 ? 0 : sum);
+      case Epilogue::LeakySigmoid: return leaky(sigmoid(sum));
+      case Epilogue::LeakyIdentity: return leaky(sum);
+      case Epilogue::LeakySoftplus: return leaky(softplus(sum));
+      case Epilogue::LeakyTanhBackward: return leaky_backward(1 - e * e);
+      case Epilogue::LeakyReluBackward: return leaky_backward(e > 0);
+      case Epilogue::LeakySigmoidBackward: return leaky_backward(e * (1 - e));
+      case Epilogue::LeakyIdentityBackward: return leaky_backward(1);
+      case Epilogue::LeakySoftplusBackward: return leaky_backward(1 - std::exp(-e));
       case Epilogue::Lstm: {
         const double i = sigmoid(sums[0]), f = sigmoid(sums[1]), g = std::tanh(sums[2]);
         const double o = sigmoid(sums[3]), before = carried;
@@ -152,6 +172,17 @@ struct JudgedUnit {
   }
 
  private:
+  void leaky(double f) {
+    saved[0] = f;
+    published[0] = carried = constants[0] * carried + constants[1] * f;
+  }
+
+  void leaky_backward(double derivative) {
+    adjoints[0] = sums[0] + carried;
+    published[0] = adjoints[0] * constants[1] * derivative;
+    carried = adjoints[0] * constants[0];
+  }
+
   void linear(int gates, bool exposes) {
     const double* const rest = operands + gates;
     double v = rest[0] * carried + rest[exposes ? 3 : 1];
@@ -257,6 +288,7 @@ struct Problem {
   // What the judge found: the sums z of all rows, and what is published, as far as it is no output.
   std::vector<Sum> sums;
   std::vector<double> published;
+  std::vector<double> final_carried;  // (B, H), of cells with carried values
 
   Problem(const Shape& shape, Epilogue epilogue, Kernels kernels)
       : shape(shape),
@@ -264,7 +296,7 @@ struct Problem {
         counts(counts_of(epilogue)),
         is_elman(epilogue <= Epilogue::ElmanLinear) {
     for (auto* array : {&bias, &constants}) fill_randomly(*array, 0, array->count());
-    for (auto& value : constants.host) value = std::abs(value);  // states do not grow for ever
+    for (auto& value : constants.host) value = std::abs(value) / 2;  // states do not grow for ever
     for (auto* array : {&initial, &initial_carried, &first_addend})
       fill_randomly(*array, 0, array->count());
     r.dtype = kScalarType<S>;
@@ -324,6 +356,7 @@ struct Problem {
     norms.fetch(), adjoints.fetch(), adjoint_norms.fetch();
     sums.assign(static_cast<size_t>(rows * sums_size), {});
     published.assign(static_cast<size_t>(rows * published_size), 0.0);
+    final_carried.clear();
     for (int64_t b = 0; b < B; ++b) judge_sample(b);
   }
 
@@ -376,7 +409,7 @@ struct Problem {
           magnitude += z.magnitude + apart.magnitude;
         }
         for (int e = 0; e < counts.operands; ++e) unit.operands[e] = operand.at(t, b, e * H + n);
-        if (counts.constants > 0) unit.constant = constants[n];
+        for (int k = 0; k < counts.constants; ++k) unit.constants[k] = constants[k * H + n];
         unit.carried = carried[size_t(n)];
         unit.apply(r.epilogue);
         carried[size_t(n)] = unit.carried;
@@ -413,6 +446,8 @@ struct Problem {
     });
     for (int64_t n = 0; r.last != nullptr && n < published_size; ++n)
       expect_near("last", last, published_size, b * published_size + n, state[size_t(n)], 0);
+    if (counts.carried > 0)
+      final_carried.insert(final_carried.end(), carried.begin(), carried.end());
     for (int64_t n = 0; r.last_carried != nullptr && n < H; ++n)
       expect_near("last_carried", last_carried, H, b * H + n, carried[size_t(n)],
                   tolerance<S>(carried[size_t(n)], largest));
