@@ -5,6 +5,8 @@
 #include <ATen/ops/mm.h>
 #include <c10/core/DeviceGuard.h>
 
+#include <algorithm>
+
 #include "to_device.h"
 
 namespace rnn_cuda {
@@ -58,6 +60,22 @@ class Neighbours {
   bool reverse_;
   int64_t rows_, batch_;
 };
+
+// The sum over rows of left^T right. Of many rows a piece at a time: of few columns, a library adds
+// up all rows one after the other, and loses digits.
+Tensor outer_product(const Tensor& left, const Tensor& right) {
+  constexpr int64_t kFewColumns = 8;
+  const int64_t rows = left.size(0);
+  const bool is_narrow = std::min(left.size(1), right.size(1)) <= kFewColumns;
+  const int64_t rows_at_once = is_narrow ? 1 << 11 : 1 << 16;
+  const auto product = [&](int64_t row) {
+    const int64_t count = std::min(rows_at_once, rows - row);
+    return at::mm(left.narrow(0, row, count).t(), right.narrow(0, row, count));
+  };
+  Tensor sum = product(0);
+  for (int64_t row = rows_at_once; row < rows; row += rows_at_once) sum.add_(product(row));
+  return sum;
+}
 
 }  // namespace
 
@@ -114,10 +132,10 @@ void gradients_by_products(const RecurrenceBuilder& backward, const BackwardResu
     if (counts.carried > 0 && layer.states() == 1) state.add_(results.carried);
   }
   if (wanted.states[1]) gradients.states[1] = results.carried;
-  if (wanted.weight_ih) gradients.weight_ih = at::mm(delta_input.t(), input);
+  if (wanted.weight_ih) gradients.weight_ih = outer_product(delta_input, input);
   if (wanted.weight_hh) {
     const Tensor states = output.narrow(-1, d * hidden, hidden).reshape({rows, hidden});
-    gradients.weight_hh = at::mm(neighbours.current(delta).t(), neighbours.previous(states));
+    gradients.weight_hh = outer_product(neighbours.current(delta), neighbours.previous(states));
     if (const OptionalTensor state = layer.state(0))
       gradients.weight_hh.addmm_(neighbours.first(delta).t(), state->select(0, d));
   }

@@ -180,6 +180,18 @@ def test_errors_in_narrow_types_are_of_the_size_of_torchs(cell, dtype):
 
 
 @pytest.mark.parametrize("cell", LAYERS)
+def test_gradients_of_weights_keep_their_digits_over_many_steps(cell):
+    layer = Layer(cell, torch.float32, inputs=1, hidden=32, with_state=False)
+    x, grad, gradients = torch.randn(25_000, 2, 1), torch.randn(25_000, 2, 32), []
+    for dtype in (torch.float64, torch.float32):
+        weights = [weight.detach().to(dtype).requires_grad_() for weight in layer.weights]
+        output, *_ = layer.ours(x.to(dtype), *weights)
+        gradients.append(torch.autograd.grad(output, weights, grad.to(dtype)))
+    for exact, ours in zip(*gradients, strict=True):
+        assert (ours - exact).abs().max() < 2e-6 * exact.abs().max()
+
+
+@pytest.mark.parametrize("cell", LAYERS)
 def test_a_step_is_a_layer_of_one_step(cell):
     layer = Layer(cell)
     states = [state[0] for state in layer.states]
