@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from benchmarks.cases import Shape
 from benchmarks.tables import Table, duration, number, spread_of
 from benchmarks.timing import median_of, seconds_by_clock
-from rnn_cuda import FusedRNN, instruments
+from rnn_cuda import FusedGRU, FusedLSTM, FusedRNN, instruments
 
-KINDS = {"FusedRNN": FusedRNN, "nn.RNN": nn.RNN, "nn.GRU": nn.GRU, "nn.LSTM": nn.LSTM}
+FUSED = {"FusedRNN": FusedRNN, "FusedGRU": FusedGRU, "FusedLSTM": FusedLSTM}
+KINDS = FUSED | {"nn.RNN": nn.RNN, "nn.GRU": nn.GRU, "nn.LSTM": nn.LSTM}
 
 SHAPES: tuple[Shape, ...] = ((784, 64, 1, 128), (1000, 20, 10, 128), (256, 32, 256, 512))
 WAYS = ("plain", "norms", "vectors")
@@ -43,14 +44,14 @@ def backward_seconds(module: nn.Module, x_TBI: Tensor, way: str) -> float:
 
 
 def recording_table(shapes: tuple[Shape, ...] = SHAPES, rounds: int = 9) -> Table:
-    """Return what recording adds, for every kind of layer; FusedRNN gets five times the rounds."""
+    """Return what recording adds, for every kind of layer; fused ones get five times the rounds."""
     rows = []
     for name, kind in KINDS.items():
         for T, B, I, H in shapes:
             torch.manual_seed(0)
             module, x_TBI = kind(I, H), torch.randn(T, B, I)
             times: dict[str, list[float]] = {way: [] for way in WAYS}
-            for index in range(1 + rounds * (5 if kind is FusedRNN else 1)):
+            for index in range(1 + rounds * (5 if name in FUSED else 1)):
                 shift = index % len(WAYS)  # nobody always runs behind the same other
                 for way in WAYS[shift:] + WAYS[:shift]:
                     times[way].append(backward_seconds(module, x_TBI, way))

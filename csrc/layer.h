@@ -39,7 +39,24 @@ inline Cell cell_named(std::string_view name) {
     if (cell.name == name) return cell;
     names.append(names.empty() ? "" : ", ").append(cell.name);
   }
-  TORCH_CHECK_VALUE(false, "cell: expected one of ", names, "; got '", name, "'");
+  const size_t first = name.find('.'), second = name.rfind('.');
+  if (first < second) {
+    const auto function_named = [](std::string_view its_name) {
+      return std::find(std::begin(kFunctionNames), std::end(kFunctionNames), its_name) -
+             std::begin(kFunctionNames);
+    };
+    const auto candidate = function_named(name.substr(first + 1, second - first - 1));
+    const auto gate = function_named(name.substr(second + 1));
+    constexpr auto kFunctions = std::end(kFunctionNames) - std::begin(kFunctionNames);
+    for (Cell cell : kCellsOfFunctions)
+      if (cell.name == name.substr(0, first) && candidate < kFunctions && gate < kFunctions) {
+        cell.functions = {static_cast<Function>(candidate), static_cast<Function>(gate)};
+        return cell;
+      }
+  }
+  TORCH_CHECK_VALUE(false, "cell: expected one of ", names, ", gru.CANDIDATE.GATE and ",
+                    "lstm.CANDIDATE.GATE with functions among tanh, relu, sigmoid, hard_sigmoid ",
+                    "and identity; got '", name, "'");
 }
 
 // torch's own operators, called from a kernel, must not be recorded by autograd.
@@ -143,6 +160,7 @@ class Layer {
     // Its last state: c, or h in a cell whose units carry that on their own too.
     if (counts_.carried > 0) builder.initial_carried(state(cell_.states - 1));
     if (counts_.constants > 0) builder.constants(constants(d));
+    builder.functions(cell_.functions);
     return builder;
   }
 
@@ -160,6 +178,7 @@ class Layer {
     builder.weight_hidden(weight_hh(d).t()).addend(grads.get(0)).first_addend(grads.get(1));
     if (states() == 2) builder.initial_carried(grads.get(2));
     if (counts_.constants > 0) builder.constants(constants(d));
+    builder.functions(cell_.functions);
     if (saved.empty()) return builder.operand(output);
     builder.hidden_rows(output, "output");  // only checks it
     return builder.saved_operand(saved[d]);

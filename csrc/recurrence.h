@@ -41,6 +41,7 @@ struct Rows {
 struct Recurrence {
   ScalarType dtype = ScalarType::Float32;  // halves compute in float, and so is what says "wide"
   Epilogue epilogue = Epilogue::ElmanTanh;
+  Functions functions;   // of an epilogue that lets them be chosen
   bool reverse = false;  // visit t = T-1 .. 0 instead of 0 .. T-1
 
   int64_t time_steps = 0;                // T

@@ -133,6 +133,10 @@ class RecurrenceBuilder {
   }
 
   // Of each unit, by value: (constants, H) in compute precision.
+  RecurrenceBuilder& functions(const Functions& functions) {
+    r_.functions = functions;
+    return *this;
+  }
   RecurrenceBuilder& constants(const Tensor& k) {
     r_.constants = keep(k).const_data_ptr();
     return *this;

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import numbers
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -63,16 +63,19 @@ def check_bool(name: str, value: object) -> bool:
     raise TypeError(f"{name} should be of type bool, got: {type_name(value)}")
 
 
-def check_nonlinearity(nonlinearity: object) -> str:
-    """Return ``nonlinearity`` as a plain str; raise ValueError unless the package knows the name.
+def check_nonlinearity(
+    nonlinearity: object, known: Sequence[str] = NONLINEARITIES, argument: str = "nonlinearity"
+) -> str:
+    """Return ``nonlinearity`` as a plain str; raise ValueError unless its name is ``known``.
 
-    Members of an enumeration of strings count as the strings that they equal.
+    Members of an enumeration of strings count as the strings that they equal. ``argument`` is what
+    an error calls it.
     """
-    for name in NONLINEARITIES:
+    for name in known:
         if isinstance(nonlinearity, str) and nonlinearity == name:
             return name
-    expected = ", ".join(map(repr, NONLINEARITIES))
-    raise ValueError(f"Unknown nonlinearity {nonlinearity!r}: expected one of {expected}")
+    expected = ", ".join(map(repr, known))
+    raise ValueError(f"Unknown {argument} {nonlinearity!r}: expected one of {expected}")
 
 
 def check_dropout(dropout: object) -> float:

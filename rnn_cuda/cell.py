@@ -24,7 +24,12 @@ from rnn_cuda.arguments import (
     is_distributed,
 )
 from rnn_cuda.cells import Cell, State, cell_named
-from rnn_cuda.cells.elman import activation
+from rnn_cuda.cells.elman import (
+    GATED_NONLINEARITIES,
+    TORCH_GATED_NONLINEARITIES,
+    activation,
+    gated_name,
+)
 from rnn_cuda.functional import call_then_check, runs_as_one_node
 from rnn_cuda.reference import compute_dtype
 from rnn_cuda.stack import HiddenAndCellState, HiddenState, read_weights
@@ -51,6 +56,7 @@ class _FusedCell(HiddenState, nn.Module):
     """Torch's module of the same cell."""
 
     __constants__: ClassVar[list[str]] = nn.RNNCellBase.__constants__
+    __jit_unused_properties__: ClassVar[list[str]] = ["_cell_name"]
 
     def __init__(
         self,
@@ -300,6 +306,9 @@ class FusedRNNCell(_FusedCell):
 class _GatedCell(_FusedCell):
     """What `FusedGRUCell` and `FusedLSTMCell` have in common."""
 
+    _kind: ClassVar[str]
+    """The cell's name without its functions."""
+
     def __init__(
         self,
         input_size: int,
@@ -307,10 +316,39 @@ class _GatedCell(_FusedCell):
         bias: bool = True,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        nonlinearity: str = "tanh",
+        gate_nonlinearity: str = "sigmoid",
     ) -> None:
         check_dtype(dtype)
-        cell = cell_named(self._cell_name)
+        cell = cell_named(self._kind)
         super().__init__(input_size, hidden_size, bias, device, dtype, cell=cell)
+        known = GATED_NONLINEARITIES
+        self.nonlinearity = check_nonlinearity(nonlinearity, known)
+        self.gate_nonlinearity = check_nonlinearity(gate_nonlinearity, known, "gate_nonlinearity")
+
+    @property
+    def _cell_name(self) -> str:
+        return gated_name(self._kind, self.nonlinearity, self.gate_nonlinearity)
+
+    def extra_repr(self) -> str:
+        """Return the arguments that differ from their defaults, as torch's cell does."""
+        names = ("nonlinearity", "gate_nonlinearity")
+        more = [
+            f", {name}={getattr(self, name)}"
+            for name, default in zip(names, TORCH_GATED_NONLINEARITIES, strict=True)
+            if getattr(self, name) != default
+        ]
+        return super().extra_repr() + "".join(more)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return this, which ``torch.jit.script`` then compiles."""
+        if self._cell_name != self._kind:
+            raise NotImplementedError(
+                f"torch.jit.script of a {type(self).__name__} with other functions than tanh and "
+                "sigmoid: TorchScript has no operator for it"
+            )
+        return self
 
 
 class FusedGRUCell(_GatedCell):
@@ -325,6 +363,7 @@ class FusedGRUCell(_GatedCell):
         bias: whether there are ``bias_ih`` and ``bias_hh``.
         device: where the parameters are created.
         dtype: data type of the parameters, one of those of `FusedRNN`.
+        nonlinearity: as in `FusedGRU`; so is ``gate_nonlinearity``.
 
     Parameters: ``weight_ih`` ``(3 * H, I)``, ``weight_hh`` ``(3 * H, H)``, ``bias_ih`` and
     ``bias_hh`` ``(3 * H,)``, with the gates in the order of `FusedGRU`.
@@ -351,9 +390,7 @@ class FusedGRUCell(_GatedCell):
         else:  # noqa: RET505 (TorchScript would compile what just follows)
             return super().forward(input, hx)
 
-    @property
-    def _cell_name(self) -> str:
-        return "gru"
+    _kind = "gru"
 
 
 class FusedLSTMCell(HiddenAndCellState, _GatedCell):
@@ -368,6 +405,7 @@ class FusedLSTMCell(HiddenAndCellState, _GatedCell):
         bias: whether there are ``bias_ih`` and ``bias_hh``.
         device: where the parameters are created.
         dtype: data type of the parameters, one of those of `FusedRNN`.
+        nonlinearity: as in `FusedLSTM`; so is ``gate_nonlinearity``.
 
     Inputs:
         input: ``(B, I)`` or ``(I,)``.
@@ -411,6 +449,4 @@ class FusedLSTMCell(HiddenAndCellState, _GatedCell):
         else:  # noqa: RET505 (TorchScript would compile what just follows)
             return super().forward(input, hx)
 
-    @property
-    def _cell_name(self) -> str:
-        return "lstm"
+    _kind = "lstm"

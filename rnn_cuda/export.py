@@ -509,6 +509,7 @@ class ScriptMethods:
         """Return the module to compile: this one, with what compiled code reads."""
         from rnn_cuda.stack import RecurrentStack
 
+        self._check_leaving()
         computed = [n for names in self._weight_names for n in names if n not in self._parameters]
         if computed:
             raise ValueError(

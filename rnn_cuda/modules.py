@@ -14,6 +14,11 @@ from torch import Tensor, nn
 from rnn_cuda import export
 from rnn_cuda.arguments import check_bool, check_dtype, check_nonlinearity, type_name
 from rnn_cuda.cells import State, cell_named
+from rnn_cuda.cells.elman import (
+    GATED_NONLINEARITIES,
+    TORCH_GATED_NONLINEARITIES,
+    gated_name,
+)
 from rnn_cuda.rebuild import TORCH_NONLINEARITIES, parameter_copier, rebuild
 from rnn_cuda.stack import HiddenAndCellState, RecurrentStack
 
@@ -214,10 +219,51 @@ class FusedRNN(ElmanStack, _DropIn):
 class _GatedStack(_DropIn):
     """What `FusedGRU` and `FusedLSTM` have in common."""
 
+    _kind: ClassVar[str]
+    """The cell's name without its functions."""
     recompute = False
+    nonlinearity, gate_nonlinearity = TORCH_GATED_NONLINEARITIES
+
+    def _choose(self, nonlinearity: object, gate_nonlinearity: object, recompute: object) -> None:
+        """Take over what torch's module does not have."""
+        known = GATED_NONLINEARITIES
+        self.nonlinearity = check_nonlinearity(nonlinearity, known)
+        self.gate_nonlinearity = check_nonlinearity(gate_nonlinearity, known, "gate_nonlinearity")
+        self.recompute = check_bool("recompute", recompute)
+
+    @property
+    def _cell_name(self) -> str:
+        return gated_name(self._kind, self.nonlinearity, self.gate_nonlinearity)
 
     def _more_repr(self) -> list[str]:
-        return ["recompute=True"] if self.recompute else []
+        defaults = (*TORCH_GATED_NONLINEARITIES, False)
+        names = ("nonlinearity", "gate_nonlinearity", "recompute")
+        return [
+            f"{name}={getattr(self, name)}"
+            for name, default in zip(names, defaults, strict=True)
+            if getattr(self, name) != default
+        ]
+
+    def to_torch(self) -> Any:
+        """See :meth:`from_torch`; raise ValueError where torch's module has no such functions."""
+        if self._functions_are_torchs():
+            return super().to_torch()
+        raise ValueError(
+            f"nonlinearity must be 'tanh' and gate_nonlinearity 'sigmoid' for "
+            f"torch.nn.{self._torch_class.__name__}, "
+            f"got {self.nonlinearity!r} and {self.gate_nonlinearity!r}"
+        )
+
+    def _functions_are_torchs(self) -> bool:
+        return (self.nonlinearity, self.gate_nonlinearity) == TORCH_GATED_NONLINEARITIES
+
+    def _check_leaving(self) -> None:
+        if not self._functions_are_torchs():
+            raise NotImplementedError(
+                f"a {type(self).__name__} with other functions than tanh and sigmoid cannot leave "
+                "PyTorch as TorchScript or ONNX, which have no operator for it; torch.export keeps "
+                "the kernels"
+            )
 
     def _layer_options(self) -> dict[str, Any]:
         return {"recompute": self.recompute}
@@ -258,6 +304,9 @@ class FusedGRU(export.GRUScriptMethods, _GatedStack):
         bidirectional: whether a second direction runs from the last time step to the first (D = 2).
         device: where the parameters are created.
         dtype: data type of the parameters.
+        nonlinearity: of n_t: ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"hard_sigmoid"`` or
+            ``"identity"``.
+        gate_nonlinearity: of r_t and z_t, one of the same.
         recompute: whether the backward pass computes the gates once more, where the forward pass
             would save five values of each unit and time step for it. Same bits.
         proj_size: refused as ``torch.nn.GRU`` refuses it; only an LSTM has projections.
@@ -283,9 +332,7 @@ class FusedGRU(export.GRUScriptMethods, _GatedStack):
 
     _torch_class = nn.GRU
 
-    @property
-    def _cell_name(self) -> str:
-        return "gru"
+    _kind = "gru"
 
     def __init__(
         self,
@@ -299,6 +346,8 @@ class FusedGRU(export.GRUScriptMethods, _GatedStack):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         *,
+        nonlinearity: str = "tanh",
+        gate_nonlinearity: str = "sigmoid",
         recompute: bool = False,
         proj_size: None = None,
     ) -> None:
@@ -307,9 +356,9 @@ class FusedGRU(export.GRUScriptMethods, _GatedStack):
         super().__init__(
             *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional),
             *(device, dtype),
-            cell=cell_named(self._cell_name),
+            cell=cell_named(self._kind),
         )
-        self.recompute = check_bool("recompute", recompute)
+        self._choose(nonlinearity, gate_nonlinearity, recompute)
 
 
 class FusedLSTM(export.LSTMScriptMethods, HiddenAndCellState, _GatedStack):
@@ -342,6 +391,9 @@ class FusedLSTM(export.LSTMScriptMethods, HiddenAndCellState, _GatedStack):
         proj_size: 0; there are no projections of h_t here.
         device: where the parameters are created.
         dtype: data type of the parameters.
+        nonlinearity: of g_t, and of c_t in h_t: ``"tanh"``, ``"relu"``, ``"sigmoid"``,
+            ``"hard_sigmoid"`` or ``"identity"``.
+        gate_nonlinearity: of i_t, f_t and o_t, one of the same.
         recompute: whether the backward pass computes the gates once more, where the forward pass
             would save six values of each unit and time step for it. Same bits.
 
@@ -375,9 +427,7 @@ class FusedLSTM(export.LSTMScriptMethods, HiddenAndCellState, _GatedStack):
 
     _torch_class = nn.LSTM
 
-    @property
-    def _cell_name(self) -> str:
-        return "lstm"
+    _kind = "lstm"
 
     def __init__(
         self,
@@ -392,6 +442,8 @@ class FusedLSTM(export.LSTMScriptMethods, HiddenAndCellState, _GatedStack):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         *,
+        nonlinearity: str = "tanh",
+        gate_nonlinearity: str = "sigmoid",
         recompute: bool = False,
     ) -> None:
         if proj_size != 0:
@@ -403,9 +455,9 @@ class FusedLSTM(export.LSTMScriptMethods, HiddenAndCellState, _GatedStack):
         super().__init__(
             *(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional),
             *(device, dtype),
-            cell=cell_named(self._cell_name),
+            cell=cell_named(self._kind),
         )
-        self.recompute = check_bool("recompute", recompute)
+        self._choose(nonlinearity, gate_nonlinearity, recompute)
 
     def get_expected_cell_size(
         self, input: Tensor, batch_sizes: Tensor | None

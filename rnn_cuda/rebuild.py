@@ -36,7 +36,7 @@ def rebuild(
     # Parameters on the meta device cost nothing to make and draw no random numbers.
     options: Any = {"num_layers": source.num_layers, "bias": source.bias}
     options |= {"batch_first": source.batch_first, "bidirectional": source.bidirectional}
-    if hasattr(source, "nonlinearity"):
+    if source.mode.startswith("RNN"):
         options["nonlinearity"] = source.nonlinearity
     if source.proj_size:
         options["proj_size"] = source.proj_size

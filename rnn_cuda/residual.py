@@ -126,7 +126,7 @@ class LeakyRNN(ResidualRNN):
             self.register_buffer("leak", leak)
 
     def _coefficients(self) -> tuple[float, float]:
-        return 1 - self.leak, self.leak
+        return 1 - self.leak, self.leak  # pyright: ignore[reportReturnType] (TorchScript's type)
 
     def extra_repr(self) -> str:
         """Return the arguments of `FusedRNN` that differ from their defaults, and ``leak``."""

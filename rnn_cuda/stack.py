@@ -124,6 +124,7 @@ class RecurrentStack(HiddenState, nn.Module):
         *nn.RNNBase.__jit_unused_properties__,
         "mode",
         "proj_size",
+        "_cell_name",
         "_num_directions",
         "_output_size",
         "_all_weights",
@@ -403,6 +404,7 @@ class RecurrentStack(HiddenState, nn.Module):
     ) -> tuple[Tensor, ...]:
         self._check_fit(sequence, states, weights[0][0])
         if export.is_leaving(sequence):
+            self._check_leaving()
             return self._trace_layers(sequence, states, weights, batch_sizes)
         call = None
         if recorders and not torch.compiler.is_compiling():
@@ -483,6 +485,9 @@ class RecurrentStack(HiddenState, nn.Module):
     def _layer_options(self) -> dict[str, Any]:
         """Return what else `functional.layer` is to be told."""
         return {}
+
+    def _check_leaving(self) -> None:
+        """Raise NotImplementedError if no other operators than the kernels compute this."""
 
     def _trace_layers(
         self,

@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rnn_cuda import backend, reference
+from rnn_cuda import FusedGRU, FusedLSTM, backend, reference
 from rnn_cuda.cells import cell_named
 from rnn_cuda.cells.elman import NONLINEARITIES
+from rnn_cuda.instruments import GradientFlow
 from rnn_cuda.operators.linearised import KERNEL_FORMS
 
 pytestmark = pytest.mark.skipif(
@@ -469,3 +470,25 @@ def test_every_form_of_the_linear_recurrence_has_its_derivatives(gates, exposes,
 
     torch.autograd.gradcheck(call, (d, g, m, *starts), check_forward_ad=True)
     torch.autograd.gradgradcheck(call, (d, g, m, *starts), check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", [FusedGRU, FusedLSTM])
+def test_a_long_sequence_that_goes_back_in_segments_has_torchs_gradients(kind, bidirectional):
+    hidden, length = 64, 2100  # three segments
+    torch.manual_seed(0)
+    layer = kind(2, hidden, bidirectional=bidirectional, dtype=torch.float64)
+    x = torch.randn(length, 1, 2, dtype=torch.float64, requires_grad=True)
+    outcomes = []
+    for module in (layer, layer.to_torch()):
+        states = [x.new_ones(1 + bidirectional, 1, hidden).requires_grad_() for _ in range(2)]
+        with GradientFlow(module, vectors=True) as flow:
+            output, finals = module(x, tuple(states) if kind is FusedLSTM else states[0])
+        results = [output, *finals] if kind is FusedLSTM else [output, finals]
+        inputs = [x, *states[: len(results) - 1], *module.parameters()]
+        weights = torch.linspace(1, 2, length, dtype=torch.float64)[:, None, None]
+        loss = (output * weights).sum() + sum(final.sin().sum() for final in results[1:])
+        gradients = torch.autograd.grad(loss, inputs)
+        records = [(r.adjoint, r.adjoint_norm, r.cell_adjoint) for r in flow.records]
+        outcomes.append((gradients, [t for r in records for t in r if t is not None]))
+    torch.testing.assert_close(*outcomes, rtol=1e-10, atol=1e-10)

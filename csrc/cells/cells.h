@@ -25,6 +25,8 @@ enum class Epilogue {
   ElmanLinear,
   Gru,
   GruBackward,
+  GruOf,  // of functions that are chosen when it runs
+  GruOfBackward,
   LeakyTanh,
   LeakyRelu,
   LeakySigmoid,
@@ -37,6 +39,8 @@ enum class Epilogue {
   LeakySoftplusBackward,
   Lstm,
   LstmBackward,
+  LstmOf,
+  LstmOfBackward,
   LinearForward1,
   LinearForward2,
   LinearForward3,
@@ -61,8 +65,10 @@ RNN_CUDA_CELL auto with_epilogue(Epilogue epilogue, const F& f) {
     case Epilogue::ElmanSigmoidBackward: return f(elman::Backward<Sigmoid>());
     case Epilogue::ElmanIdentityBackward: return f(elman::Backward<Identity>());
     case Epilogue::ElmanSoftplusBackward: return f(elman::Backward<Softplus>());
-    case Epilogue::Gru: return f(gru::Forward());
-    case Epilogue::GruBackward: return f(gru::Backward());
+    case Epilogue::Gru: return f(gru::Forward<Tanh, Sigmoid>());
+    case Epilogue::GruBackward: return f(gru::Backward<Tanh, Sigmoid>());
+    case Epilogue::GruOf: return f(gru::Forward<Chosen, Chosen>());
+    case Epilogue::GruOfBackward: return f(gru::Backward<Chosen, Chosen>());
     case Epilogue::LeakyTanh: return f(leaky::Forward<Tanh>());
     case Epilogue::LeakyRelu: return f(leaky::Forward<Relu>());
     case Epilogue::LeakySigmoid: return f(leaky::Forward<Sigmoid>());
@@ -73,8 +79,10 @@ RNN_CUDA_CELL auto with_epilogue(Epilogue epilogue, const F& f) {
     case Epilogue::LeakySigmoidBackward: return f(leaky::Backward<Sigmoid>());
     case Epilogue::LeakyIdentityBackward: return f(leaky::Backward<Identity>());
     case Epilogue::LeakySoftplusBackward: return f(leaky::Backward<Softplus>());
-    case Epilogue::Lstm: return f(lstm::Forward());
-    case Epilogue::LstmBackward: return f(lstm::Backward());
+    case Epilogue::Lstm: return f(lstm::Forward<Tanh, Sigmoid>());
+    case Epilogue::LstmBackward: return f(lstm::Backward<Tanh, Sigmoid>());
+    case Epilogue::LstmOf: return f(lstm::Forward<Chosen, Chosen>());
+    case Epilogue::LstmOfBackward: return f(lstm::Backward<Chosen, Chosen>());
     case Epilogue::LinearForward1: return f(linear::Forward<1, false>());
     case Epilogue::LinearForward2: return f(linear::Forward<2, false>());
     case Epilogue::LinearForward3: return f(linear::Forward<3, false>());
@@ -94,6 +102,7 @@ struct Cell {
   Epilogue forward, backward;
   // What a layer takes and returns besides its sequence: h, and c if that is what a unit carries.
   int states = 1;
+  Functions functions = {};
 };
 
 constexpr Cell kCells[] = {
@@ -110,6 +119,14 @@ constexpr Cell kCells[] = {
     {"gru", Epilogue::Gru, Epilogue::GruBackward},
     {"lstm", Epilogue::Lstm, Epilogue::LstmBackward, /*states=*/2},
 };
+
+// NAME.CANDIDATE.GATE, such as gru.relu.sigmoid: these with other functions than tanh and sigmoid.
+constexpr Cell kCellsOfFunctions[] = {
+    {"gru", Epilogue::GruOf, Epilogue::GruOfBackward},
+    {"lstm", Epilogue::LstmOf, Epilogue::LstmOfBackward, /*states=*/2},
+};
+constexpr std::string_view kFunctionNames[] = {"tanh", "relu", "sigmoid", "hard_sigmoid",
+                                               "identity"};  // in the order of `Function`
 
 // The linearised recurrences (linear.h), by gates without o and by whether there is an exposure.
 // Higher derivatives of a cell whose units carry a value need the row of its number of gates.

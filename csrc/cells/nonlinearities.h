@@ -4,6 +4,8 @@
 // functions that operators do not give: tanh, sigmoid, softplus and expm1 of what is not positive.
 #pragma once
 
+#include <type_traits>
+
 #include "unit.h"
 
 namespace rnn_cuda {
@@ -70,5 +72,63 @@ struct Softplus {
     return -z * Math::expm1(-h);
   }
 };
+
+// max(0, min(1, z / 6 + 1/2)), as torch's.
+struct HardSigmoid {
+  template <class Math>
+  static RNN_CUDA_CELL typename Math::Value of(typename Math::Value z) {
+    using Number = typename Math::Number;
+    const typename Math::Value one = typename Math::Value{} + Number(1);
+    const typename Math::Value line = z * Number(1.0 / 6) + Number(0.5);
+    const typename Math::Value capped = line >= one ? one : line;
+    return capped <= Number(0) ? typename Math::Value{} : capped;
+  }
+  template <class Math>
+  static RNN_CUDA_CELL typename Math::Value times_derivative(typename Math::Value z,
+                                                             typename Math::Value h) {
+    using Number = typename Math::Number;
+    const typename Math::Value inside = z * Number(1.0 / 6);
+    const typename Math::Value below = h >= Number(1) ? typename Math::Value{} : inside;
+    return h <= Number(0) ? typename Math::Value{} : below;
+  }
+};
+
+// One of the above, by its name: one kernel for all of them. The branch is the same for all units.
+struct Chosen {
+  Function function;
+
+  template <class Math>
+  RNN_CUDA_CELL typename Math::Value of(typename Math::Value z) const {
+    switch (function) {
+      case Function::Tanh: return Tanh::of<Math>(z);
+      case Function::Relu: return Relu::of<Math>(z);
+      case Function::Sigmoid: return Sigmoid::of<Math>(z);
+      case Function::HardSigmoid: return HardSigmoid::of<Math>(z);
+      case Function::Identity: break;
+    }
+    return z;
+  }
+  template <class Math>
+  RNN_CUDA_CELL typename Math::Value times_derivative(typename Math::Value z,
+                                                      typename Math::Value h) const {
+    switch (function) {
+      case Function::Tanh: return Tanh::times_derivative<Math>(z, h);
+      case Function::Relu: return Relu::times_derivative<Math>(z, h);
+      case Function::Sigmoid: return Sigmoid::times_derivative<Math>(z, h);
+      case Function::HardSigmoid: return HardSigmoid::times_derivative<Math>(z, h);
+      case Function::Identity: break;
+    }
+    return z;
+  }
+};
+
+// F itself, or the Chosen one.
+template <class F>
+RNN_CUDA_CELL F as_chosen(Function function) {
+  if constexpr (std::is_same_v<F, Chosen>)
+    return {function};
+  else
+    return {};
+}
 
 }  // namespace rnn_cuda

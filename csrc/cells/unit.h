@@ -43,6 +43,13 @@ constexpr bool has_one_delta(const Counts& counts) {
   return counts.sums == 1 && counts.published == 1 && counts.saved == 0 && counts.adjoints == 1;
 }
 
+// The functions of a gated cell, where they are chosen when it runs (nonlinearities.h, `Chosen`).
+enum class Function { Tanh, Relu, Sigmoid, HardSigmoid, Identity };
+struct Functions {
+  Function candidate = Function::Tanh;  // of the new value, and of what an LSTM shows of c
+  Function gate = Function::Sigmoid;
+};
+
 // Value is a number, or a vector of the same value of neighbouring units.
 template <class Value, class Epilogue>
 struct Unit {
@@ -53,6 +60,7 @@ struct Unit {
   Value operands[kCounts.operands + 1];
   Value constants[kCounts.constants + 1];
   Value carried[kCounts.carried + 1];  // c_{t-1} before `apply`, c_t after it
+  Functions functions;
 
   Value published[kCounts.published];
   Value saved[kCounts.saved + 1];

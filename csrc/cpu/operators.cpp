@@ -2,8 +2,12 @@
 // (Files of this name are compiled as one: torch/library.h takes longest to read.)
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
+
+#include <algorithm>
 
 #include "gradients_by_products.h"
 #include "output_pool.h"
@@ -138,6 +142,84 @@ DirectionGradients run_then_multiply(const RecurrenceBuilder& builder, const Lay
   return gradients;
 }
 
+// How many time steps the backward pass takes at once. So many that deltas and products stay in the
+// cache, and no fewer than packing U is worth; a weight's gradient is then a sum of sums, too,
+// which loses fewer digits.
+int64_t steps_at_once(const Layer& layer, int64_t batch) {
+  constexpr int64_t kDeltaBytes = 2 << 20, kFewestRows = 1024;
+  const int64_t row = layer.counts().sums * layer.hidden_size() * layer.input().element_size();
+  return std::max<int64_t>(std::max(kFewestRows, kDeltaBytes / row) / std::max<int64_t>(batch, 1),
+                           1);
+}
+
+// `run_then_multiply` of one segment of time after the other, from the layer's end: what arrives at
+// the first state of one is the gradient of the last state of the other.
+DirectionGradients run_in_segments(const OptionalTensors& grads, const Tensor& input,
+                                   TensorList states, TensorList weights, const Tensor& output,
+                                   TensorList saved, std::string_view cell,
+                                   std::string_view direction, const Layer& layer, int64_t d,
+                                   const DirectionWanted& wanted, const Tensor* other_of_input,
+                                   int64_t steps) {
+  const int64_t length = input.size(0), directions = layer.directions();
+  const OptionalTensor no_batch_sizes;
+  DirectionGradients total;
+  if (wanted.input)
+    total.input = other_of_input != nullptr ? *other_of_input : at::zeros_like(input);
+  OptionalTensors final_grads;
+  for (int64_t i = 0; i < layer.states(); ++i) final_grads.push_back(grads.get(1 + i));
+  Tensors norms[kMaxAdjoints], adjoints[kMaxAdjoints];  // of the segments, in their order
+  for (int64_t done = 0, taken = 0; done < length; done += taken) {
+    taken = std::min(steps, length - done);
+    const bool is_first = done + taken == length;  // in the order of the forward pass
+    const int64_t begin = layer.is_reverse(d) ? done : length - done - taken;
+    const auto part = [&](const Tensor& whole) { return whole.narrow(0, begin, taken); };
+    Tensors starts(states.begin(), states.end());
+    if (!is_first) {
+      // Of c0 only the shape counts here.
+      const Tensor before = output.select(0, layer.is_reverse(d) ? begin + taken : begin - 1);
+      starts.assign(layer.states(),
+                    before.view({-1, directions, layer.hidden_size()}).transpose(0, 1));
+    }
+    OptionalTensors its_grads;
+    its_grads.push_back(grads.get(0) ? OptionalTensor(part(*grads.get(0))) : std::nullopt);
+    for (const OptionalTensor& grad : final_grads) its_grads.push_back(grad);
+    Tensors its_saved;
+    for (const Tensor& each : saved) its_saved.push_back(part(each));
+    const Tensor its_input = part(input), its_output = part(output);
+    const Layer segment(its_input, starts, weights, cell, direction, no_batch_sizes);
+    DirectionWanted its = wanted;
+    for (int64_t i = 0; i < layer.states(); ++i) its.states[i] |= !is_first;
+    const Tensor its_grad_input = wanted.input ? part(total.input) : Tensor();
+    DirectionGradients its_gradients =
+        run_then_multiply(segment.backward(d, its_grads, its_output, its_saved), segment, d,
+                          its_output, its, &its_grad_input);
+    for (Tensor DirectionGradients::* sum :
+         {&DirectionGradients::weight_ih, &DirectionGradients::weight_hh,
+          &DirectionGradients::bias_ih, &DirectionGradients::bias_hh}) {
+      if ((total.*sum).defined())
+        (total.*sum).add_(its_gradients.*sum);
+      else
+        total.*sum = its_gradients.*sum;
+    }
+    for (int64_t i = 0; i < layer.states(); ++i) {
+      total.states[i] = its_gradients.states[i];
+      if (!is_first) final_grads.set(i, total.states[i].expand({directions, -1, -1}));
+    }
+    for (int a = 0; a < kMaxAdjoints; ++a) {
+      if (its_gradients.norms[a].defined()) norms[a].push_back(its_gradients.norms[a]);
+      if (its_gradients.adjoints[a].defined()) adjoints[a].push_back(its_gradients.adjoints[a]);
+    }
+  }
+  for (int a = 0; a < kMaxAdjoints; ++a)
+    for (Tensors* parts : {&norms[a], &adjoints[a]}) {
+      if (parts->empty()) continue;
+      if (!layer.is_reverse(d)) std::reverse(parts->begin(), parts->end());
+      (parts == &norms[a] ? total.norms : total.adjoints)[a] =
+          at::cat(*parts, parts == &norms[a] ? 1 : 0);
+    }
+  return total;
+}
+
 Tensors layer_gradients(const OptionalTensors& grads, const Tensor& input, TensorList states,
                         TensorList weights, const Tensor& output, TensorList saved,
                         std::string_view cell, std::string_view direction,
@@ -163,9 +245,14 @@ Tensors layer_gradients(const OptionalTensors& grads, const Tensor& input, Tenso
   for (int64_t d = 0; d < directions; ++d) {
     const DirectionWanted its = layer.wanted(d, wanted);
     if (!its.anything()) continue;
-    if (!layer.has_one_delta())
-      gradients[d] = run_then_multiply(builders[d], layer, d, output, its,
-                                       d == 1 ? &gradients[0].input : nullptr);
+    const Tensor* other_of_input = d == 1 ? &gradients[0].input : nullptr;
+    const int64_t steps = steps_at_once(layer, builders[d].recurrence().batch);
+    if (!layer.has_one_delta() && !batch_sizes && !is_half(builders[d].type()) &&
+        input.size(0) > steps)
+      gradients[d] = run_in_segments(grads, input, states, weights, output, saved, cell, direction,
+                                     layer, d, its, other_of_input, steps);
+    else if (!layer.has_one_delta())
+      gradients[d] = run_then_multiply(builders[d], layer, d, output, its, other_of_input);
     else if (its.only_delta())
       gradients[d].delta = run(builders[d]);
     else

@@ -584,6 +584,7 @@ class Walker {
       apart = projected(step.input_row + region.first, region.column + column) +
               kCounts.sums * kLanes<T>;
     Unit<Vec<T>, Epilogue> unit;
+    unit.functions = r_.functions;
     for (int k = 0; k < kCounts.constants; ++k)
       unit.constants[k] = load_converted(static_cast<const T*>(r_.constants) + k * H + n, count);
     for (int64_t i = 0; i < height; ++i) {

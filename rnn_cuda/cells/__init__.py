@@ -1,17 +1,18 @@
 """Recurrent cells in plain PyTorch, one a file, and who has which.
 
-``elman.tanh``, ``leaky.tanh`` (and the other nonlinearities), ``lstm`` and ``gru`` are found by
-name, a leaky cell without its constants.
+``elman.tanh``, ``leaky.tanh`` (and the other nonlinearities), ``lstm``, ``gru`` and, with other
+functions, ``lstm.relu.sigmoid`` and the like are found by name, a leaky cell without its constants.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from torch import Tensor, nn
 
 from rnn_cuda.cells.cell import Cell, Linearisation, State, Weights
-from rnn_cuda.cells.elman import NONLINEARITIES, Elman
+from rnn_cuda.cells.elman import GATED_NONLINEARITIES, NONLINEARITIES, Elman, gated_name
 from rnn_cuda.cells.gru import GRU
 from rnn_cuda.cells.leaky import Leaky
 from rnn_cuda.cells.lstm import LSTM
@@ -35,6 +36,11 @@ _CELLS: dict[str, Cell] = {
     **{f"leaky.{nonlinearity}": Leaky(nonlinearity) for nonlinearity in NONLINEARITIES},
     "lstm": LSTM(),
     "gru": GRU(),
+    **{
+        gated_name(kind, *functions): cell(*functions)
+        for kind, cell in (("lstm", LSTM), ("gru", GRU))
+        for functions in itertools.product(GATED_NONLINEARITIES, repeat=2)
+    },
 }
 
 
@@ -46,7 +52,8 @@ def cell_named(name: str) -> Cell:
 
     """
     if name not in _CELLS:
-        raise ValueError(f"cell: expected one of {', '.join(_CELLS)}; got {name!r}")
+        names = ", ".join(name for name in _CELLS if name.count(".") < 2)
+        raise ValueError(f"cell: expected one of {names}; got {name!r}")
     return _CELLS[name]
 
 

@@ -11,7 +11,14 @@ from torch import Tensor
 from rnn_cuda.cells.cell import Cell, Linearisation
 
 NONLINEARITIES: tuple[str, ...] = ("tanh", "relu", "sigmoid", "identity", "softplus")
-"""Names accepted as ``nonlinearity``, everywhere in this package."""
+"""Names accepted as ``nonlinearity``, everywhere in this package but for gated cells."""
+
+GATED_NONLINEARITIES: tuple[str, ...] = ("tanh", "relu", "sigmoid", "hard_sigmoid", "identity")
+"""Names accepted as ``nonlinearity`` and ``gate_nonlinearity`` of a gated cell."""
+
+
+TORCH_GATED_NONLINEARITIES = ("tanh", "sigmoid")
+"""Those that torch's GRU and LSTM have."""
 
 
 def activation(z: Tensor, nonlinearity: str) -> Tensor:
@@ -25,13 +32,17 @@ def activation(z: Tensor, nonlinearity: str) -> Tensor:
     if nonlinearity == "softplus":
         # Beyond the threshold torch returns z: 20, the default, is early for float64.
         return torch.nn.functional.softplus(z, threshold=40.0)
+    if nonlinearity == "hard_sigmoid":
+        # Not torch's function, which divides by 6 in single precision.
+        return (z / 6 + 0.5).clamp(0, 1)
     return z
 
 
 def activation_derivative(h: Tensor, nonlinearity: str) -> Tensor:
     """Return ``f'(z)``, read off the output ``h = f(z)`` (differentiable in ``h``).
 
-    tanh: 1 - h^2; relu: [h > 0]; sigmoid: h (1 - h); identity: 1; softplus: 1 - exp(-h).
+    tanh: 1 - h^2; relu: [h > 0]; sigmoid: h (1 - h); identity: 1; softplus: 1 - exp(-h);
+    hard_sigmoid: [0 < h < 1] / 6.
     """
     if nonlinearity == "tanh":
         return 1 - h * h
@@ -41,7 +52,16 @@ def activation_derivative(h: Tensor, nonlinearity: str) -> Tensor:
         return h * (1 - h)
     if nonlinearity == "softplus":
         return -torch.expm1(-h)
+    if nonlinearity == "hard_sigmoid":
+        return torch.logical_or(h <= 0, h >= 1).logical_not().to(h.dtype) / 6
     return torch.ones_like(h)
+
+
+def gated_name(kind: str, nonlinearity: str, gate_nonlinearity: str) -> str:
+    """Return what the operators call a gated cell with these functions."""
+    if (nonlinearity, gate_nonlinearity) == TORCH_GATED_NONLINEARITIES:
+        return kind
+    return f"{kind}.{nonlinearity}.{gate_nonlinearity}"
 
 
 @dataclass(frozen=True)

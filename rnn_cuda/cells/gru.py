@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rnn_cuda.cells.cell import Cell, Linearisation
+from rnn_cuda.cells.elman import activation, activation_derivative, gated_name
 
 
 class Gates(NamedTuple):
@@ -30,8 +31,10 @@ class Gates(NamedTuple):
 
 @dataclass(frozen=True)
 class GRU(Cell):
-    """The cell; its unit carries h."""
+    """The cell, with other functions than tanh and sigmoid if wanted; its unit carries h."""
 
+    nonlinearity: str = "tanh"
+    gate_nonlinearity: str = "sigmoid"
     gate_names: ClassVar[tuple[str, ...]] = ("reset", "update", "new")
     keeping_gate: ClassVar[str | None] = "update"
     saved_values: ClassVar[int] = 5
@@ -40,15 +43,16 @@ class GRU(Cell):
     @property
     def operator_name(self) -> str:
         """See `Cell.operator_name`."""
-        return "gru"
+        return gated_name("gru", self.nonlinearity, self.gate_nonlinearity)
 
     def gates(self, input_sums: Tensor, recurrent_sums: Tensor) -> Gates:
         """Return r, z, n and what r multiplies in n."""
         input_r, input_z, input_n = input_sums.chunk(3, dim=-1)
         recurrent_r, recurrent_z, recurrent_n = recurrent_sums.chunk(3, dim=-1)
-        r = torch.sigmoid(input_r + recurrent_r)
-        z = torch.sigmoid(input_z + recurrent_z)
-        return Gates(r, z, torch.tanh(input_n + r * recurrent_n), recurrent_n)
+        r = activation(input_r + recurrent_r, self.gate_nonlinearity)
+        z = activation(input_z + recurrent_z, self.gate_nonlinearity)
+        n = activation(input_n + r * recurrent_n, self.nonlinearity)
+        return Gates(r, z, n, recurrent_n)
 
     def carry(self, gates: tuple[Tensor, ...], carried: Tensor) -> Tensor:
         """Return h_t."""
@@ -58,8 +62,9 @@ class GRU(Cell):
     def linearise(self, gates: tuple[Tensor, ...], before: Tensor, after: Tensor) -> Linearisation:
         """Return dh_t = z dh_{t-1} + ...; in n, r stands before what comes from h_{t-1}."""
         r, z, n, recurrent_n = gates
-        gain_n = (1 - z) * (1 - n * n)
-        gain_r, gain_z = gain_n * recurrent_n * r * (1 - r), (before - n) * z * (1 - z)
+        gain_n = (1 - z) * activation_derivative(n, self.nonlinearity)
+        gain_r = gain_n * recurrent_n * activation_derivative(r, self.gate_nonlinearity)
+        gain_z = (before - n) * activation_derivative(z, self.gate_nonlinearity)
         return Linearisation(
             gain=torch.stack([gain_r, gain_z, gain_n * r], dim=-2),
             keep=z,

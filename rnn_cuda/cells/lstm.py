@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rnn_cuda.cells.cell import Cell, Linearisation
+from rnn_cuda.cells.elman import activation, activation_derivative, gated_name
 
 
 class Gates(NamedTuple):
@@ -28,8 +29,10 @@ class Gates(NamedTuple):
 
 @dataclass(frozen=True)
 class LSTM(Cell):
-    """The cell; its unit carries c."""
+    """The cell, with other functions than tanh and sigmoid if wanted; its unit carries c."""
 
+    nonlinearity: str = "tanh"
+    gate_nonlinearity: str = "sigmoid"
     gate_names: ClassVar[tuple[str, ...]] = Gates._fields
     keeping_gate: ClassVar[str | None] = "forget"
     admitting_gate: ClassVar[str | None] = "input"
@@ -39,12 +42,13 @@ class LSTM(Cell):
     @property
     def operator_name(self) -> str:
         """See `Cell.operator_name`."""
-        return "lstm"
+        return gated_name("lstm", self.nonlinearity, self.gate_nonlinearity)
 
     def gates(self, input_sums: Tensor, recurrent_sums: Tensor) -> Gates:
         """Return i, f, g, o."""
         i, f, g, o = (input_sums + recurrent_sums).chunk(4, dim=-1)
-        return Gates(i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid())
+        i, f, o = (activation(z, self.gate_nonlinearity) for z in (i, f, o))
+        return Gates(i, f, activation(g, self.nonlinearity), o)
 
     def kept_share(self, gates: tuple[Tensor, ...]) -> Tensor:
         """Return f."""
@@ -57,15 +61,17 @@ class LSTM(Cell):
 
     def publish(self, gates: tuple[Tensor, ...], carried: Tensor) -> Tensor:
         """Return h_t."""
-        return gates[3] * torch.tanh(carried)
+        return gates[3] * activation(carried, self.nonlinearity)
 
     def linearise(self, gates: tuple[Tensor, ...], before: Tensor, after: Tensor) -> Linearisation:
         """Return dc_t = f dc_{t-1} + ..., dh_t = o tanh'(c_t) dc_t + tanh(c_t) o' dz_o."""
         i, f, g, o = gates
-        tanh_c = torch.tanh(after)
+        shown = activation(after, self.nonlinearity)
+        of_i, of_f, of_o = (activation_derivative(x, self.gate_nonlinearity) for x in (i, f, o))
+        of_g, of_c = (activation_derivative(x, self.nonlinearity) for x in (g, shown))
         return Linearisation(
-            gain=torch.stack([g * i * (1 - i), before * f * (1 - f), i * (1 - g * g)], dim=-2),
+            gain=torch.stack([g * of_i, before * of_f, i * of_g], dim=-2),
             keep=f,
-            exposure=o * (1 - tanh_c * tanh_c),
-            output_gain=tanh_c * o * (1 - o),
+            exposure=o * of_c,
+            output_gain=shown * of_o,
         )
