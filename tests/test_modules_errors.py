@@ -365,7 +365,7 @@ def test_a_bad_cell_state_is_named():
         (FusedGRU, {"recompute": 1}, TypeError, "recompute should be of type bool, got: int"),
         (FusedLSTM, {"recompute": None}, TypeError, "recompute should be of type bool"),
         (FusedLSTM, {"dtype": torch.int64}, RuntimeError, "dtype: expected one of"),
-        (FusedGRU, {"nonlinearity": "relu"}, TypeError, "nonlinearity"),
+        (FusedGRU, {"nonlinearity": "softplus"}, ValueError, "Unknown nonlinearity 'softplus'"),
     ],
 )
 def test_bad_arguments_of_gated_layers_are_named(kind, options, error, message):
