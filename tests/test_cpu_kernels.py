@@ -88,7 +88,7 @@ DEFECTS = {
     "a tail of a gradient's row is stored as a whole vector": Defect(
         "gradients",
         "gradients.cpp",
-        "load(sums + n), «columns - first - n»);",
+        "store_converted(row + first + n, sum, «columns - first - n»);",
         "kLanes<T>",
         "AddressSanitizer",
     ),
