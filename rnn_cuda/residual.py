@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,9 @@ class LeakyRNN(ResidualRNN):
 
     """
 
+    if TYPE_CHECKING:  # TorchScript, which reads annotations, takes the attribute for what it is
+        leak: Any
+
     def __init__(self, *args: Any, leak: float | Tensor = 0.1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if isinstance(leak, Tensor):
@@ -125,8 +128,30 @@ class LeakyRNN(ResidualRNN):
         else:
             self.register_buffer("leak", leak)
 
+    def reset_parameters(self) -> None:
+        """Draw every weight anew, as `FusedRNN` does; a leak stays."""
+        leak = self._parameters.pop("leak", None)
+        super().reset_parameters()
+        if leak is not None:
+            self._parameters["leak"] = leak
+
     def _coefficients(self) -> tuple[float, float]:
         return 1 - self.leak, self.leak  # pyright: ignore[reportReturnType] (TorchScript's type)
+
+    def __prepare_scriptable__(self) -> Any:
+        self._refuse_to_leave()
+        return super().__prepare_scriptable__()
+
+    def _trace_layers(self, *args: Any) -> tuple[Tensor, ...]:
+        self._refuse_to_leave()
+        return super()._trace_layers(*args)
+
+    def _refuse_to_leave(self) -> None:
+        if isinstance(self.leak, Tensor):
+            raise NotImplementedError(
+                "a LeakyRNN with a leak for each unit cannot be scripted, traced or exported to "
+                "ONNX: give it one leak, or use torch.export"
+            )
 
     def extra_repr(self) -> str:
         """Return the arguments of `FusedRNN` that differ from their defaults, and ``leak``."""

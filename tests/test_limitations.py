@@ -416,6 +416,18 @@ def _():
             torch.testing.assert_close(results, layer.to_torch()(INPUT))
 
 
+@row("a `LeakyRNN` or `AntisymmetricRNN` on CUDA or emulated")
+def _():
+    for kind in (LeakyRNN, AntisymmetricRNN):
+        layer = kind(3, 5)
+        expected = layer(INPUT)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(backend, "takes_gated_cells", lambda *_: False)
+            backend.reset()
+            with pytest.warns(backend.BackendWarning, match="no kernels for Leaky layers on cpu"):
+                torch.testing.assert_close(layer(INPUT), expected)
+
+
 @row("`proj_size` of a `FusedLSTM`")
 def _():
     refuses(ValueError, "proj_size: expected 0, got 2", lambda: FusedLSTM(3, 5, proj_size=2))
@@ -423,6 +435,17 @@ def _():
     refuses(ValueError, "proj_size: expected 0, got 2", FusedLSTM.from_torch, lstm)
     with pytest.warns(UserWarning, match="left alone: a FusedLSTM has no projections"):
         assert replace_rnn(lstm) is lstm
+
+
+@row(
+    "`torch.jit.script`, `torch.jit.trace` or ONNX export of a `LeakyRNN` with a leak for each unit"
+)
+def _():
+    model = Holder(LeakyRNN(3, 5, leak=torch.full((5,), 0.1))).eval()
+    torch.export.export(model, (INPUT,))
+    for leave in (torch.jit.script, lambda m: torch.jit.trace(m, INPUT), export_to_onnx):
+        arguments = (model, INPUT) if leave is export_to_onnx else (model,)
+        refuses(NotImplementedError, "a leak for each unit", leave, *arguments)
 
 
 @row("ONNX export of a `FusedGRU` or `FusedLSTM` in float64")

@@ -129,7 +129,9 @@ def test_half_precisions_round_what_is_multiplied_and_not_what_a_unit_carries(dt
 def test_a_leak_for_each_unit_can_be_learned():
     leak = nn.Parameter(torch.rand(H, dtype=torch.float64) * 0.8 + 0.1)
     layer = LeakyRNN(I, H, 2, bidirectional=True, leak=leak, dtype=torch.float64)
+    layer.reset_parameters()
     assert layer.leak is leak
+    assert bool((leak > 0.1).all())
     assert dict(layer.named_parameters())["leak"] is leak
     x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
     sequence = x
