@@ -448,6 +448,20 @@ def _():
         refuses(NotImplementedError, "a leak for each unit", leave, *arguments)
 
 
+@row(
+    "`to_torch`, TorchScript or ONNX export of a `FusedGRU` or `FusedLSTM` with other functions "
+    "than tanh and sigmoid"
+)
+def _():
+    for kind in (FusedGRU, FusedLSTM):
+        layer = kind(3, 5, nonlinearity="relu")
+        refuses(ValueError, "must be 'tanh'", layer.to_torch)
+        message, model = "other functions than tanh and sigmoid", nn.Sequential(layer)
+        refuses(NotImplementedError, message, torch.jit.script, model)
+        export = functools.partial(torch.onnx.export, dynamo=False)
+        refuses(NotImplementedError, message, export, model, (INPUT,), io.BytesIO())
+
+
 @row("ONNX export of a `FusedGRU` or `FusedLSTM` in float64")
 def _():
     for kind in (FusedGRU, FusedLSTM):
