@@ -142,9 +142,9 @@ class LeakyRNN(ResidualRNN):
         self._refuse_to_leave()
         return super().__prepare_scriptable__()
 
-    def _trace_layers(self, *args: Any) -> tuple[Tensor, ...]:
+    def _trace_layers(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         self._refuse_to_leave()
-        return super()._trace_layers(*args)
+        return super()._trace_layers(*args, **kwargs)
 
     def _refuse_to_leave(self) -> None:
         if isinstance(self.leak, Tensor):
