@@ -160,7 +160,7 @@ DEFECTS = {
         "streamed.h",
         "const T* const values = left.at(0, «k»);",
         "0",
-        "output[",
+        ", not ",  # whichever result is looked at first
     ),
     "a streamed matrix's last row is read beyond its end": Defect(
         "gradients",
