@@ -144,9 +144,13 @@ void gradients_by_products(const RecurrenceBuilder& backward, const BackwardResu
   if (wanted.weight_ih) gradients.weight_ih = outer_product(delta_input, input);
   if (wanted.weight_hh) {
     const Tensor states = output.narrow(-1, d * hidden, hidden).reshape({rows, hidden});
-    gradients.weight_hh = outer_product(neighbours.current(delta), neighbours.previous(states));
-    if (const OptionalTensor state = layer.state(0))
-      gradients.weight_hh.addmm_(neighbours.first(delta).t(), state->select(0, d));
+    const OptionalTensor state = layer.state(0);
+    if (state && backward.recurrence().time_steps == 1) {
+      gradients.weight_hh = outer_product(delta, state->select(0, d));
+    } else {
+      gradients.weight_hh = outer_product(neighbours.current(delta), neighbours.previous(states));
+      if (state) gradients.weight_hh.addmm_(neighbours.first(delta).t(), state->select(0, d));
+    }
   }
   const auto sum = [&](const Tensor& deltas) {
     return deltas.sum({0}, /*keepdim=*/false, backward.compute_type());

@@ -162,6 +162,13 @@ DEFECTS = {
         "0",
         ", not ",  # whichever result is looked at first
     ),
+    "a streamed product of a unit's second sum is added to its first": Defect(
+        "recurrence",
+        "unpacked_steps.h",
+        "sums + «vector * kLanes<T>», sums_stride",
+        "0",
+        "output[",
+    ),
     "a streamed matrix's last row is read beyond its end": Defect(
         "gradients",
         "streamed.h",

@@ -80,14 +80,13 @@ class Call {
     inputs_ = layout.add<E>(inputs_size_ * teams);
     projected_size_ = projects_input_ ? rows * input_panels_.padded_columns() : 0;
     projected_ = layout.add<T>(projected_size_ * teams);
-    block_size_ = use_of_hidden_ == MatrixUse::StreamedInBlocks
-                      ? kBlockDepth * division.panel_vectors * kLanes<T>
-                      : 0;
+    // (A panel is wider than asked for where the sums of one vector of units are.)
+    const int64_t panel_vectors = std::max(division.panel_vectors, counts_.sums);
+    block_size_ =
+        use_of_hidden_ == MatrixUse::StreamedInBlocks ? kBlockDepth * panel_vectors * kLanes<T> : 0;
     blocks_ = layout.add<E>(block_size_ * division.threads);
     sums_size_ = std::max<int64_t>(
-        // (A panel is wider than asked for where the sums of one vector of units are.)
-        std::max<int64_t>(division.rows, kMaxTileRows) *
-            std::max(division.panel_vectors, counts_.sums) * kLanes<T>,
+        std::max<int64_t>(division.rows, kMaxTileRows) * panel_vectors * kLanes<T>,
         kSumsBytes / static_cast<int64_t>(sizeof(T)));
     sums_ = layout.add<T>(sums_size_ * division.threads);
     const bool wants_norms = std::any_of(std::begin(r.adjoint_norms), std::end(r.adjoint_norms),

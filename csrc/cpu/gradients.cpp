@@ -266,7 +266,7 @@ class GradientWorker {
     const WalkBuffers<Storage>& buffers = walker_.buffers();
     if (streamed) {
       std::fill_n(buffers.sums, (end - first) * width, T(0));
-      add_product_in_blocks<Storage>(delta.from_row(first), end - first, matrix, columns,
+      add_product_in_blocks<Storage>(delta.from_row(first), end - first, matrix, {columns},
                                      r_.hidden_size, panels, p, buffers.block, buffers.sums);
       f(first, end - first, buffers.sums);
       return;

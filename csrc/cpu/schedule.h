@@ -116,15 +116,16 @@ struct Division {
   }
 
   // What is done with M. Packing pays by being read often: not once, and not twice if there are few
-  // rows and the matrix does not stay in the core's own cache. Where a unit has several sums, only
-  // packing puts them side by side.
+  // rows and the matrix does not stay in the core's own cache. Where a unit publishes several
+  // values, each begins at a whole vector of a strip, and only packed columns of M do so too.
   template <class Storage>
   MatrixUse use_of_hidden(const Recurrence& r) const {
     using E = typename OperandOf<Storage>::type;
     const Counts counts = counts_of(r.epilogue);
-    if (counts.sums > 1 || counts.published > 1) return MatrixUse::Packed;
+    const bool may_multiply = products(r) > 0 || r.multiplies_zero_initial;
+    if (counts.published > 1 && may_multiply) return MatrixUse::Packed;
     constexpr int64_t kCoreCacheBytes = 256 << 10;
-    const int64_t matrix_bytes = r.hidden_size * r.hidden_size *
+    const int64_t matrix_bytes = counts.sums * r.hidden_size * r.hidden_size *
                                  static_cast<int64_t>(sizeof(Storage)) / (cut_hidden ? threads : 1);
     const bool has_few_rows = can_stream<E>(rows);
     const bool is_quick = has_few_rows && matrix_bytes > kCoreCacheBytes;
