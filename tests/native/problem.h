@@ -2,6 +2,7 @@
 // as judge of what a kernel made of it.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <iomanip>
@@ -14,6 +15,8 @@ namespace check {
 
 using rnn_cuda::Counts;
 using rnn_cuda::Epilogue;
+using rnn_cuda::Function;
+using rnn_cuda::Functions;
 using rnn_cuda::ScalarType;
 
 // What sums are computed in; also the type of biases.
@@ -54,8 +57,12 @@ constexpr Epilogue kLeakyBackwards[] = {
 constexpr Epilogue kOtherEpilogues[] = {
     Epilogue::Gru,
     Epilogue::GruBackward,
+    Epilogue::GruOf,
+    Epilogue::GruOfBackward,
     Epilogue::Lstm,
     Epilogue::LstmBackward,
+    Epilogue::LstmOf,
+    Epilogue::LstmOfBackward,
     Epilogue::LeakyTanh,
     Epilogue::LeakyRelu,
     Epilogue::LeakySigmoid,
@@ -82,10 +89,19 @@ T any_of(const T (&values)[n], int64_t first = 0, int64_t count = n) {
   return values[uniform(first, first + count - 1)];
 }
 
+// Functions of gated cells; what a gate lets pass stays bounded, so that states do not grow.
+inline Functions any_functions() {
+  constexpr Function kCandidates[] = {Function::Tanh, Function::Relu, Function::Sigmoid,
+                                      Function::HardSigmoid, Function::Identity};
+  constexpr Function kGates[] = {Function::Sigmoid, Function::HardSigmoid};
+  return {any_of(kCandidates), any_of(kGates)};
+}
+
 // One unit in one step, in double. Written from the formulas of the field, not from csrc/cells/.
 struct JudgedUnit {
   double sums[4], apart, operands[8], constants[2], carried;
   double published[4], saved[6], adjoints[3];
+  Functions functions;  // of gated cells
 
   void apply(Epilogue epilogue) {
     const auto sigmoid = [](double z) { return 1 / (1 + std::exp(-z)); };
@@ -107,24 +123,26 @@ struct JudgedUnit {
         adjoints[0] = sum, published[0] = sum * (1 - std::exp(-e));
         return;
       case Epilogue::ElmanLinear: published[0] = sum * e; return;
-      case Epilogue::Gru: {
-        const double r = sigmoid(sums[0]), z = sigmoid(sums[1]);
-        const double n = std::tanh(apart + r * sums[2]), before = carried;
+      case Epilogue::Gru:
+      case Epilogue::GruOf: {
+        const double r = gate(sums[0]), z = gate(sums[1]);
+        const double n = candidate(apart + r * sums[2]), before = carried;
         carried = (1 - z) * n + z * before;
         published[0] = carried;
         const double all[] = {r, z, n, sums[2], before};
         std::copy_n(all, 5, saved);
         return;
       }
-      case Epilogue::GruBackward: {
+      case Epilogue::GruBackward:
+      case Epilogue::GruOfBackward: {
         const double r = operands[0], z = operands[1], n = operands[2], q = operands[3];
         const double before = operands[4];
         const double dh = sum + carried;
-        const double dn = dh * (1 - z), dz = dh * (before - n), before_tanh = dn * (1 - n * n);
-        published[0] = before_tanh * q * r * (1 - r);
-        published[1] = dz * z * (1 - z);
-        published[2] = before_tanh * r;
-        saved[0] = before_tanh;
+        const double dn = dh * (1 - z), dz = dh * (before - n), before_f = dn * candidate_slope(n);
+        published[0] = before_f * q * gate_slope(r);
+        published[1] = dz * gate_slope(z);
+        published[2] = before_f * r;
+        saved[0] = before_f;
         adjoints[0] = dh;
         carried = dh * z;
         return;
@@ -139,23 +157,25 @@ struct JudgedUnit {
       case Epilogue::LeakySigmoidBackward: return leaky_backward(e * (1 - e));
       case Epilogue::LeakyIdentityBackward: return leaky_backward(1);
       case Epilogue::LeakySoftplusBackward: return leaky_backward(1 - std::exp(-e));
-      case Epilogue::Lstm: {
-        const double i = sigmoid(sums[0]), f = sigmoid(sums[1]), g = std::tanh(sums[2]);
-        const double o = sigmoid(sums[3]), before = carried;
+      case Epilogue::Lstm:
+      case Epilogue::LstmOf: {
+        const double i = gate(sums[0]), f = gate(sums[1]), g = candidate(sums[2]);
+        const double o = gate(sums[3]), before = carried;
         carried = f * before + i * g;
-        published[0] = o * std::tanh(carried);
-        const double all[] = {i, f, g, o, before, std::tanh(carried)};
+        published[0] = o * candidate(carried);
+        const double all[] = {i, f, g, o, before, candidate(carried)};
         std::copy_n(all, 6, saved);
         return;
       }
-      case Epilogue::LstmBackward: {
+      case Epilogue::LstmBackward:
+      case Epilogue::LstmOfBackward: {
         const double i = operands[0], f = operands[1], g = operands[2], o = operands[3];
-        const double before = operands[4], tanh_c = operands[5];
-        const double dh = sums[0], dc = carried + dh * o * (1 - tanh_c * tanh_c);
-        published[0] = dc * g * i * (1 - i);
-        published[1] = dc * before * f * (1 - f);
-        published[2] = dc * i * (1 - g * g);
-        published[3] = dh * tanh_c * o * (1 - o);
+        const double before = operands[4], shown = operands[5];
+        const double dh = sums[0], dc = carried + dh * o * candidate_slope(shown);
+        published[0] = dc * g * gate_slope(i);
+        published[1] = dc * before * gate_slope(f);
+        published[2] = dc * i * candidate_slope(g);
+        published[3] = dh * shown * gate_slope(o);
         adjoints[0] = dh, adjoints[1] = dc, adjoints[2] = carried;
         carried = dc * f;
         return;
@@ -172,6 +192,32 @@ struct JudgedUnit {
   }
 
  private:
+  static double value(Function function, double z) {
+    switch (function) {
+      case Function::Tanh: return std::tanh(z);
+      case Function::Relu: return z <= 0 ? 0 : z;
+      case Function::Sigmoid: return 1 / (1 + std::exp(-z));
+      case Function::HardSigmoid: return z <= -3 ? 0 : z >= 3 ? 1 : (z + 3) / 6;
+      case Function::Identity: break;
+    }
+    return z;
+  }
+  // Of a function that returned h.
+  static double slope(Function function, double h) {
+    switch (function) {
+      case Function::Tanh: return 1 - h * h;
+      case Function::Relu: return h <= 0 ? 0 : 1;
+      case Function::Sigmoid: return h * (1 - h);
+      case Function::HardSigmoid: return h <= 0 || h >= 1 ? 0 : 1.0 / 6;
+      case Function::Identity: break;
+    }
+    return 1;
+  }
+  double candidate(double z) const { return value(functions.candidate, z); }
+  double gate(double z) const { return value(functions.gate, z); }
+  double candidate_slope(double h) const { return slope(functions.candidate, h); }
+  double gate_slope(double h) const { return slope(functions.gate, h); }
+
   void leaky(double f) {
     saved[0] = f;
     published[0] = carried = constants[0] * carried + constants[1] * f;
@@ -301,6 +347,11 @@ struct Problem {
       fill_randomly(*array, 0, array->count());
     r.dtype = kScalarType<S>;
     r.epilogue = epilogue;
+    constexpr Epilogue kOfFunctions[] = {Epilogue::GruOf, Epilogue::GruOfBackward, Epilogue::LstmOf,
+                                         Epilogue::LstmOfBackward};
+    if (std::find(std::begin(kOfFunctions), std::end(kOfFunctions), epilogue) !=
+        std::end(kOfFunctions))
+      r.functions = any_functions();
     r.reverse = one_in(2);
     r.time_steps = T, r.batch = B, r.hidden_size = H, r.input_size = I;
     if (kernels == Kernels::Cpu && shape.packed()) r.batch_sizes = shape.batch_sizes.data();
@@ -397,6 +448,7 @@ struct Problem {
       Squares of_sums, of_adjoints[rnn_cuda::kMaxAdjoints];
       for (int64_t n = 0; n < H; ++n) {
         JudgedUnit unit = {};
+        unit.functions = r.functions;
         double magnitude = std::abs(carried[size_t(n)]);
         for (int s = 0; s < counts.sums; ++s) {
           const bool is_apart = s >= counts.sums - counts.apart;
