@@ -150,6 +150,9 @@ class _FusedCell(HiddenState, nn.Module):
         self, input: Tensor, states: State, weights: list[Tensor | None]
     ) -> Sequence[Tensor]:
         weights_there = [weight for weight in weights if weight is not None]
+        if len(weights_there) == 3 and self._cell().keeps_sums_apart:  # a bias stays where it is
+            zeros = torch.zeros_like(weights_there[2])
+            weights_there = [zeros if weight is None else weight for weight in weights]
         return torch.ops.rnn_cuda.step(input, states, weights_there, self._cell_name)
 
     def _plain_step(self, input: Tensor, states: State, weights: Sequence[Any]) -> Sequence[Tensor]:

@@ -135,6 +135,17 @@ class LeakyRNN(ResidualRNN):
         if leak is not None:
             self._parameters["leak"] = leak
 
+    def _constants(self, like: Tensor) -> tuple[Tensor | float, ...]:
+        if isinstance(self.leak, float):
+            return super()._constants(like)
+        leak = self.leak.to(compute_dtype(like.dtype))  # first: 1 - leak has more digits
+        return 1 - leak, leak
+
+    def _cell(self) -> Leaky:
+        if isinstance(self.leak, float):
+            return super()._cell()
+        return Leaky(self.nonlinearity, *self._constants(self.leak))
+
     def _coefficients(self) -> tuple[float, float]:
         return 1 - self.leak, self.leak  # pyright: ignore[reportReturnType] (TorchScript's type)
 

@@ -425,3 +425,24 @@ def test_autocast_rounds_once_per_step(dtype):
     exact, _ = copy.deepcopy(rnn).to(dtype).double()(x.to(dtype).double())
     one_rounding = (exact.to(dtype).double() - exact).norm()
     assert (actual.double() - exact).norm() <= 1.01 * one_rounding
+
+
+# ---- what is not finite --------------------------------------------------------------------------
+
+
+@every_kind
+@pytest.mark.parametrize("length", [1, 2, 5, 40])
+def test_an_infinite_input_spreads_as_in_torch(length, kind):
+    fused, oracle = pair(3, 5, kind=kind, dtype=torch.float64)
+    x = normal(length, 2, 3)
+    x[0, 0, 1], x[length // 2, 1, 0] = float("inf"), -float("inf")
+    torch.testing.assert_close(fused(x), oracle(x), equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("absent", ["bias_ih", "bias_hh"])
+def test_a_bias_of_a_cell_may_be_none(absent, kind):
+    cell, oracle = pair(3, 5, kind=kind)
+    setattr(cell, absent, None)
+    nn.init.zeros_(getattr(oracle, absent))
+    torch.testing.assert_close(cell(SINGLE[0]), oracle(SINGLE[0]))

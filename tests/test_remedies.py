@@ -308,3 +308,16 @@ def test_a_replaced_layer_keeps_its_parameters_and_all_its_places(name):
 def test_what_makes_no_sense_is_refused_by_name(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@halves
+def test_a_small_leak_for_each_unit_keeps_its_digits_in_half_precision(dtype):
+    # In bfloat16 one less .001 is one: nothing would leak.
+    layer = LeakyRNN(1, 2, leak=torch.full((2,), 1 / 512)).to(dtype)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        layer.bias_ih_l0.fill_(1)
+    output, _ = layer(torch.zeros(4000, 1, 1, dtype=dtype), torch.zeros(1, 1, 2, dtype=dtype))
+    expected = torch.full((1, 2), 1.0).tanh()
+    torch.testing.assert_close(output[-1].float(), expected, rtol=1e-2, atol=0)

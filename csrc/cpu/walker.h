@@ -325,6 +325,20 @@ class Walker {
       const Factors<E> input = input_factors(0, column);
       multiply_panel(buffers_.inputs, chunk_rows, input.panel, vectors, input.depth,
                      team_.bias + column, 0, buffers_.projected + column, input_ld_);
+      if (team_.counts.apart > 0) forget_products_of_zero(chunk_rows, column, vectors);
+    }
+  }
+
+  // Sums that get nothing of W x met zeros in the panel, which an infinite x turns into NaN.
+  void forget_products_of_zero(int64_t chunk_rows, int64_t column, int vectors) {
+    const int apart = team_.counts.apart;
+    const Gates gates = {r_.hidden_size, team_.counts.sums + apart, apart};
+    for (int v = 0; v < vectors; ++v) {
+      if (gates.value(v) >= 0) continue;
+      const int64_t first = column + v * kLanes<T>;
+      const Vec<T> bias = load(team_.bias + first);
+      for (int64_t row = 0; row < chunk_rows; ++row)
+        store<T>(buffers_.projected + row * input_ld_ + first, bias);
     }
   }
 

@@ -372,7 +372,7 @@ struct Problem {
     if (one_in(2)) r.last = last.device();
     if (counts.carried > 0 && one_in(2)) r.last_carried = last_carried.device();
     if (counts.saved > 0 && !one_in(3)) r.saved = saved.device();
-    for (int a = 0; a < counts.adjoints; ++a) {
+    for (int a = 0; kernels == Kernels::Cpu && a < counts.adjoints; ++a) {
       if (one_in(3)) r.adjoints[a] = adjoints.device() + a * rows * H;
       if (one_in(2)) r.adjoint_norms[a] = adjoint_norms.device() + a * rows;
     }
