@@ -108,7 +108,7 @@ def _decide(override: str | None, device_type: str, dtype: torch.dtype) -> bool:
 
 def takes_gated_cells(device_type: str, dtype: torch.dtype) -> bool:
     """Whether the kernels for these tensors take cells with several sums: those of CPUs do."""
-    return device_type == "cpu" and use_native(device_type, dtype) and not _is_emulated
+    return device_type in ("cpu", "meta") and use_native(device_type, dtype) and not _is_emulated
 
 
 # torch.compile calls this while it traces, instead of tracing into the build; its guard on the
