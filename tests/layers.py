@@ -22,7 +22,8 @@ def normal(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
 
-LAYERS = (FusedRNN, FusedGRU, FusedLSTM)
+# The emulator's kernels are those of CUDA, which has none for gated layers yet.
+LAYERS = (FusedRNN,) if backend.requested() == "emulated" else (FusedRNN, FusedGRU, FusedLSTM)
 every_kind = pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.__name__)
 
 
