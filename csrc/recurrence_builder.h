@@ -132,11 +132,12 @@ class RecurrenceBuilder {
     return *this;
   }
 
-  // Of each unit, by value: (constants, H) in compute precision.
   RecurrenceBuilder& functions(const Functions& functions) {
     r_.functions = functions;
     return *this;
   }
+
+  // Of each unit, by value: (constants, H) in compute precision.
   RecurrenceBuilder& constants(const Tensor& k) {
     r_.constants = keep(k).const_data_ptr();
     return *this;

@@ -24,15 +24,10 @@ from rnn_cuda.arguments import (
     is_distributed,
 )
 from rnn_cuda.cells import Cell, State, cell_named
-from rnn_cuda.cells.elman import (
-    GATED_NONLINEARITIES,
-    TORCH_GATED_NONLINEARITIES,
-    activation,
-    gated_name,
-)
-from rnn_cuda.functional import call_then_check, runs_as_one_node
+from rnn_cuda.cells.elman import activation
+from rnn_cuda.functional import call_then_check, runs_as_one_node, with_equal_biases
 from rnn_cuda.reference import compute_dtype
-from rnn_cuda.stack import HiddenAndCellState, HiddenState, read_weights
+from rnn_cuda.stack import GatedFunctions, HiddenAndCellState, HiddenState, read_weights
 
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _OPTIONAL = ("bias_ih", "bias_hh")
@@ -150,9 +145,8 @@ class _FusedCell(HiddenState, nn.Module):
         self, input: Tensor, states: State, weights: list[Tensor | None]
     ) -> Sequence[Tensor]:
         weights_there = [weight for weight in weights if weight is not None]
-        if len(weights_there) == 3 and self._cell().keeps_sums_apart:  # a bias stays where it is
-            zeros = torch.zeros_like(weights_there[2])
-            weights_there = [zeros if weight is None else weight for weight in weights]
+        if len(weights_there) == 3:
+            weights_there = with_equal_biases([weights], self._cell())
         return torch.ops.rnn_cuda.step(input, states, weights_there, self._cell_name)
 
     def _plain_step(self, input: Tensor, states: State, weights: Sequence[Any]) -> Sequence[Tensor]:
@@ -306,11 +300,8 @@ class FusedRNNCell(_FusedCell):
         return f"elman.{self.nonlinearity}"
 
 
-class _GatedCell(_FusedCell):
+class _GatedCell(GatedFunctions, _FusedCell):
     """What `FusedGRUCell` and `FusedLSTMCell` have in common."""
-
-    _kind: ClassVar[str]
-    """The cell's name without its functions."""
 
     def __init__(
         self,
@@ -326,27 +317,15 @@ class _GatedCell(_FusedCell):
         check_dtype(dtype)
         cell = cell_named(self._kind)
         super().__init__(input_size, hidden_size, bias, device, dtype, cell=cell)
-        known = GATED_NONLINEARITIES
-        self.nonlinearity = check_nonlinearity(nonlinearity, known)
-        self.gate_nonlinearity = check_nonlinearity(gate_nonlinearity, known, "gate_nonlinearity")
-
-    @property
-    def _cell_name(self) -> str:
-        return gated_name(self._kind, self.nonlinearity, self.gate_nonlinearity)
+        self._choose_functions(nonlinearity, gate_nonlinearity)
 
     def extra_repr(self) -> str:
         """Return the arguments that differ from their defaults, as torch's cell does."""
-        names = ("nonlinearity", "gate_nonlinearity")
-        more = [
-            f", {name}={getattr(self, name)}"
-            for name, default in zip(names, TORCH_GATED_NONLINEARITIES, strict=True)
-            if getattr(self, name) != default
-        ]
-        return super().extra_repr() + "".join(more)
+        return ", ".join([super().extra_repr(), *self._other_functions()])
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Return this, which ``torch.jit.script`` then compiles."""
-        if self._cell_name != self._kind:
+        if not self._functions_are_torchs():
             raise NotImplementedError(
                 f"torch.jit.script of a {type(self).__name__} with other functions than tanh and "
                 "sigmoid: TorchScript has no operator for it"

@@ -249,7 +249,7 @@ def layer(
     kind = cell_named(cell)
     flat = [weight for its in weights for weight in its if weight is not None]
     if len(weights) == 2 or (kind.keeps_sums_apart and len(flat) == 3):
-        flat = _with_equal_biases(weights, kind)
+        flat = with_equal_biases(weights, kind)
     checked = (input, states, weights, cell, batch_sizes)
     if constants:
         flat = call_then_check(_with_constants, (flat, constants, kind), check_layer, checked)
@@ -291,7 +291,7 @@ def _with_constants(
     ]
 
 
-def _with_equal_biases(weights: Sequence[_Weights], cell: Cell) -> list[Tensor]:
+def with_equal_biases(weights: Sequence[_Weights], cell: Cell) -> list[Tensor]:
     """Give both directions as many biases, with zeros for those that one lacks.
 
     A bias that is alone stays where it is if that makes a difference to the cell.

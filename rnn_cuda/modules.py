@@ -14,13 +14,8 @@ from torch import Tensor, nn
 from rnn_cuda import export
 from rnn_cuda.arguments import check_bool, check_dtype, check_nonlinearity, type_name
 from rnn_cuda.cells import State, cell_named
-from rnn_cuda.cells.elman import (
-    GATED_NONLINEARITIES,
-    TORCH_GATED_NONLINEARITIES,
-    gated_name,
-)
 from rnn_cuda.rebuild import TORCH_NONLINEARITIES, parameter_copier, rebuild
-from rnn_cuda.stack import HiddenAndCellState, RecurrentStack
+from rnn_cuda.stack import GatedFunctions, HiddenAndCellState, RecurrentStack
 
 if TYPE_CHECKING:
     from torch.nn.utils.rnn import PackedSequence
@@ -216,33 +211,13 @@ class FusedRNN(ElmanStack, _DropIn):
         return super().to_torch()
 
 
-class _GatedStack(_DropIn):
+class _GatedStack(GatedFunctions, _DropIn):
     """What `FusedGRU` and `FusedLSTM` have in common."""
 
-    _kind: ClassVar[str]
-    """The cell's name without its functions."""
     recompute = False
-    nonlinearity, gate_nonlinearity = TORCH_GATED_NONLINEARITIES
-
-    def _choose(self, nonlinearity: object, gate_nonlinearity: object, recompute: object) -> None:
-        """Take over what torch's module does not have."""
-        known = GATED_NONLINEARITIES
-        self.nonlinearity = check_nonlinearity(nonlinearity, known)
-        self.gate_nonlinearity = check_nonlinearity(gate_nonlinearity, known, "gate_nonlinearity")
-        self.recompute = check_bool("recompute", recompute)
-
-    @property
-    def _cell_name(self) -> str:
-        return gated_name(self._kind, self.nonlinearity, self.gate_nonlinearity)
 
     def _more_repr(self) -> list[str]:
-        defaults = (*TORCH_GATED_NONLINEARITIES, False)
-        names = ("nonlinearity", "gate_nonlinearity", "recompute")
-        return [
-            f"{name}={getattr(self, name)}"
-            for name, default in zip(names, defaults, strict=True)
-            if getattr(self, name) != default
-        ]
+        return self._other_functions() + (["recompute=True"] if self.recompute else [])
 
     def to_torch(self) -> Any:
         """See :meth:`from_torch`; raise ValueError where torch's module has no such functions."""
@@ -254,9 +229,6 @@ class _GatedStack(_DropIn):
             f"got {self.nonlinearity!r} and {self.gate_nonlinearity!r}"
         )
 
-    def _functions_are_torchs(self) -> bool:
-        return (self.nonlinearity, self.gate_nonlinearity) == TORCH_GATED_NONLINEARITIES
-
     def _check_leaving(self) -> None:
         if not self._functions_are_torchs():
             raise NotImplementedError(
@@ -265,7 +237,7 @@ class _GatedStack(_DropIn):
                 "the kernels"
             )
 
-    def _layer_options(self) -> dict[str, Any]:
+    def _layer_options(self, sequence: Tensor) -> dict[str, Any]:
         return {"recompute": self.recompute}
 
     def _trace_layers(
@@ -358,7 +330,8 @@ class FusedGRU(export.GRUScriptMethods, _GatedStack):
             *(device, dtype),
             cell=cell_named(self._kind),
         )
-        self._choose(nonlinearity, gate_nonlinearity, recompute)
+        self._choose_functions(nonlinearity, gate_nonlinearity)
+        self.recompute = check_bool("recompute", recompute)
 
 
 class FusedLSTM(export.LSTMScriptMethods, HiddenAndCellState, _GatedStack):
@@ -457,7 +430,8 @@ class FusedLSTM(export.LSTMScriptMethods, HiddenAndCellState, _GatedStack):
             *(device, dtype),
             cell=cell_named(self._kind),
         )
-        self._choose(nonlinearity, gate_nonlinearity, recompute)
+        self._choose_functions(nonlinearity, gate_nonlinearity)
+        self.recompute = check_bool("recompute", recompute)
 
     def get_expected_cell_size(
         self, input: Tensor, batch_sizes: Tensor | None

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rnn_cuda import _expanded_weights
 from rnn_cuda.cells import Leaky, State
-from rnn_cuda.functional import call_then_check, check_layer, layer
+from rnn_cuda.functional import call_then_check, check_layer
 from rnn_cuda.modules import ElmanStack
 from rnn_cuda.recording import Tap
 from rnn_cuda.reference import compute_dtype
@@ -43,29 +43,18 @@ class ResidualRNN(ElmanStack):
                 "takes none; for gradients per sample use torch.func.vmap(torch.func.grad(...))"
             )
         checked = (sequence, states, weights, self._cell_name, batch_sizes)
-        return layer(
-            sequence,
-            states,
-            call_then_check(self._with_matrices, (weights,), check_layer, checked),
-            cell=self._cell_name,
-            direction="both" if self.bidirectional else "forward",
-            batch_sizes=batch_sizes,
-            constants=[self._constants(sequence)] * len(weights),
-            tap=tap,
-        )
+        weights = call_then_check(self._with_matrices, (weights,), check_layer, checked)
+        return super()._layer(sequence, states, weights, batch_sizes, tap)
+
+    def _layer_options(self, sequence: Tensor) -> dict[str, Any]:
+        return {"constants": [self._constants(sequence)] * self._num_directions}
 
     def _with_matrices(self, weights: Sequence[list[Tensor]]) -> list[list[Tensor]]:
         return [[ih, self._recurrent_matrix(hh), *biases] for ih, hh, *biases in weights]
 
     def _constants(self, like: Tensor) -> tuple[Tensor | float, ...]:
-        wide = compute_dtype(like.dtype)
-        constants: tuple[Any, ...] = self._coefficients()
-        return tuple(c.to(wide) if isinstance(c, Tensor) else c for c in constants)
-
-    def _taps(self) -> list[Tap] | None:
-        if type(self)._layer is not ResidualRNN._layer:  # a subclass has another recurrence
-            return None
-        return [Tap() for _ in range(self.num_layers)]
+        """Return keep and rate, those of units in the precision that ``like`` computes in."""
+        return self._coefficients()
 
     @property
     def _cell_name(self) -> str:
@@ -149,15 +138,7 @@ class LeakyRNN(ResidualRNN):
     def _coefficients(self) -> tuple[float, float]:
         return 1 - self.leak, self.leak  # pyright: ignore[reportReturnType] (TorchScript's type)
 
-    def __prepare_scriptable__(self) -> Any:
-        self._refuse_to_leave()
-        return super().__prepare_scriptable__()
-
-    def _trace_layers(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        self._refuse_to_leave()
-        return super()._trace_layers(*args, **kwargs)
-
-    def _refuse_to_leave(self) -> None:
+    def _check_leaving(self) -> None:
         if isinstance(self.leak, Tensor):
             raise NotImplementedError(
                 "a LeakyRNN with a leak for each unit cannot be scripted, traced or exported to "

@@ -23,11 +23,13 @@ from rnn_cuda.arguments import (
     check_hx_placement,
     check_input_placement,
     check_int,
+    check_nonlinearity,
     check_positive_int,
     check_tensor,
     type_name,
 )
 from rnn_cuda.cells import Cell, State, cell_named
+from rnn_cuda.cells.elman import GATED_NONLINEARITIES, TORCH_GATED_NONLINEARITIES, gated_name
 from rnn_cuda.functional import layer
 from rnn_cuda.recording import RecurrentCall, Tap, recorders
 
@@ -101,6 +103,35 @@ class HiddenAndCellState(HiddenState):
         for name, state in zip(self._state_names("hx"), hx, strict=True):
             check_tensor(name, state)
         raise AssertionError("hx is a pair of tensors")
+
+
+class GatedFunctions:
+    """What a gated layer and its cell have beside torch's: the functions of the cell."""
+
+    _kind: ClassVar[str]
+    """The cell's name without its functions."""
+    nonlinearity, gate_nonlinearity = TORCH_GATED_NONLINEARITIES
+
+    def _choose_functions(self, nonlinearity: object, gate_nonlinearity: object) -> None:
+        known = GATED_NONLINEARITIES
+        self.nonlinearity = check_nonlinearity(nonlinearity, known)
+        self.gate_nonlinearity = check_nonlinearity(gate_nonlinearity, known, "gate_nonlinearity")
+
+    def _functions_are_torchs(self) -> bool:
+        return (self.nonlinearity, self.gate_nonlinearity) == TORCH_GATED_NONLINEARITIES
+
+    def _other_functions(self) -> list[str]:
+        """Return those that are not torch's, for ``extra_repr``."""
+        names = ("nonlinearity", "gate_nonlinearity")
+        return [
+            f"{name}={getattr(self, name)}"
+            for name, torchs in zip(names, TORCH_GATED_NONLINEARITIES, strict=True)
+            if getattr(self, name) != torchs
+        ]
+
+    @property
+    def _cell_name(self) -> str:
+        return gated_name(self._kind, self.nonlinearity, self.gate_nonlinearity)
 
 
 class RecurrentStack(HiddenState, nn.Module):
@@ -457,8 +488,8 @@ class RecurrentStack(HiddenState, nn.Module):
         )
 
     def _taps(self) -> list[Tap] | None:
-        """Return one for each layer if `_layer` takes any."""
-        if type(self)._layer is not RecurrentStack._layer:  # a subclass has another recurrence
+        """Return one for each layer if `_layer` takes any: this package's does."""
+        if not type(self)._layer.__module__.startswith("rnn_cuda."):  # it may be another recurrence
             return None
         return [Tap() for _ in range(self.num_layers)]
 
@@ -479,10 +510,10 @@ class RecurrentStack(HiddenState, nn.Module):
             direction="both" if self.bidirectional else "forward",
             batch_sizes=batch_sizes,
             tap=tap,
-            **self._layer_options(),
+            **self._layer_options(sequence),
         )
 
-    def _layer_options(self) -> dict[str, Any]:
+    def _layer_options(self, sequence: Tensor) -> dict[str, Any]:
         """Return what else `functional.layer` is to be told."""
         return {}
 

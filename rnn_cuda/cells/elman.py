@@ -16,7 +16,6 @@ NONLINEARITIES: tuple[str, ...] = ("tanh", "relu", "sigmoid", "identity", "softp
 GATED_NONLINEARITIES: tuple[str, ...] = ("tanh", "relu", "sigmoid", "hard_sigmoid", "identity")
 """Names accepted as ``nonlinearity`` and ``gate_nonlinearity`` of a gated cell."""
 
-
 TORCH_GATED_NONLINEARITIES = ("tanh", "sigmoid")
 """Those that torch's GRU and LSTM have."""
 
