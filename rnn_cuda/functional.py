@@ -333,14 +333,9 @@ def runs_as_one_node(input: Tensor, device_type: str, cell: Cell) -> bool:
         and device_type != "meta"
         and dtype in REAL_DTYPES
         and plain_eager_mode()
-        and _has_kernel(cell, device_type, dtype)
+        and backend.use_native(device_type, dtype)
+        and (cell.is_linear_recurrence or backend.takes_gated_cells(device_type, dtype))
     )
-
-
-def _has_kernel(cell: Cell, device_type: str, dtype: torch.dtype) -> bool:
-    if cell.is_linear_recurrence:
-        return backend.use_native(device_type, dtype)
-    return backend.takes_gated_cells(device_type, dtype)
 
 
 def _plain_direction(
@@ -353,12 +348,13 @@ def _plain_direction(
         backend.run_on_reference("there are no kernels for DTensors")
         return reference.run_direction
     device_type, dtype = input.device.type, input.dtype
-    if _has_kernel(cell, device_type, dtype):
+    if not backend.use_native(device_type, dtype):
+        return reference.run_direction
+    if cell.is_linear_recurrence or backend.takes_gated_cells(device_type, dtype):
         return None
-    if backend.use_native(device_type, dtype):
-        backend.run_on_reference(
-            f"there are no kernels for {type(cell).__name__} layers on {device_type} yet"
-        )
+    backend.run_on_reference(
+        f"there are no kernels for {type(cell).__name__} layers on {device_type} yet"
+    )
     return reference.run_direction
 
 

@@ -214,8 +214,6 @@ class FusedRNN(ElmanStack, _DropIn):
 class _GatedStack(GatedFunctions, _DropIn):
     """What `FusedGRU` and `FusedLSTM` have in common."""
 
-    recompute = False
-
     def _more_repr(self) -> list[str]:
         return self._other_functions() + (["recompute=True"] if self.recompute else [])
 
@@ -236,9 +234,6 @@ class _GatedStack(GatedFunctions, _DropIn):
                 "PyTorch as TorchScript or ONNX, which have no operator for it; torch.export keeps "
                 "the kernels"
             )
-
-    def _layer_options(self, sequence: Tensor) -> dict[str, Any]:
-        return {"recompute": self.recompute}
 
     def _trace_layers(
         self,

@@ -29,7 +29,7 @@ from rnn_cuda.reference import compute_dtype
 class ResidualRNN(ElmanStack):
     """What the two have in common; a subclass says what keep, rate and A are."""
 
-    def _layer(
+    def _layer(  # pyright: ignore[reportIncompatibleMethodOverride] (constants are its own)
         self,
         sequence: Tensor,
         states: State,
@@ -44,16 +44,14 @@ class ResidualRNN(ElmanStack):
             )
         checked = (sequence, states, weights, self._cell_name, batch_sizes)
         weights = call_then_check(self._with_matrices, (weights,), check_layer, checked)
-        return super()._layer(sequence, states, weights, batch_sizes, tap)
-
-    def _layer_options(self, sequence: Tensor) -> dict[str, Any]:
-        return {"constants": [self._constants(sequence)] * self._num_directions}
+        constants = [self._constants(sequence)] * len(weights)
+        return super()._layer(sequence, states, weights, batch_sizes, tap, constants)
 
     def _with_matrices(self, weights: Sequence[list[Tensor]]) -> list[list[Tensor]]:
         return [[ih, self._recurrent_matrix(hh), *biases] for ih, hh, *biases in weights]
 
     def _constants(self, like: Tensor) -> tuple[Tensor | float, ...]:
-        """Return keep and rate, those of units in the precision that ``like`` computes in."""
+        """Return keep and rate; those of units in the precision that ``like`` is computed in."""
         return self._coefficients()
 
     @property

@@ -148,6 +148,7 @@ class RecurrentStack(HiddenState, nn.Module):
 
     _torch_class: ClassVar[type[nn.RNNBase]]
     """Torch's module of the same cell."""
+    recompute = False
 
     # What TorchScript asks a module for; other code reads it too.
     __constants__: ClassVar[list[str]] = nn.RNNBase.__constants__
@@ -339,7 +340,7 @@ class RecurrentStack(HiddenState, nn.Module):
 
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:
         """Run the layers over ``input`` from the state ``hx``; shapes and errors: see the class."""
-        states = self._states_of(hx)
+        states = () if hx is None else self._states_of(hx)
         if states is not None:
             if isinstance(input, Tensor):
                 return self._forward_dense(input, states)
@@ -449,7 +450,7 @@ class RecurrentStack(HiddenState, nn.Module):
         for index in range(self.num_layers):
             its = slice(index * self._num_directions, (index + 1) * self._num_directions)
             starts = tuple(state[its] for state in states)
-            tap = {} if call is None or call.taps is None else {"tap": call.taps[index]}
+            tap: Any = {} if call is None or call.taps is None else {"tap": call.taps[index]}
             sequence, *finals = self._layer(sequence, starts, weights[its], batch_sizes, **tap)
             final_states.append(finals)
             if self.dropout and index + 1 < self.num_layers:
@@ -500,6 +501,7 @@ class RecurrentStack(HiddenState, nn.Module):
         weights: Sequence[list[Tensor]],
         batch_sizes: Tensor | None,
         tap: Tap | None = None,
+        constants: Sequence[tuple[Tensor | float, ...]] = (),
     ) -> tuple[Tensor, ...]:
         """Run one layer; arguments and results are those of `functional.layer`."""
         return layer(
@@ -509,13 +511,10 @@ class RecurrentStack(HiddenState, nn.Module):
             cell=self._cell_name,
             direction="both" if self.bidirectional else "forward",
             batch_sizes=batch_sizes,
+            recompute=self.recompute,
+            constants=constants,
             tap=tap,
-            **self._layer_options(sequence),
         )
-
-    def _layer_options(self, sequence: Tensor) -> dict[str, Any]:
-        """Return what else `functional.layer` is to be told."""
-        return {}
 
     def _check_leaving(self) -> None:
         """Raise NotImplementedError if no other operators than the kernels compute this."""
